@@ -1,0 +1,191 @@
+"""Reads the pickles of a checkpoint as data.
+
+Nothing that a pickle names is ever imported. A global is looked up in the table below: a few become plain
+Python values, all others become inert records that remember what they were called with. A name outside the
+table stops the export. The names are those that megatron-core and torch write
+(torch/distributed/checkpoint/metadata.py, torch/serialization.py, megatron/core/safe_globals.py).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from pp_export import dtypes
+from pp_export.errors import CheckpointError, UnsafePickleError
+
+
+class Record:
+    """An object of the pickle as it described itself: the global it named, its arguments and its state."""
+
+    kind = ""
+
+    def __new__(cls, *args: object) -> Record:
+        record = super().__new__(cls)
+        record.__dict__["args"] = args
+        return record
+
+    def __init__(self, *args: object) -> None:
+        """Arguments are kept by `__new__`, which pickle may call alone."""
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__["state"] = state
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__.get("state")
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
+            state = (state[0] or {}) | state[1]  # an object with __slots__ pickles as (dict, slots)
+        if isinstance(state, dict) and name in state:
+            return state[name]
+        raise AttributeError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Attribute `name` of the pickled object, or `default`."""
+        return getattr(self, name, default)
+
+    def __repr__(self) -> str:
+        return f"{self.kind}{self.__dict__.get('args', ())}"
+
+
+class _InertDict(dict[Any, Any]):
+    def __new__(cls, *args: object) -> _InertDict:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(args[0] if args and isinstance(args[0], (dict, list)) else ())
+
+    def __setstate__(self, state: object) -> None:
+        """Attributes of a dict subclass carry nothing that is needed."""
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise UnsafePickleError(f"a pickle asks for the codec {encoding!r}", expected="latin1")
+    return text.encode("latin1")
+
+
+def _size(dims: Any = ()) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in dims)
+
+
+def _layout(name: str) -> str:
+    return name
+
+
+_VALUES: dict[tuple[str, str], Any] = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "slice"): slice,
+    ("builtins", "complex"): complex,
+    ("collections", "OrderedDict"): _InertDict,
+    ("collections", "defaultdict"): _InertDict,
+    ("_codecs", "encode"): _encode,
+    ("torch", "Size"): _size,
+    ("torch.serialization", "_get_layout"): _layout,
+}
+
+_RECORDS: dict[str, tuple[str, ...]] = {
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "pathlib": ("PosixPath", "PurePosixPath", "Path"),
+    "signal": ("Signals",),
+    "io": ("BytesIO",),
+    "torch": (
+        "device",
+        *(
+            f"{kind}Storage"
+            for kind in [
+                "Float",
+                "Half",
+                "BFloat16",
+                "Double",
+                "Byte",
+                "Char",
+                "Short",
+                "Int",
+                "Long",
+                "Bool",
+            ]
+        ),
+    ),
+    "torch.storage": ("UntypedStorage", "TypedStorage", "_load_from_bytes"),
+    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
+    "torch._C": ("Generator",),
+    "torch.distributed.checkpoint.metadata": (
+        *(
+            "Metadata",
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+        ),
+        *("_MEM_FORMAT_ENCODING", "MetadataIndex", "StorageMeta"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.distributed.checkpoint.planner": (
+        *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+    ),
+    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
+    "numpy": ("ndarray", "dtype"),
+    "numpy.dtypes": ("UInt32DType",),
+    "numpy.core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+}
+_RECORD_PREFIXES = ("megatron.",)  # enums and plan classes of any release; as records they run nothing
+
+
+class _AllowListUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, origin: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self._origin = origin
+        self._records: dict[tuple[str, str], type[Record]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _VALUES:
+            return _VALUES[module, name]
+        if module == "torch" and dtypes.is_torch_name(name):
+            return name
+        if name in _RECORDS.get(module, ()) or (module.startswith(_RECORD_PREFIXES) and name.isidentifier()):
+            if (module, name) not in self._records:
+                self._records[module, name] = type(name, (Record,), {"kind": f"{module}.{name}"})
+            return self._records[module, name]
+        raise UnsafePickleError(
+            f"the pickle names {module}.{name}, which is not on the allow-list; nothing of it was run",
+            where={"file": self._origin},
+            expected="only what torch and megatron-core write into a checkpoint",
+            got=f"{module}.{name}",
+            advice="do not load this file with torch either, unless you trust who wrote it",
+        )
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def load(data: bytes, origin: str) -> Any:
+    """The value that the pickle `data` describes, made of plain values and `Record`s; `origin` is named in
+    errors.
+    """
+    find: Callable[[], Any] = _AllowListUnpickler(data, origin).load
+    try:
+        return find()
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(
+            f"the pickle can't be read: {type(error).__name__}: {error}",
+            where={"file": origin},
+            advice="the file is damaged or not finished; save or copy the checkpoint again",
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON: records become the text of their name and arguments, tuples and sets become lists."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return repr(value)

@@ -1,0 +1,338 @@
+"""The one door to other ranks: `torch.distributed` is imported here and nowhere else.
+
+Two kinds of traffic, never mixed. *Control* goes through the rendezvous store: small values, counters, the
+first failure. The main thread only ever polls it, so that it can always hear that another rank failed. *Data*
+goes point to point over a process group (Gloo for host memory, NCCL for device memory); those calls block, so
+only worker threads make them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+
+from pp_export.errors import ExportError, OptionError, PeerError, StoppedError
+
+T = TypeVar("T")
+
+# Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
+_GROUP_TIMEOUT = timedelta(days=7)
+_FAILURE, _RELEASED = "failure", "released"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one rank reported before it stopped."""
+
+    rank: int
+    error: dict[str, Any]
+
+    @property
+    def is_origin(self) -> bool:
+        """Whether the rank failed by itself, not because another one had."""
+        return self.error["kind"] not in (PeerError.__name__, StoppedError.__name__)
+
+
+class World:
+    """The ranks of this export. A world of one needs no launcher and no process group."""
+
+    def __init__(
+        self, rank: int, size: int, store: Store, carrier: _Carrier | None, *, stall_seconds: float
+    ) -> None:
+        self.rank, self.size = rank, size
+        self._store, self._carrier = store, carrier
+        self._stall_seconds = stall_seconds
+        self.counters: Callable[[], Mapping[str, int]] = dict
+        self._poll_seconds = max(0.02, size / 16384)
+        self._num_steps = 0
+        if rank == 0:
+            store.set("run", f"{time.time_ns():x}")
+        self.run_id = store.get("run").decode()
+        self._posted = 0.0
+        self._beats = 0
+
+    @classmethod
+    def join(cls, backend: str, *, stall_seconds: float) -> World:
+        """Join the ranks that the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...) names; called
+        by all.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(0, 1, HashStore(), None, stall_seconds=stall_seconds)
+        if backend == "nccl" and not torch.cuda.is_available():
+            raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend gloo")
+        store, rank, size = next(iter(rendezvous("env://")))
+        store.set_timeout(timedelta(seconds=60))
+        name = ("nccl" if torch.cuda.is_available() else "gloo") if backend == "auto" else backend
+        dist.init_process_group(
+            name, store=PrefixStore("data", store), rank=rank, world_size=size, timeout=_GROUP_TIMEOUT
+        )
+        carrier: _Carrier = _NcclCarrier(rank, size) if name == "nccl" else _GlooCarrier()
+        return cls(rank, size, PrefixStore("pp_export", store), carrier, stall_seconds=stall_seconds)
+
+    # Control, main thread only.
+
+    def share(self, produce: Callable[[], bytes]) -> bytes:
+        """The bytes that `produce` gives on rank 0, on every rank; called by all. A failure of rank 0 reaches
+        all.
+        """
+        name = self._next_step()
+        if self.rank == 0:
+            value = produce()
+            if self.size > 1:
+                self._set(name, value)
+            return value
+        self._wait(lambda: self._store.check([name]), [0])
+        return bytes(self._store.get(name))
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Every rank acts; nobody goes on before all have. The first failure is raised on every rank."""
+        name = self._next_step()
+        value = act()
+        self._set(f"{name}/{self.rank}", b"")
+        self._store.add(name, 1)
+        self._wait(lambda: self._store.add(name, 0) == self.size, range(self.size), f"{name}/")
+        return value
+
+    def gather(self, value: str) -> list[str]:
+        """The values of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all."""
+        name = f"gathered/{self._num_steps + 1}"
+        self.together(lambda: self._set(f"{name}/{self.rank}", value))
+        return (
+            [self._store.get(f"{name}/{rank}").decode() for rank in range(self.size)]
+            if self.rank == 0
+            else []
+        )
+
+    def same(self, what: str, value: str) -> None:
+        """Raise on every rank unless `value` is the same on all."""
+        first = self.share(value.encode).decode()
+
+        def compare() -> None:
+            if value != first:
+                raise ExportError(
+                    f"the ranks disagree on {what}",
+                    where={"rank": self.rank},
+                    expected=f"{first} (rank 0)",
+                    got=value,
+                    advice="start all ranks with the same options and the same version of pp_export",
+                )
+
+        self.together(compare)
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Poll `done` until it is true; raises as soon as a rank failed, or when no rank makes progress any
+        more.
+        """
+        self._wait(done, range(self.size))
+
+    def check(self) -> None:
+        """Raise PeerError if a rank has failed."""
+        if self.size > 1 and self._store.check([_FAILURE]):
+            failure = Failure(**json.loads(self._store.get(_FAILURE)))
+            raise PeerError(
+                f"rank {failure.rank} failed: {failure.error['what']}", where={"rank": failure.rank}
+            )
+
+    def post_progress(self, counters: Mapping[str, int]) -> None:
+        """Let rank 0 see how far this rank is; cheap enough to be called in every poll."""
+        now = time.monotonic()
+        if now - self._posted >= max(0.2, self._poll_seconds):
+            self._posted, self._beats = now, self._beats + 1
+            self._set(f"progress/{self.rank}", json.dumps({"beat": self._beats, **counters}).encode())
+
+    def progress_of(self, ranks: Iterable[int]) -> dict[int, dict[str, int]]:
+        """The last progress that the given ranks posted."""
+        keys = {rank: f"progress/{rank}" for rank in ranks}
+        return {
+            rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])
+        }
+
+    # Failure, main thread only.
+
+    def fail(self, error: ExportError) -> None:
+        """Record that this rank failed; every other rank raises PeerError at its next poll."""
+        record = json.dumps({"rank": self.rank, "error": error.to_json()}).encode()
+        self._set(f"failed/{self.rank}", record)
+        self._store.compare_set(_FAILURE, "", record.decode())
+
+    def failures(self, grace_seconds: float) -> tuple[list[Failure], list[int]]:
+        """What the ranks reported, and the ranks that said nothing within the grace; called on rank 0 after a
+        failure.
+        """
+        deadline = time.monotonic() + grace_seconds
+        silent = list(range(self.size))
+        while silent and time.monotonic() < deadline:
+            silent = [rank for rank in silent if not self._store.check([f"failed/{rank}"])]
+            time.sleep(self._poll_seconds)
+        heard = [rank for rank in range(self.size) if rank not in silent]
+        return [Failure(**json.loads(self._store.get(f"failed/{rank}"))) for rank in heard], silent
+
+    def leave_after_failure(self, seconds: float = 15.0) -> None:
+        """Return when rank 0 has cleaned up, since the launcher ends all ranks as soon as one exits."""
+        if self.rank == 0:
+            self._set(_RELEASED, b"")
+            return
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._store.check([_RELEASED]):
+            time.sleep(self._poll_seconds)
+
+    def close(self) -> None:
+        """Leave the group after success; all ranks have passed the last step."""
+        if self._carrier is not None:
+            dist.destroy_process_group()
+
+    # Data, worker threads only.
+
+    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
+        """Send a uint8 tensor in host memory to rank `to`; blocks until it may be reused."""
+        assert self._carrier is not None
+        self._carrier.send(message, to, tag)
+
+    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
+        """One uint8 message of `sizes[rank]` bytes from every rank named, in host memory; blocks until all
+        are in.
+        """
+        assert self._carrier is not None or not sizes
+        return self._carrier.receive(sizes, tag) if self._carrier is not None and sizes else {}
+
+    def _set(self, key: str, value: bytes | str) -> None:
+        self._store.set(key, value)  # type: ignore[arg-type]  bytes are taken too
+
+    def _next_step(self) -> str:
+        self._num_steps += 1
+        return f"step/{self._num_steps}"
+
+    def _wait(self, done: Callable[[], bool], ranks: Iterable[int], arrived: str = "") -> None:
+        watch = _StallWatch(self, self._stall_seconds)
+        while not done():
+            self.check()
+            self.post_progress(self.counters())
+            watch.look(ranks, arrived)
+            time.sleep(self._poll_seconds)
+
+    def _has_arrived(self, rank: int, arrived: str) -> bool:
+        return bool(arrived) and self._store.check([f"{arrived}{rank}"])
+
+
+class _StallWatch:
+    """Rank 0's watch over the ranks that are waited for.
+
+    A rank whose main thread has posted nothing for `seconds` is stopped; when all still post but no counter
+    of any rank moves for as long, something they wait for hangs.
+    """
+
+    def __init__(self, world: World, seconds: float) -> None:
+        self._world, self._seconds = world, seconds
+        self._looked = time.monotonic()
+        self._changed: dict[object, tuple[object, float]] = {}
+
+    def look(self, ranks: Iterable[int], arrived: str) -> None:
+        now = time.monotonic()
+        if self._world.rank != 0 or self._world.size == 1 or now - self._looked < min(5.0, self._seconds / 4):
+            return
+        self._looked = now
+        missing = [rank for rank in ranks if rank != 0 and not self._world._has_arrived(rank, arrived)]
+        progress = self._world.progress_of(missing)
+        stopped = [rank for rank in missing if self._age(rank, progress.get(rank), now) > self._seconds]
+        counters = [{**progress.get(rank, {}), "beat": 0} for rank in missing]
+        if not stopped and missing and self._age("all", (missing, counters), now) > self._seconds:
+            stopped = missing
+        if stopped:
+            raise PeerError(
+                f"no progress for {self._seconds:.0f} s",
+                where={"rank": ", ".join(map(str, stopped))},
+                advice="is that rank's process stopped, or its filesystem hanging? (see --stall-seconds)",
+            )
+
+    def _age(self, key: object, value: object, now: float) -> float:
+        """Seconds since the value under `key` last changed."""
+        if key not in self._changed or self._changed[key][0] != value:
+            self._changed[key] = (value, now)
+        return now - self._changed[key][1]
+
+
+class _Carrier:
+    """Moves host memory between ranks."""
+
+    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
+        raise AssertionError
+
+    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
+        raise AssertionError
+
+
+class _GlooCarrier(_Carrier):
+    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
+        _broken(to, lambda: dist.send(message, to, tag=tag))
+
+    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
+        messages = {rank: torch.empty(size, dtype=torch.uint8) for rank, size in sizes.items()}
+        posted = {}
+        for rank, message in messages.items():
+            posted[rank] = _broken(rank, partial(dist.irecv, message, rank, tag=tag))
+        for rank, work in posted.items():
+            assert work is not None
+            _broken(rank, work.wait)
+        return messages
+
+
+class _NcclCarrier(_Carrier):
+    """NCCL moves device memory: messages are staged through it, and land in pinned host memory.
+
+    NCCL runs the operations of one communicator in order, so two ranks that send to each other on the same
+    one would wait for each other. Messages to higher and to lower ranks therefore have a group each.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._rank = rank
+        self._device = torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        )
+        torch.cuda.set_device(self._device)
+        ranks = list(range(size))
+        self._up: dist.ProcessGroup = dist.new_group(ranks, timeout=_GROUP_TIMEOUT)
+        self._down: dist.ProcessGroup = dist.new_group(ranks, timeout=_GROUP_TIMEOUT)
+        self._streams = {"send": torch.cuda.Stream(self._device), "receive": torch.cuda.Stream(self._device)}  # type: ignore[no-untyped-call]
+
+    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
+        def act() -> None:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._streams["send"]):
+                on_device = message.to(self._device, non_blocking=True)
+                dist.send(on_device, to, group=self._group(self._rank, to))
+                self._streams["send"].synchronize()
+
+        _broken(to, act)
+
+    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
+        messages = {}
+        with torch.cuda.device(self._device), torch.cuda.stream(self._streams["receive"]):
+            for rank, size in sizes.items():
+                on_device = torch.empty(size, dtype=torch.uint8, device=self._device)
+                _broken(rank, partial(dist.recv, on_device, rank, group=self._group(rank, self._rank)))
+                messages[rank] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                messages[rank].copy_(on_device, non_blocking=True)
+            self._streams["receive"].synchronize()
+        return messages
+
+    def _group(self, sender: int, receiver: int) -> dist.ProcessGroup:
+        return self._up if sender < receiver else self._down
+
+
+def _broken(peer: int, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (RuntimeError, ValueError) as error:
+        raise PeerError(
+            f"the connection to rank {peer} broke", where={"rank": peer}, got=str(error).splitlines()[0][:200]
+        ) from error

@@ -1,0 +1,98 @@
+"""config.json of the export: the reference's, changed only where the export changed the truth."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
+_LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
+
+
+def corrected(
+    config: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    vocab_size: int | None = None,
+    num_mtp_layers: int | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The export's config.json and one sentence for each correction; None means that the reference is right.
+
+    `dtype` is torch's name (`bfloat16`). Whichever keys the reference has are corrected, also in the configs
+    nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
+    beside the other sizes of the language model; no MTP count is added. A quantization config is removed,
+    because the exported weights are not quantized.
+    """
+    result = copy.deepcopy(dict(config))
+    removed = _remove_quantization(result)
+    parts = {key: part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)}
+    everywhere = [("", result), *((f"{key}.", part) for key, part in parts.items())]
+    language = [("", result), *((f"{key}.", parts[key]) for key in _LANGUAGE_MODEL_KEYS if key in parts)]
+    corrections = []
+    if dtype is not None:
+        corrections += _correct(everywhere, _DTYPE_KEYS, dtype, absent=("", result, "torch_dtype"))
+    if vocab_size is not None:
+        corrections += _correct(language, ("vocab_size",), vocab_size, absent=(*language[-1], "vocab_size"))
+    if num_mtp_layers is not None:
+        corrections += _correct(language, _MTP_KEYS, num_mtp_layers, absent=None)
+    return result, corrections + removed
+
+
+def without(value: Any, keys: Collection[str]) -> Any:
+    """A copy of a JSON value in which no object, however deep, has any of `keys`."""
+    if isinstance(value, Mapping):
+        return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
+    if isinstance(value, list):
+        return [without(inner, keys) for inner in value]
+    return value
+
+
+def to_bytes(config: Mapping[str, Any]) -> bytes:
+    """The byte image of a config file: keys in the order given, two spaces, UTF-8, a newline at the end."""
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _correct(
+    places: Sequence[tuple[str, dict[str, Any]]],
+    keys: Sequence[str],
+    value: str | int,
+    *,
+    absent: tuple[str, dict[str, Any], str] | None,
+) -> list[str]:
+    """Set `keys` to `value` in every place that has them; where none has, add the key that `absent` names."""
+    sentences = []
+    found = [(path, config, key) for path, config in places for key in keys if key in config]
+    for path, config, key in found:
+        old = config[key]
+        if _plain(old) != value:
+            config[key] = value
+            sentences.append(f"config.json: {path}{key} is {value}; the reference has {json.dumps(old)}.")
+    if not found and absent is not None:
+        path, config, key = absent
+        config[key] = value
+        sentences.append(f"config.json: {path}{key} is {value}; the reference has no such key.")
+    return sentences
+
+
+def _plain(value: Any) -> Any:
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:
+    sentences = []
+    for key in [key for key in config if key in QUANTIZATION_KEYS]:
+        value = config.pop(key)
+        if value is not None:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            sentences.append(
+                f"config.json: {path}{key}{f' ({method})' if method else ''} is removed, "
+                "because the exported weights are not quantized."
+            )
+    for key, value in config.items():
+        if isinstance(value, dict):
+            sentences += _remove_quantization(value, f"{path}{key}.")
+    return sentences

@@ -1,0 +1,128 @@
+"""The one tree of errors a user can meet.
+
+A message says what went wrong, where, what was expected, what was found, and what to do next. Everything that
+was found at once is listed at once. The same fields go into the report as JSON, because torchrun's exit code
+is always 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+MAX_PRINTED_FINDINGS = 40
+
+
+class ExportError(Exception):
+    """Base of every error that pp_export raises on purpose.
+
+    `where` names places (`rank`, `stage`, `tensor`, `file`, `operation`...) in the order in which they should
+    be read. `findings` lists everything that is wrong, not only the first thing.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: Mapping[str, object] | None = None,
+        expected: object = None,
+        got: object = None,
+        advice: str | None = None,
+        findings: Sequence[str] = (),
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = {key: str(value) for key, value in (where or {}).items()}
+        self.expected = None if expected is None else str(expected)
+        self.got = None if got is None else str(got)
+        self.advice = advice
+        self.findings = tuple(findings)
+
+    def at(self, **where: object) -> ExportError:
+        """The same error with more places known; places already named stay."""
+        self.where = {key: str(value) for key, value in where.items()} | self.where
+        return self
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append("  where:    " + ", ".join(f"{key} {value}" for key, value in self.where.items()))
+        lines += [
+            f"  {label + ':':<10}{text}"
+            for label, text in (("expected", self.expected), ("got", self.got), ("do", self.advice))
+            if text is not None
+        ]
+        lines += [f"  - {finding}" for finding in self.findings[:MAX_PRINTED_FINDINGS]]
+        if len(self.findings) > MAX_PRINTED_FINDINGS:
+            lines.append(
+                f"  - and {len(self.findings) - MAX_PRINTED_FINDINGS} more (--report FILE lists all)"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of the error, for the report and for the other ranks."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "advice": self.advice,
+            "findings": list(self.findings),
+        }
+
+
+class OptionError(ExportError):
+    """A flag, a key of a job file or a combination of them is wrong."""
+
+
+class CheckpointError(ExportError):
+    """The source is missing, unfinished, damaged or of a kind that can't be read."""
+
+
+class UnsafePickleError(CheckpointError):
+    """A pickle of the checkpoint names something outside the allow-list; nothing of it was run."""
+
+
+class ReferenceFolderError(ExportError):
+    """The Hugging Face reference folder is missing, damaged or disagrees with the checkpoint."""
+
+
+class RuleError(ExportError):
+    """An architecture table is wrong in itself."""
+
+
+class AccountingError(ExportError):
+    """Megatron tensors and expected Hugging Face tensors do not match one to one."""
+
+
+class TargetError(ExportError):
+    """The output folder can't be made, written or published."""
+
+
+class VerificationError(ExportError):
+    """What is on disk is not what was frozen in memory, or breaks a rule of the format."""
+
+
+class PeerError(ExportError):
+    """Another rank failed, died or stopped making progress; `where` names it."""
+
+
+class StoppedError(ExportError):
+    """The process was told to stop (SIGTERM, SIGINT)."""
+
+
+def from_json(fields: Mapping[str, object]) -> ExportError:
+    """The error that `ExportError.to_json` described, of the same class."""
+    kinds = {kind.__name__: kind for kind in ExportError.__subclasses__()} | {
+        kind.__name__: kind for kind in CheckpointError.__subclasses__()
+    }
+    kind = kinds.get(str(fields["kind"]), ExportError)
+    where, findings = fields.get("where"), fields.get("findings")
+    return kind(
+        str(fields["what"]),
+        where=where if isinstance(where, Mapping) else None,
+        expected=fields.get("expected"),
+        got=fields.get("got"),
+        advice=None if fields.get("advice") is None else str(fields["advice"]),
+        findings=[str(finding) for finding in findings] if isinstance(findings, list) else (),
+    )

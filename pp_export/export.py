@@ -1,0 +1,233 @@
+"""The story of an export, in ten steps. Every rank runs `export`; what one rank does alone is marked `share`.
+
+1. described   rank 0 reads the metadata: which slices are stored, of which model   (prepare, checkpoint)
+2. planned     every rank derives the same plan; fingerprints are compared          (plan)
+3. read        each rank reads the slices it was dealt, checking their CRC-32       (checkpoint)
+4. gathered    they travel as packed bytes to the leader of their shard             (stream, collectives)
+5. mapped      every box goes to its place in the Hugging Face tensors              (accounting, freeze)
+6. frozen      a full shard becomes read-only                                       (freeze)
+7. written     file and shard JSON, both from the frozen shard                      (write)
+8. indexed     rank 0 merges headers on disk, shard JSONs and plan                  (merge)
+9. verified    every shard is re-read by a rank that did not write it               (verify)
+10. published  the staging folder gets the target's name                            (files)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pp_export import assets, config_json, errors, files, merge
+from pp_export.assets import Reference
+from pp_export.checkpoint.torch_dist import TorchDistReader
+from pp_export.collectives import World
+from pp_export.config import ExportOptions
+from pp_export.errors import ExportError, TargetError, VerificationError
+from pp_export.plan import ExportPlan
+from pp_export.prepare import Sources, plan_export, read_sources
+from pp_export.report import Clock, ExportReport, peak_anonymous_bytes
+from pp_export.stream import Progress, Stream, run_workers
+from pp_export.verify import verify_shard, verify_structure
+from pp_export.write import RECORDS_FOLDER
+
+_SPARE_BYTES = 64 << 20
+_GRACE_SECONDS = 8.0
+
+OnPlan = Callable[[Sources, ExportPlan], None]
+OnPoll = Callable[[str], None]
+
+
+def export(
+    options: ExportOptions,
+    world: World,
+    *,
+    on_plan: OnPlan = lambda *_: None,
+    on_poll: OnPoll = lambda _: None,
+) -> ExportReport:
+    """Export `options.checkpoint` to `options.output`; called by all ranks of `world`, which share a
+    filesystem.
+
+    Returns the report (complete on rank 0). If anything fails on any rank, raises ExportError on every rank;
+    the target is then what it was before, and nothing is left beside it. `on_plan` and `on_poll` are for
+    showing progress.
+    """
+    target = Path(options.output).absolute()
+    staging = files.staging_path(target, world.run_id)
+    try:
+        return _export(options, world, target, staging, on_plan, on_poll)
+    except BaseException as error:
+        raise _abandon(world, staging, error) from error
+
+
+def _export(
+    options: ExportOptions, world: World, target: Path, staging: Path, on_plan: OnPlan, on_poll: OnPoll
+) -> ExportReport:
+    clock = Clock()
+    sources, reference = _describe(options, world, target)
+    plan = plan_export(sources, options, world.size)
+    world.same("the plan", plan.fingerprint)
+    on_plan(sources, plan)
+    _stage(world, target, staging, plan)
+    clock.lap("plan")
+
+    progress = Progress()
+    world.counters = progress.snapshot
+    with TorchDistReader(sources.catalog, check_source=options.check_source) as reader:
+        Stream(plan, world, reader.read, staging, progress).run(lambda: on_poll("export"))
+        reader.check_finished()
+    world.together(lambda: None)
+    clock.lap("export")
+
+    completed = world.share(lambda: _complete(staging, plan, sources, reference, options))
+    if options.verify:
+        _verify_shards(world, staging, plan, progress, lambda: on_poll("verify"))
+    clock.lap("verify")
+
+    peaks = world.gather(str(peak_anonymous_bytes()))
+    report = ExportReport(
+        sources,
+        plan,
+        options,
+        reference,
+        tuple(completed.decode().splitlines()),
+        tuple(map(int, peaks)),
+        clock.laps,
+    )
+    world.share(lambda: _seal(staging, plan, report))
+    world.share(lambda: _publish(staging, target, options))
+    clock.lap("publish")
+    return report
+
+
+def _describe(options: ExportOptions, world: World, target: Path) -> tuple[Sources, Reference | None]:
+    """Step 1. Rank 0 reads and checks all metadata; the others get what they need of it."""
+    kept: list[tuple[Sources, Reference]] = []
+
+    def read() -> bytes:
+        files.check_target(target, overwrite=options.overwrite)
+        kept.append(read_sources(options))
+        return kept[0][0].to_bytes()
+
+    image = world.share(read)
+    return kept[0] if kept else (Sources.from_bytes(image, options), None)
+
+
+def _stage(world: World, target: Path, staging: Path, plan: ExportPlan) -> None:
+    """Rank 0 makes the staging folder; a rank that does not see it does not share the filesystem."""
+
+    def make() -> bytes:
+        files.check_space(target, sum(shard.num_bytes for shard in plan.shards) + _SPARE_BYTES)
+        files.make_folder(staging)
+        files.make_folder(staging / RECORDS_FOLDER)
+        return b""
+
+    def see() -> None:
+        if not (staging / RECORDS_FOLDER).is_dir():
+            raise TargetError(
+                "this rank does not see the folder that rank 0 made: the ranks do not share a filesystem",
+                where={"rank": world.rank, "folder": staging},
+                advice="put --output on a filesystem that all nodes mount",
+            )
+
+    world.share(make)
+    world.together(see)
+
+
+def _complete(
+    staging: Path, plan: ExportPlan, sources: Sources, reference: Reference | None, options: ExportOptions
+) -> bytes:
+    """Step 8, on rank 0: assets, config.json, index. Returns the corrections of config.json, a line each."""
+    assert reference is not None
+    assets.copy_assets(reference, staging)
+    dtype = max(
+        (place.spec for shard in plan.shards for place in shard.tensors if place.spec.dtype.is_floating),
+        key=lambda spec: spec.num_bytes,
+    ).dtype
+    config, corrections = config_json.corrected(
+        reference.config,
+        dtype=dtype.torch_name,
+        vocab_size=sources.sizes.vocab_size,
+        num_mtp_layers=0 if options.mtp == "drop" else None,
+    )
+    files.write_file(staging / "config.json", [config_json.to_bytes(config)])
+    merge.write_index(staging, plan, merge.merge_shards(staging, plan))
+    return "\n".join(corrections).encode()
+
+
+def _verify_shards(
+    world: World, staging: Path, plan: ExportPlan, progress: Progress, on_poll: Callable[[], None]
+) -> None:
+    """Step 9. Each rank re-reads shards that another one wrote (its own only in a world of one)."""
+    mine = [shard.file for shard, reader in zip(plan.shards, plan.verifiers()) if reader == world.rank]
+    stop, lock = threading.Event(), threading.Lock()
+
+    def verify_next() -> None:
+        while not stop.is_set():
+            with lock:
+                if not mine:
+                    return
+                file = mine.pop(0)
+            record = merge.read_record(staging, file).to_json()
+            faults = verify_shard(staging, record, lambda count: progress.add("verified", count))
+            if faults:
+                raise VerificationError(
+                    "what is on disk is not what was frozen in memory",
+                    where={"rank": world.rank, "operation": "verify", "file": staging / file},
+                    advice="the target's filesystem damages data; export to another one",
+                    findings=[str(fault) for fault in faults],
+                )
+
+    run_workers(world, [verify_next] * (2 if world.size == 1 else 1), stop, on_poll)
+    world.together(lambda: None)
+
+
+def _seal(staging: Path, plan: ExportPlan, report: ExportReport) -> bytes:
+    """Step 9, on rank 0: manifest and SHA256SUMS, then the structure of the whole folder."""
+    merge.seal(staging, plan, merge.merge_shards(staging, plan), report.provenance())
+    faults = verify_structure(staging)
+    if faults:
+        raise VerificationError("the finished folder has faults", findings=[str(fault) for fault in faults])
+    return b""
+
+
+def _publish(staging: Path, target: Path, options: ExportOptions) -> bytes:
+    """Step 10, on rank 0."""
+    files.publish(staging, target, overwrite=options.overwrite)
+    return b""
+
+
+def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
+    """Stop all ranks, wait until they have, and leave nothing behind. The error to raise here, with those of
+    the others.
+
+    Ranks write into the staging folder, so rank 0 removes it only when each has reported, or stayed silent
+    too long.
+    """
+    own = error if isinstance(error, ExportError) else _unforeseen(error)
+    own.at(rank=world.rank)
+    world.fail(own)
+    if world.rank != 0:
+        return own
+    failures, silent = world.failures(_GRACE_SECONDS)
+    try:
+        files.remove_folder(staging)
+    except ExportError as left:
+        own.findings = (*own.findings, f"the staging folder could not be removed: {left.what}: {staging}")
+    origin = next((failure for failure in failures if failure.is_origin), None)
+    cause = own if origin is None or origin.rank == 0 else errors.from_json(origin.error).at(rank=origin.rank)
+    others = [
+        f"rank {f.rank} also failed: {f.error['what']}" for f in failures if f.is_origin and f is not origin
+    ]
+    ended = [
+        f"rank {rank} ended without a word (killed, out of memory, or its node is gone)" for rank in silent
+    ]
+    cause.findings = (*cause.findings, *others, *ended)
+    return cause
+
+
+def _unforeseen(error: BaseException) -> ExportError:
+    return ExportError(
+        f"{type(error).__name__}: {error}",
+        advice="this is a defect of pp_export; please report it with the traceback",
+    )

@@ -1,0 +1,227 @@
+"""The one door to the disk for everything that is written.
+
+A file appears under its final name only when all of its bytes are on disk; a folder appears under the
+target's name only when it is complete. Every system call that can fail goes through `_call`, which turns the
+failure into a TargetError with the operation and the path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pp_export.digest import STEP_BYTES
+from pp_export.errors import TargetError
+
+Buffer = bytes | memoryview
+T = TypeVar("T")
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+_ADVICE = {
+    errno.ENOSPC: "free space on the target's filesystem (check quotas, inodes and, on Lustre, `lfs df` too)",
+    errno.EDQUOT: "the user's or project's disk quota is used up",
+    errno.EFBIG: "a file size limit (ulimit -f) is below the shard size; see --max-shard-size",
+    errno.EACCES: "the user who runs the export may not write there",
+    errno.EROFS: "the target's filesystem is mounted read-only",
+}
+
+
+def _call(operation: str, path: Path, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except OSError as error:
+        raise TargetError(
+            f"{operation} failed: {os.strerror(error.errno) if error.errno else error}",
+            where={"operation": operation, "file": path},
+            advice=_ADVICE.get(error.errno or 0),
+        ) from error
+
+
+def _read_umask() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+class NewFile:
+    """A file on its way to `path`: written under a temporary name beside it, renamed by `commit`.
+
+    The full size is reserved at once, so that a full disk is met before the first byte, not after the last.
+    """
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._num_bytes, self._written = num_bytes, 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = _call("create", path, lambda: os.open(self._temporary, flags, 0o600))
+        if num_bytes:
+            self._guard("reserve space", self._reserve)
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            step = view[:STEP_BYTES]
+            done = self._guard("write", lambda: os.write(self._fd, step))  # noqa: B023  called at once
+            self._written += done
+            view = view[done:]
+
+    def commit(self) -> None:
+        """Bytes to disk, then the final name. The caller syncs the folder."""
+        if self._written != self._num_bytes:
+            self.abandon()
+            raise TargetError(
+                "a file got another number of bytes than planned",
+                where={"file": self.path},
+                expected=self._num_bytes,
+                got=self._written,
+            )
+        self._guard("set mode", lambda: os.fchmod(self._fd, 0o666 & ~_read_umask()))
+        self._guard("fsync", lambda: os.fsync(self._fd))
+        descriptor, self._fd = self._fd, -1
+        self._guard("close", lambda: os.close(descriptor))
+        self._guard("rename", lambda: os.rename(self._temporary, self.path))
+
+    def abandon(self) -> None:
+        """Close and remove the temporary file; never raises."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
+
+    def _reserve(self) -> None:
+        try:
+            os.posix_fallocate(self._fd, 0, self._num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+    def _guard(self, operation: str, call: Callable[[], T]) -> T:
+        try:
+            return _call(operation, self.path, call)
+        except TargetError:
+            self.abandon()
+            raise
+
+
+def write_file(path: Path, parts: Iterable[Buffer]) -> None:
+    """Write a small file whole: temporary name, fsync, rename."""
+    parts = list(parts)
+    file = NewFile(path, sum(memoryview(part).nbytes for part in parts))
+    for part in parts:
+        file.write(part)
+    file.commit()
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a regular file byte for byte; links are followed when reading, never made when writing."""
+    _call("make folder", path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    with source.open("rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        new = NewFile(path, num_bytes)
+        while data := file.read(STEP_BYTES):
+            new.write(data)
+    new.commit()
+
+
+def staging_path(target: Path, run_id: str) -> Path:
+    """Where run `run_id` builds the folder: hidden, beside the target, so on the same filesystem."""
+    return target.with_name(f".{target.name}.pp_export-{run_id}")
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise TargetError unless `target` may be made (or, with `overwrite`, replaced)."""
+    if not target.parent.is_dir():
+        raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise TargetError("the output exists and is not a folder", where={"output": target})
+    if target.exists() and not overwrite:
+        raise TargetError(
+            "the output exists",
+            where={"output": target},
+            advice="choose another --output, or pass --overwrite to replace it once the new one is complete",
+        )
+
+
+def check_space(target: Path, num_bytes: int) -> None:
+    """Raise TargetError where the filesystem of `target` says that it has fewer than `num_bytes` free."""
+    free = shutil.disk_usage(target.parent).free
+    if free < num_bytes:
+        raise TargetError(
+            "the target's filesystem has too little space",
+            where={"folder": target.parent},
+            expected=f"{num_bytes:,} bytes",
+            got=f"{free:,} bytes free",
+            advice=_ADVICE[errno.ENOSPC],
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that must not exist yet, private until it is published."""
+    _call("make folder", path, lambda: path.mkdir(mode=0o700))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of this run with everything in it; absent is fine."""
+    if path.exists():
+        _call("remove", path, lambda: shutil.rmtree(path))
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` durable."""
+    descriptor = _call("open", path, lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        _call("fsync folder", path, lambda: os.fsync(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def publish(staging: Path, target: Path, *, overwrite: bool) -> None:
+    """Give the finished `staging` folder its final name; with `overwrite` an old folder is swapped out, then
+    removed.
+    """
+    sync_folder(staging)
+    _call("set mode", staging, lambda: os.chmod(staging, 0o777 & ~_read_umask()))
+    check_target(target, overwrite=overwrite)
+    if target.exists():
+        _call("swap", target, lambda: _exchange(staging, target))
+        sync_folder(target.parent)
+        remove_folder(staging)
+    else:
+        _call("rename", target, lambda: os.rename(staging, target))
+        sync_folder(target.parent)
+
+
+def _exchange(staging: Path, target: Path) -> None:
+    """Swap two folders in one step; two renames where the filesystem has no such call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        arguments = (_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+        if libc.renameat2(*arguments) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code))
+    aside = staging.with_name(staging.name + "-old")
+    os.rename(target, aside)
+    os.rename(staging, target)
+    os.rename(aside, staging)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether `path` leads to a regular file (links followed)."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,107 @@
+"""From pieces to a frozen shard: the one value that both the file and its JSON come from."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pp_export import dtypes
+from pp_export.errors import ExportError
+from pp_export.layout import TensorPlace, arrange, header
+from pp_export.plan import ShardPlan
+from pp_export.tensors import Box, Slice, TensorSpec, whole
+
+
+@dataclass(frozen=True)
+class FrozenShard:
+    """The byte image of a shard: `header`, then `data`, both read-only; `tensors` says where each one lies in
+    `data`.
+    """
+
+    file: str
+    header: bytes
+    data: memoryview
+    tensors: tuple[TensorPlace, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + len(self.data)
+
+
+class Mould:
+    """A shard under construction in memory of its own. Pieces are pasted in any order, each element exactly
+    once.
+    """
+
+    def __init__(self, shard: ShardPlan) -> None:
+        self._shard = shard
+        self._image = allocate(shard.data_bytes)
+        flat = torch.frombuffer(self._image, dtype=torch.uint8)
+        self._targets = {
+            place.name: flat[place.begin : place.end].view(torch_dtype(place.spec)).view(place.spec.shape)
+            for place in shard.tensors
+        }
+        self._left = {place.name: place.spec.num_elements for place in shard.tensors}
+
+    def paste(self, piece: Slice, data: torch.Tensor) -> None:
+        """Copy `data` (uint8, the slice's bytes) to where the plan puts them, casting if the plan says so."""
+        values = data[: piece.num_bytes].view(getattr(torch, piece.dtype.torch_name)).view(piece.box.shape)
+        for placement in self._shard.placements[piece.name]:
+            common = placement.box.intersect(piece.box)
+            if common is None:
+                continue
+            stacked = placement.target[: len(placement.target) - len(common.shape)]
+            inner = placement.target[len(stacked) :]
+            offset = tuple(o - b + t for o, b, t in zip(common.offset, placement.box.offset, inner))
+            target = self._targets[placement.name][stacked]
+            target[Box(offset, common.shape).within(whole(target.shape))].copy_(
+                values[common.within(piece.box)]
+            )
+            self._left[placement.name] -= common.volume
+
+    def freeze(self) -> FrozenShard:
+        """The finished shard. The mould keeps no way to change it and can't be used again."""
+        wrong = [f"{name}: {left} elements" for name, left in self._left.items() if left]
+        if wrong:
+            raise ExportError(
+                "a shard was not filled exactly", where={"file": self._shard.file}, findings=wrong
+            )
+        self._targets.clear()
+        return FrozenShard(
+            self._shard.file, self._shard.header, memoryview(self._image).toreadonly(), self._shard.tensors
+        )
+
+
+def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShard:
+    """A frozen copy of whole tensors, from any device and in any memory layout; later changes to them do not
+    reach it.
+    """
+    specs = {
+        name: TensorSpec(tuple(tensor.shape), dtypes.from_torch(str(tensor.dtype)))
+        for name, tensor in tensors.items()
+    }
+    places = arrange(specs)
+    image = allocate(places[-1].end if places else 0)
+    for place in places:
+        if place.spec.num_bytes:
+            flat = torch.frombuffer(image, dtype=torch.uint8)[place.begin : place.end]
+            flat.view(torch_dtype(place.spec)).view(place.spec.shape).copy_(tensors[place.name])
+    return FrozenShard(
+        file, header(places), memoryview(image)[: places[-1].end if places else 0].toreadonly(), places
+    )
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """torch's object for the element type of `spec`."""
+    dtype: torch.dtype = getattr(torch, spec.dtype.torch_name)
+    return dtype
+
+
+def allocate(num_bytes: int) -> mmap.mmap:
+    """Page-aligned memory that goes back to the system as soon as nothing refers to it."""
+    image = mmap.mmap(-1, max(1, num_bytes))
+    image.madvise(mmap.MADV_HUGEPAGE)
+    return image

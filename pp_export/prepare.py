@@ -1,0 +1,126 @@
+"""From options to a plan, on metadata alone. `plan` and `export` both begin here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pp_export import accounting, assets, dtypes, rules, sizes
+from pp_export.accounting import Account
+from pp_export.assets import Reference
+from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.torch_dist import read_catalog
+from pp_export.config import ExportOptions, parse_bytes, parse_leaders
+from pp_export.errors import RuleError
+from pp_export.expected import ExpectedTensors
+from pp_export.plan import ExportPlan, make_plan, units_of
+from pp_export.rules import Architecture
+from pp_export.sizes import ModelSizes
+from pp_export.tensors import Shape
+from pp_export.topology import choose_grid
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is exported: the checkpoint's catalog, the reference, and the account of one against the other.
+
+    Made on rank 0, where everything is checked; the other ranks get `to_bytes`, which leaves out the
+    reference's files and the expected tensors, since nothing they decide depends on those.
+    """
+
+    catalog: Catalog
+    config: Mapping[str, Any]
+    architecture: Architecture
+    sizes: ModelSizes
+    account: Account
+
+    def to_bytes(self) -> bytes:
+        config = json.dumps(self.config).encode()
+        return len(config).to_bytes(8, "little") + config + self.catalog.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, image: bytes, options: ExportOptions) -> Sources:
+        """The same sources on another rank."""
+        end = 8 + int.from_bytes(image[:8], "little")
+        return _sources(
+            Catalog.from_bytes(image[end:]), json.loads(image[8:end]), options, None, accounting.TABLE
+        )
+
+
+def read_sources(options: ExportOptions) -> tuple[Sources, Reference]:
+    """Read all metadata and settle the account; called on rank 0 only. No tensor byte is read.
+
+    The model's definition is asked in a child process that runs while the checkpoint's metadata is read.
+    """
+    reference = assets.read_reference(options.reference, code=options.code)
+    config = dict(reference.config)
+    if options.vocab_size is not None:
+        config["vocab_size"] = options.vocab_size
+    with ExpectedTensors.start(config) as expecting:
+        catalog = read_catalog(options.checkpoint, options.iteration)
+        expected: Mapping[str, Shape | None] | None = expecting.result()
+    truth = accounting.DEFINITION
+    if expected is None:
+        expected, truth = _from_reference(reference)
+    return _sources(catalog, config, options, expected, truth), reference
+
+
+def plan_export(sources: Sources, options: ExportOptions, world_size: int) -> ExportPlan:
+    """The plan for `world_size` ranks; pure, so that every rank comes to the same."""
+    num_units = len(units_of(sources.account))
+    parallel = (options.pipeline_parallel, options.tensor_parallel, options.expert_parallel)
+    return make_plan(
+        sources.account,
+        sources.catalog.slices,
+        choose_grid(world_size, *parallel, num_units),
+        max_shard_bytes=parse_bytes(options.max_shard_size),
+        leaders_per_stage=parse_leaders(options.leaders_per_stage),
+    )
+
+
+def _from_reference(reference: Reference) -> tuple[Mapping[str, Shape | None] | None, str]:
+    """The names that the reference's own weights have, with shapes where the files are there."""
+    if reference.weights is None:
+        return None, accounting.TABLE
+    specs = assets.reference_specs(reference) or {}
+    return {
+        name: specs[name].shape if name in specs else None for name in reference.weights
+    }, accounting.INDEX
+
+
+def _sources(
+    catalog: Catalog,
+    config: Mapping[str, Any],
+    options: ExportOptions,
+    expected: Mapping[str, Shape | None] | None,
+    truth: str,
+) -> Sources:
+    architecture = _architecture(config, options.architecture)
+    model = sizes.reconcile(architecture, catalog.description.args, config, catalog.specs, options.vocab_size)
+    account = accounting.account(
+        architecture,
+        catalog.specs,
+        model,
+        expected=expected,
+        truth=truth,
+        dtype=None if options.dtype == "checkpoint" else dtypes.from_torch(options.dtype),
+        drop_mtp=options.mtp == "drop",
+    )
+    return Sources(catalog, config, architecture, model, account)
+
+
+def _architecture(config: Mapping[str, Any], table: str | None) -> Architecture:
+    """The user's table, or the packaged one for the class that config.json names."""
+    if table is not None:
+        return rules.load(table if table.endswith((".yaml", ".yml")) else f"{table}.yaml")
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or len(classes) != 1:
+        raise RuleError(
+            "the reference config.json must name one model class",
+            expected='"architectures": ["..."]',
+            got=classes,
+            advice="add it, or pass a table with --architecture FILE.yaml",
+        )
+    return rules.for_class(str(classes[0]))

@@ -1,0 +1,215 @@
+"""Moves the values: three kinds of worker threads per rank, with a bounded number of shards in hand.
+
+- the *reader* reads this rank's parts in plan order, hands those of its own shards over and sends the others
+  away;
+- the *gatherer* receives the parts of the shards that this rank leads and pastes them until each is full,
+  then freezes it;
+- the *writer* digests and writes frozen shards, the *committer* makes them durable.
+
+Ranks never wait in a circle: all walk the buckets in plan order, and sending never waits for receiving on the
+same rank. The main thread only watches: it raises what a worker raised, and notices when another rank failed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from pp_export import files, freeze, write
+from pp_export.collectives import World
+from pp_export.errors import ExportError
+from pp_export.freeze import FrozenShard, Mould
+from pp_export.manifest import ShardRecord
+from pp_export.plan import READ_AHEAD, SHARDS_IN_FLIGHT, ExportPlan, Part
+from pp_export.tensors import Slice
+
+_Item = TypeVar("_Item")
+ReadSlice = Callable[[Slice, memoryview], None]
+
+
+class Progress:
+    """Counters of one rank, added to by its workers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0}
+
+    def add(self, name: str, amount: int) -> None:
+        with self._lock:
+            self._counts[name] += amount
+
+    def snapshot(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
+
+
+class _EndWorkerError(Exception):
+    """Another worker of this rank failed."""
+
+
+def run_workers(
+    world: World, workers: Sequence[Callable[[], None]], stop: threading.Event, on_poll: Callable[[], None]
+) -> None:
+    """Run `workers` in threads while the calling (main) thread listens to the other ranks.
+
+    Raises the first error of a worker, or of another rank. `stop` then asks the workers to end; one that is
+    blocked in a transfer can't, and is left behind as a daemon.
+    """
+    raised: list[BaseException] = []
+
+    def guard(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except _EndWorkerError:
+            pass
+        except BaseException as error:  # noqa: BLE001  raised again by the main thread
+            raised.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=guard, args=(work,), daemon=True) for work in workers]
+    for thread in threads:
+        thread.start()
+
+    def finished() -> bool:
+        on_poll()
+        if raised:
+            raise raised[0]
+        return not any(thread.is_alive() for thread in threads)
+
+    try:
+        world.wait(finished)
+    except BaseException:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=1.0)
+        raise
+    if raised:
+        raise raised[0]
+
+
+class Stream:
+    """Reads, gathers, freezes and writes all shards that this rank takes part in."""
+
+    def __init__(
+        self, plan: ExportPlan, world: World, read: ReadSlice, staging: Path, progress: Progress
+    ) -> None:
+        self._plan, self._world, self._read, self._staging, self._progress = (
+            plan,
+            world,
+            read,
+            staging,
+            progress,
+        )
+        self._stop = threading.Event()
+        self._own: queue.Queue[tuple[Part, torch.Tensor]] = queue.Queue(READ_AHEAD)
+        self._frozen: queue.Queue[FrozenShard | None] = queue.Queue()
+        self._written: queue.Queue[tuple[files.NewFile, ShardRecord] | None] = queue.Queue()
+        self._slots = threading.Semaphore(SHARDS_IN_FLIGHT)
+        self._records: list[ShardRecord] = []
+
+    def run(self, on_poll: Callable[[], None]) -> list[ShardRecord]:
+        """Move everything; the records of the shards that this rank wrote. Raises the first error, of any
+        rank.
+        """
+        run_workers(
+            self._world, [self._read_parts, self._gather, self._write, self._commit], self._stop, on_poll
+        )
+        return self._records
+
+    def _read_parts(self) -> None:
+        for shard, bucket, part in self._plan.parts_of(self._world.rank):
+            self._check_stop()
+            buffer = freeze.allocate(part.num_bytes)
+            message, view = torch.frombuffer(buffer, dtype=torch.uint8), memoryview(buffer)
+            for piece, begin in zip(part.slices, part.offsets):
+                try:
+                    self._read(piece, view[begin : begin + piece.num_bytes])
+                except ExportError as error:
+                    raise error.at(
+                        rank=self._world.rank,
+                        stage=shard.stage,
+                        operation="read",
+                        tensor=piece.name,
+                        unit=shard.unit,
+                    ) from error
+                self._progress.add("read", piece.num_bytes)
+            if shard.leader == self._world.rank:
+                self._put(self._own, (part, message))
+            else:
+                self._world.send(message, shard.leader, bucket.number)
+
+    def _gather(self) -> None:
+        rank = self._world.rank
+        for shard in self._plan.led_by(rank):
+            while not self._slots.acquire(timeout=0.1):
+                self._check_stop()
+            mould = Mould(shard)
+            for bucket in shard.buckets:
+                self._check_stop()
+                senders = {part.rank: part for part in bucket.parts if part.rank != rank}
+                messages = self._world.receive(
+                    {r: part.num_bytes for r, part in senders.items()}, bucket.number
+                )
+                for sender, part in senders.items():
+                    _paste(mould, part, messages.pop(sender))
+                if any(part.rank == rank for part in bucket.parts):
+                    _paste(mould, *self._get(self._own))
+            self._frozen.put(mould.freeze())
+            del mould
+        self._frozen.put(None)
+
+    def _write(self) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="digest") as digester:
+            while (frozen := self._get(self._frozen)) is not None:
+                record = digester.submit(write.digest_shard, frozen)
+                try:
+                    file = write.write_shard(
+                        frozen, self._staging, lambda n: self._progress.add("written", n)
+                    )
+                    self._written.put((file, record.result()))
+                except ExportError as error:
+                    raise error.at(rank=self._world.rank, operation="write", file=frozen.file) from error
+                del frozen, record
+                self._slots.release()
+        self._written.put(None)
+
+    def _commit(self) -> None:
+        while (written := self._get(self._written)) is not None:
+            file, record = written
+            try:
+                write.commit_shard(file, record, self._staging)
+            except ExportError as error:
+                raise error.at(rank=self._world.rank, operation="commit", file=record.file) from error
+            self._records.append(record)
+            self._progress.add("shards", 1)
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise _EndWorkerError
+
+    def _put(self, items: queue.Queue[tuple[Part, torch.Tensor]], item: tuple[Part, torch.Tensor]) -> None:
+        while True:
+            self._check_stop()
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _get(self, items: queue.Queue[_Item]) -> _Item:
+        while True:
+            self._check_stop()
+            try:
+                return items.get(timeout=0.1)
+            except queue.Empty:
+                continue
+
+
+def _paste(mould: Mould, part: Part, message: torch.Tensor) -> None:
+    for piece, begin in zip(part.slices, part.offsets):
+        mould.paste(piece, message[begin:])

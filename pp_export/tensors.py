@@ -1,0 +1,170 @@
+"""Boxes of tensors: what a rank holds (slices), without and with values (pieces).
+
+Everything speaks *canonical names*: Megatron's own parameter names with global layer and expert numbers, for
+example `decoder.layers.3.mlp.experts.7.linear_fc1.weight`, whatever the layout that stored them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pp_export.dtypes import DType
+from pp_export.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a tensor: elements [offset[d], offset[d] + shape[d]) in every dim d."""
+
+    offset: Shape
+    shape: Shape
+
+    @property
+    def volume(self) -> int:
+        return math.prod(self.shape)
+
+    def intersect(self, other: Box) -> Box | None:
+        """The common part, or None."""
+        begin = tuple(map(max, self.offset, other.offset))
+        end = tuple(
+            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape)
+        )
+        if any(low >= high for low, high in zip(begin, end)):
+            return None
+        return Box(begin, tuple(high - low for low, high in zip(begin, end)))
+
+    def within(self, outer: Box) -> tuple[slice, ...]:
+        """Index of this box in an array that holds `outer`."""
+        return tuple(slice(a - o, a - o + n) for a, n, o in zip(self.offset, self.shape, outer.offset))
+
+
+def whole(shape: Shape) -> Box:
+    """The box that is the tensor itself."""
+    return Box((0,) * len(shape), shape)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A box of the canonical tensor `name`, without values.
+
+    Its values are `num_bytes` contiguous bytes of stored record number `record`, from byte `begin` of that
+    record's data, in C order. Readers say what a record is; nothing else needs to know.
+    """
+
+    name: str
+    box: Box
+    dtype: DType
+    record: int
+    begin: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.box.volume * self.dtype.itemsize
+
+    def rows(self, max_bytes: int) -> list[Slice]:
+        """This slice cut into consecutive slices of at most `max_bytes` (at least one row each), in byte
+        order.
+        """
+        dim = next((d for d, n in enumerate(self.box.shape) if n > 1), None)
+        if self.num_bytes <= max_bytes or dim is None:
+            return [self]
+        row_bytes = self.num_bytes // self.box.shape[dim]
+        step = max(1, max_bytes // row_bytes)
+        return [
+            Slice(
+                self.name,
+                Box(
+                    _replace(self.box.offset, dim, self.box.offset[dim] + row),
+                    _replace(self.box.shape, dim, min(step, self.box.shape[dim] - row)),
+                ),
+                self.dtype,
+                self.record,
+                self.begin + row * row_bytes,
+            )
+            for row in range(0, self.box.shape[dim], step)
+        ]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and element type of a whole tensor."""
+
+    shape: Shape
+    dtype: DType
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.torch_name}{list(self.shape)}"
+
+
+def check_coverage(name: str, shape: Shape, boxes: Sequence[Box]) -> None:
+    """Raise CheckpointError unless `boxes` fill a tensor of `shape` exactly, without overlap or overhang.
+
+    Every axis is cut where some box begins or ends; then each box is a set of grid cells and no cell may come
+    twice.
+    """
+    if any(len(box.shape) != len(shape) for box in boxes):
+        raise CheckpointError(
+            "stored boxes have another number of dims than their tensor",
+            where={"tensor": name},
+            expected=len(shape),
+        )
+    full = whole(shape)
+    for box in boxes:
+        if min(box.shape, default=1) < 1 or full.intersect(box) != box:
+            raise CheckpointError(
+                "a stored box reaches outside its tensor",
+                where={"tensor": name},
+                expected=f"within {shape}",
+                got=box,
+            )
+    stored = sum(box.volume for box in boxes)
+    cells = _cells(len(shape), boxes)
+    seen = len(set(cells))
+    if seen != len(cells) or stored != full.volume:
+        raise CheckpointError(
+            "the stored boxes do not fill the tensor exactly",
+            where={"tensor": name},
+            expected=f"{full.volume} elements, each once, for shape {list(shape)}",
+            got=f"{stored} elements in {len(boxes)} boxes" + (", some twice" if seen != len(cells) else ""),
+            advice="the checkpoint lacks a rank's files or mixes two saves; save it again",
+        )
+
+
+def _cells(num_dims: int, boxes: Sequence[Box]) -> list[tuple[int, ...]]:
+    cuts = [
+        {
+            cut: i
+            for i, cut in enumerate(
+                sorted({c for b in boxes for c in (b.offset[d], b.offset[d] + b.shape[d])})
+            )
+        }
+        for d in range(num_dims)
+    ]
+    return [cell for box in boxes for cell in _product(_span(cuts[d], box, d) for d in range(num_dims))]
+
+
+def _span(cuts: dict[int, int], box: Box, dim: int) -> range:
+    return range(cuts[box.offset[dim]], cuts[box.offset[dim] + box.shape[dim]])
+
+
+def _product(ranges: Iterable[range]) -> list[tuple[int, ...]]:
+    cells: list[tuple[int, ...]] = [()]
+    for span in ranges:
+        cells = [(*cell, i) for cell in cells for i in span]
+    return cells
+
+
+def _replace(values: Shape, position: int, value: int) -> Shape:
+    return (*values[:position], value, *values[position + 1 :])
