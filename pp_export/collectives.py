@@ -207,7 +207,7 @@ class World:
         return self._carrier.receive(sizes, tag) if self._carrier is not None and sizes else {}
 
     def _set(self, key: str, value: bytes | str) -> None:
-        self._store.set(key, value)  # type: ignore[arg-type]  bytes are taken too
+        self._store.set(key, value)  # type: ignore[arg-type]
 
     def _next_step(self) -> str:
         self._num_steps += 1
