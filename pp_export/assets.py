@@ -141,7 +141,8 @@ def _read(folder: Path, code: bool) -> Reference:
         assets = [name for name in assets if name not in scripts]
         why = "code is left out" if referring else "no auto_map refers to it"
         left += [f"{name}: {why}" for name in scripts]
-    stripped = {} if code else {name: without(configs[name], ["auto_map"]) for name in referring}
+    stripped = {} if code else {name: without(value, ["auto_map"]) for name, value in configs.items()}
+    stripped = {name: value for name, value in stripped.items() if value != configs[name]}
     notes += [f"{name}: auto_map is removed, because code is left out." for name in stripped]
     config = stripped.pop(CONFIG, config)
     templates = [name for name in assets if name.endswith(".jinja") or name.startswith("chat_template.")]
