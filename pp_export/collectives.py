@@ -199,12 +199,11 @@ class World:
         assert self._carrier is not None
         self._carrier.send(message, to, tag)
 
-    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
-        """One uint8 message of `sizes[rank]` bytes from every rank named, in host memory; blocks until all
-        are in.
-        """
-        assert self._carrier is not None or not sizes
-        return self._carrier.receive(sizes, tag) if self._carrier is not None and sizes else {}
+    def receive(self, into: dict[int, torch.Tensor], tag: int) -> None:
+        """Fill each uint8 tensor (host memory) with the message of its rank; blocks until all are in."""
+        if into:
+            assert self._carrier is not None
+            self._carrier.receive(into, tag)
 
     def _set(self, key: str, value: bytes | str) -> None:
         self._store.set(key, value)  # type: ignore[arg-type]
@@ -268,7 +267,7 @@ class _Carrier:
     def send(self, message: torch.Tensor, to: int, tag: int) -> None:
         raise AssertionError
 
-    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
+    def receive(self, into: dict[int, torch.Tensor], tag: int) -> None:
         raise AssertionError
 
 
@@ -276,19 +275,17 @@ class _GlooCarrier(_Carrier):
     def send(self, message: torch.Tensor, to: int, tag: int) -> None:
         _broken(to, lambda: dist.send(message, to, tag=tag))
 
-    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
-        messages = {rank: torch.empty(size, dtype=torch.uint8) for rank, size in sizes.items()}
+    def receive(self, into: dict[int, torch.Tensor], tag: int) -> None:
         posted = {}
-        for rank, message in messages.items():
+        for rank, message in into.items():
             posted[rank] = _broken(rank, partial(dist.irecv, message, rank, tag=tag))
         for rank, work in posted.items():
             assert work is not None
             _broken(rank, work.wait)
-        return messages
 
 
 class _NcclCarrier(_Carrier):
-    """NCCL moves device memory: messages are staged through it, and land in pinned host memory.
+    """NCCL moves device memory: messages are staged through it, a bucket at a time.
 
     NCCL runs the operations of one communicator in order, so two ranks that send to each other on the same
     one would wait for each other. Messages to higher and to lower ranks therefore have a group each.
@@ -314,16 +311,12 @@ class _NcclCarrier(_Carrier):
 
         _broken(to, act)
 
-    def receive(self, sizes: dict[int, int], tag: int) -> dict[int, torch.Tensor]:
-        messages = {}
+    def receive(self, into: dict[int, torch.Tensor], tag: int) -> None:
         with torch.cuda.device(self._device), torch.cuda.stream(self._streams["receive"]):
-            for rank, size in sizes.items():
-                on_device = torch.empty(size, dtype=torch.uint8, device=self._device)
+            for rank, message in into.items():
+                on_device = torch.empty(len(message), dtype=torch.uint8, device=self._device)
                 _broken(rank, partial(dist.recv, on_device, rank, group=self._group(rank, self._rank)))
-                messages[rank] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-                messages[rank].copy_(on_device, non_blocking=True)
-            self._streams["receive"].synchronize()
-        return messages
+                message.copy_(on_device)
 
     def _group(self, sender: int, receiver: int) -> dist.ProcessGroup:
         return self._up if sender < receiver else self._down

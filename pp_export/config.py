@@ -29,18 +29,20 @@ _UNITS = {
 def parse_bytes(text: str | int) -> int:
     """`5GB`, `512MiB` or a number, in bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+    unit = _UNITS.get(match[2].upper(), 0) if match else 0
+    size = int(float(match[1]) * unit) if match else 0
+    if size < 1:
         raise OptionError(
             "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=text
         )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return size
 
 
 def parse_leaders(text: str | int) -> int | None:
     """`all` (None) or a positive number."""
     if text == "all":
         return None
-    if not str(text).isdigit() or int(text) < 1:
+    if not str(text).isdecimal() or int(text) < 1:
         raise OptionError("not a number of leaders", expected="a positive number, or all", got=text)
     return int(text)
 
@@ -106,7 +108,7 @@ class ExportOptions:
         for name in ("pipeline_parallel", "tensor_parallel", "expert_parallel", "vocab_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise OptionError(f"--{flag(name)} must be at least 1", got=value)
-        if self.stall_seconds <= 0:
+        if not self.stall_seconds > 0:
             raise OptionError("--stall-seconds must be positive", got=self.stall_seconds)
         parse_bytes(self.max_shard_size)
         parse_leaders(self.leaders_per_stage)
@@ -169,16 +171,19 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise OptionError("--set takes key=value", got=text)
-    return key.strip().replace("-", "_"), yaml.safe_load(value)
+    try:
+        return key.strip().replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise OptionError(f"the value of --set is not YAML: {error}", got=text) from error
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:
-    if value is None or (kind.startswith("bool") and isinstance(value, bool)):
+    if (value is None and kind.endswith("None")) or (kind == "bool" and isinstance(value, bool)):
         return value
     try:
         if kind.startswith("Path") and isinstance(value, (str, Path)):
             return Path(value)
-        if kind.startswith("str") and not isinstance(value, (bool, dict, list)):
+        if kind.startswith("str") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if kind.startswith("int") and not isinstance(value, (bool, float)):
             return int(value)

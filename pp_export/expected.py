@@ -144,9 +144,7 @@ def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
     model_config._attn_implementation = "eager"
     # With buffers, because otherwise each parameter is made on the CPU first and loses its ties on the way.
     with accelerate.init_empty_weights(include_buffers=True):
-        model = model_class(model_config)
-    model.tie_weights()
-    return model
+        return model_class(model_config)
 
 
 def _tensors_on_disk(model: Any) -> dict[str, Shape]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,14 +31,11 @@ class FrozenShard:
 
 
 class Mould:
-    """A shard under construction in memory of its own. Pieces are pasted in any order, each element exactly
-    once.
-    """
+    """A shard under construction in `image`, memory of its own. Pieces come in any order, each element once."""
 
-    def __init__(self, shard: ShardPlan) -> None:
-        self._shard = shard
-        self._image = allocate(shard.data_bytes)
-        flat = torch.frombuffer(self._image, dtype=torch.uint8)
+    def __init__(self, shard: ShardPlan, image: memoryview) -> None:
+        self._shard, self._image = shard, image
+        flat = torch.frombuffer(image, dtype=torch.uint8)
         self._targets = {
             place.name: flat[place.begin : place.end].view(torch_dtype(place.spec)).view(place.spec.shape)
             for place in shard.tensors
@@ -71,7 +67,7 @@ class Mould:
             )
         self._targets.clear()
         return FrozenShard(
-            self._shard.file, self._shard.header, memoryview(self._image).toreadonly(), self._shard.tensors
+            self._shard.file, self._shard.header, self._image.toreadonly(), self._shard.tensors
         )
 
 
@@ -84,24 +80,15 @@ def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShar
         for name, tensor in tensors.items()
     }
     places = arrange(specs)
-    image = allocate(places[-1].end if places else 0)
+    image = bytearray(places[-1].end if places else 0)
     for place in places:
         if place.spec.num_bytes:
             flat = torch.frombuffer(image, dtype=torch.uint8)[place.begin : place.end]
             flat.view(torch_dtype(place.spec)).view(place.spec.shape).copy_(tensors[place.name])
-    return FrozenShard(
-        file, header(places), memoryview(image)[: places[-1].end if places else 0].toreadonly(), places
-    )
+    return FrozenShard(file, header(places), memoryview(image).toreadonly(), places)
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
     """torch's object for the element type of `spec`."""
     dtype: torch.dtype = getattr(torch, spec.dtype.torch_name)
     return dtype
-
-
-def allocate(num_bytes: int) -> mmap.mmap:
-    """Page-aligned memory that goes back to the system as soon as nothing refers to it."""
-    image = mmap.mmap(-1, max(1, num_bytes))
-    image.madvise(mmap.MADV_HUGEPAGE)
-    return image

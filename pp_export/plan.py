@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pp_export.accounting import Account, Placement
+from pp_export.arena import pages
 from pp_export.digest import json_digest
 from pp_export.layout import TensorPlace, arrange, header
 from pp_export.tensors import Shape, Slice, TensorSpec
@@ -145,18 +146,23 @@ class ExportPlan:
         """Planned peak of anonymous memory: a constant for the interpreter and libraries, the shards in
         flight, the buckets read ahead, and the bucket that is being received.
         """
-        led = [shard.num_bytes for shard in self.led_by(rank)]
-        images = max((sum(led[i : i + SHARDS_IN_FLIGHT]) for i in range(len(led))), default=0)
-        ahead = max((part.num_bytes for _, _, part in self.parts_of(rank)), default=0) * (READ_AHEAD + 2)
-        incoming = max(
-            (
-                sum(part.num_bytes for part in bucket.parts if part.rank != rank)
-                for shard in self.led_by(rank)
-                for bucket in shard.buckets
-            ),
-            default=0,
+        return BASE_BYTES + self.image_bytes(rank) + self.ahead_bytes(rank) + self.incoming_bytes(rank)
+
+    def image_bytes(self, rank: int) -> int:
+        """Memory for the shards in hand: as much as SHARDS_IN_FLIGHT consecutive ones of `rank` need."""
+        led = [pages(shard.data_bytes) for shard in self.led_by(rank)]
+        return max((sum(led[i : i + SHARDS_IN_FLIGHT]) for i in range(len(led))), default=0)
+
+    def ahead_bytes(self, rank: int) -> int:
+        """Memory for the parts that `rank` has read and not yet sent or pasted."""
+        return READ_AHEAD * max((pages(part.num_bytes) for _, _, part in self.parts_of(rank)), default=0)
+
+    def incoming_bytes(self, rank: int) -> int:
+        """Memory for the parts of one bucket that other ranks send to `rank`."""
+        buckets = (bucket for shard in self.led_by(rank) for bucket in shard.buckets)
+        return max(
+            (sum(p.num_bytes for p in bucket.parts if p.rank != rank) for bucket in buckets), default=0
         )
-        return BASE_BYTES + images + ahead + incoming
 
 
 def units_of(account: Account) -> list[tuple[int, int]]:

@@ -21,12 +21,13 @@ from typing import TypeVar
 
 import torch
 
-from pp_export import files, freeze, write
+from pp_export import files, write
+from pp_export.arena import Arena, Region
 from pp_export.collectives import World
 from pp_export.errors import ExportError
 from pp_export.freeze import FrozenShard, Mould
 from pp_export.manifest import ShardRecord
-from pp_export.plan import READ_AHEAD, SHARDS_IN_FLIGHT, ExportPlan, Part
+from pp_export.plan import ExportPlan, Part
 from pp_export.tensors import Slice
 
 _Item = TypeVar("_Item")
@@ -107,10 +108,11 @@ class Stream:
             progress,
         )
         self._stop = threading.Event()
-        self._own: queue.Queue[tuple[Part, torch.Tensor]] = queue.Queue(READ_AHEAD)
-        self._frozen: queue.Queue[FrozenShard | None] = queue.Queue()
+        self._images = Arena(plan.image_bytes(world.rank))
+        self._ahead = Arena(plan.ahead_bytes(world.rank))
+        self._own: queue.Queue[tuple[Part, Region]] = queue.Queue()
+        self._frozen: queue.Queue[tuple[FrozenShard, Region] | None] = queue.Queue()
         self._written: queue.Queue[tuple[files.NewFile, ShardRecord] | None] = queue.Queue()
-        self._slots = threading.Semaphore(SHARDS_IN_FLIGHT)
         self._records: list[ShardRecord] = []
 
     def run(self, on_poll: Callable[[], None]) -> list[ShardRecord]:
@@ -125,11 +127,10 @@ class Stream:
     def _read_parts(self) -> None:
         for shard, bucket, part in self._plan.parts_of(self._world.rank):
             self._check_stop()
-            buffer = freeze.allocate(part.num_bytes)
-            message, view = torch.frombuffer(buffer, dtype=torch.uint8), memoryview(buffer)
+            region = self._ahead.take(part.num_bytes, self._check_stop)
             for piece, begin in zip(part.slices, part.offsets):
                 try:
-                    self._read(piece, view[begin : begin + piece.num_bytes])
+                    self._read(piece, region.view[begin : begin + piece.num_bytes])
                 except ExportError as error:
                     raise error.at(
                         rank=self._world.rank,
@@ -140,33 +141,37 @@ class Stream:
                     ) from error
                 self._progress.add("read", piece.num_bytes)
             if shard.leader == self._world.rank:
-                self._put(self._own, (part, message))
+                self._own.put((part, region))
             else:
-                self._world.send(message, shard.leader, bucket.number)
+                self._world.send(_tensor(region.view), shard.leader, bucket.number)
+                self._ahead.give_back(region)
 
     def _gather(self) -> None:
         rank = self._world.rank
+        incoming = torch.empty(self._plan.incoming_bytes(rank), dtype=torch.uint8)
         for shard in self._plan.led_by(rank):
-            while not self._slots.acquire(timeout=0.1):
-                self._check_stop()
-            mould = Mould(shard)
+            image = self._images.take(shard.data_bytes, self._check_stop)
+            mould = Mould(shard, image.view)
             for bucket in shard.buckets:
                 self._check_stop()
-                senders = {part.rank: part for part in bucket.parts if part.rank != rank}
-                messages = self._world.receive(
-                    {r: part.num_bytes for r, part in senders.items()}, bucket.number
-                )
-                for sender, part in senders.items():
-                    _paste(mould, part, messages.pop(sender))
-                if any(part.rank == rank for part in bucket.parts):
-                    _paste(mould, *self._get(self._own))
-            self._frozen.put(mould.freeze())
+                parts = [part for part in bucket.parts if part.rank != rank]
+                sizes = [part.num_bytes for part in parts]
+                messages = torch.split(incoming[: sum(sizes)], sizes)
+                self._world.receive({part.rank: m for part, m in zip(parts, messages)}, bucket.number)
+                for part, message in zip(parts, messages):
+                    _paste(mould, part, message)
+                if len(parts) < len(bucket.parts):
+                    part, region = self._get(self._own)
+                    _paste(mould, part, _tensor(region.view))
+                    self._ahead.give_back(region)
+            self._frozen.put((mould.freeze(), image))
             del mould
         self._frozen.put(None)
 
     def _write(self) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as digester:
-            while (frozen := self._get(self._frozen)) is not None:
+            while (item := self._get(self._frozen)) is not None:
+                frozen, image = item
                 record = digester.submit(write.digest_shard, frozen)
                 try:
                     file = write.write_shard(
@@ -175,8 +180,7 @@ class Stream:
                     self._written.put((file, record.result()))
                 except ExportError as error:
                     raise error.at(rank=self._world.rank, operation="write", file=frozen.file) from error
-                del frozen, record
-                self._slots.release()
+                self._images.give_back(image)
         self._written.put(None)
 
     def _commit(self) -> None:
@@ -193,14 +197,6 @@ class Stream:
         if self._stop.is_set():
             raise _EndWorkerError
 
-    def _put(self, items: queue.Queue[tuple[Part, torch.Tensor]], item: tuple[Part, torch.Tensor]) -> None:
-        while True:
-            self._check_stop()
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
     def _get(self, items: queue.Queue[_Item]) -> _Item:
         while True:
             self._check_stop()
@@ -213,3 +209,7 @@ class Stream:
 def _paste(mould: Mould, part: Part, message: torch.Tensor) -> None:
     for piece, begin in zip(part.slices, part.offsets):
         mould.paste(piece, message[begin:])
+
+
+def _tensor(view: memoryview) -> torch.Tensor:
+    return torch.frombuffer(view, dtype=torch.uint8)

@@ -57,6 +57,10 @@ class Transform:
             check_coverage(f"{self.name} {role}", output, filled)
 
 
+def _num_rows(shape: Shape) -> int:
+    return shape[0] if shape else 0
+
+
 def _rows(role: str, shape: Shape, begin: int, count: int, target: int = 0) -> Move:
     rest = shape[1:]
     zeros = (0,) * len(rest)
@@ -71,21 +75,21 @@ def _vocabulary(shape: Shape, sizes: Sizes) -> list[Move]:
     """Rows beyond the true vocabulary are padding to a multiple that TP divides (megatron's
     `padded_vocab_size`).
     """
-    if not sizes["vocab_size"] <= shape[0]:
+    if not sizes["vocab_size"] <= _num_rows(shape):
         raise _misfit("vocabulary", shape, f"at least vocab_size = {sizes['vocab_size']} rows")
     return [_rows("", shape, 0, sizes["vocab_size"])]
 
 
 def _split_qkv(shape: Shape, sizes: Sizes) -> list[Move]:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
-    groups, dim = sizes["num_query_groups"], sizes["head_dim"]
-    queries = sizes["num_attention_heads"] // groups * dim
+    heads, groups, dim = (sizes[size] for size in ("num_attention_heads", "num_query_groups", "head_dim"))
+    num_rows = (heads + 2 * groups) * dim
+    if _num_rows(shape) != num_rows:
+        raise _misfit("split_qkv", shape, f"({heads} heads + 2 x {groups} groups) x {dim} = {num_rows} rows")
+    if groups < 1 or heads % groups:
+        raise _misfit("split_qkv", shape, f"{heads} heads in equal groups, not {groups}")
+    queries = heads // groups * dim
     step = queries + 2 * dim
-    if shape[0] != groups * step:
-        heads = sizes["num_attention_heads"]
-        raise _misfit(
-            "split_qkv", shape, f"({heads} heads + 2 x {groups} groups) x {dim} = {groups * step} rows"
-        )
     return [
         move
         for group in range(groups)
@@ -99,7 +103,7 @@ def _split_qkv(shape: Shape, sizes: Sizes) -> list[Move]:
 
 def _split_glu(shape: Shape, sizes: Sizes) -> list[Move]:
     """All rows of the gate, then all rows of the up projection, whatever the TP size that wrote them."""
-    if shape[0] % 2:
+    if not shape or shape[0] % 2:
         raise _misfit("split_glu", shape, "an even number of rows")
     half = shape[0] // 2
     return [_rows("gate", shape, 0, half), _rows("up", shape, half, half)]

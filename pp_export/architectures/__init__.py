@@ -1,0 +1,1 @@
+"""Package data: one YAML table per family of models; `pp_export.rules` reads them."""

@@ -86,9 +86,12 @@ def locate(descriptor: int, offset: int, length: int, spec: TensorSpec) -> Store
         struct.error,
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
         EOFError,
-        NotImplementedError,
+        RuntimeError,
     ) as error:
         raise CheckpointError(
             f"a stored tensor's archive is damaged: {error}", advice="copy or save the checkpoint again"
@@ -100,6 +103,8 @@ def _locate(descriptor: int, offset: int, length: int, spec: TensorSpec) -> Stor
     with zipfile.ZipFile(window) as archive:
         members = archive.infolist()
         names = {member.filename.partition("/")[2]: member for member in members}
+        if len(names) != len(members):
+            raise ValueError("two members have one name")
         tensor_member = names["data/0"]
         data_offset = 0
         end = 0
@@ -165,19 +170,22 @@ def _check_tensor(stored: Any, spec: TensorSpec) -> None:
     """The pickle beside the bytes must describe one contiguous tensor of the expected shape that owns its
     storage.
     """
-    if getattr(stored, "kind", "") != "torch._utils._rebuild_tensor_v2":
+    kind = getattr(stored, "kind", "")
+    if kind not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
         raise ValueError(f"the item holds {stored!r}, not a tensor")
-    storage, storage_offset, shape, strides, *_ = stored.args
-    kind = storage[1].__name__ if isinstance(storage[1], type) else str(storage[1])
-    found = TensorSpec(tuple(shape), dtypes.from_torch(_STORAGES.get(kind, kind)))
+    storage, storage_offset, shape, strides, _, _, *more = stored.args
+    _, storage_kind, member, _, size = storage
+    if kind.endswith("v2"):
+        name, full = _STORAGES.get(storage_kind.__name__, storage_kind.__name__), spec.num_elements
+    else:  # types that came after typed storages: a storage of bytes, and the type beside it
+        name, full = more.pop(0), spec.num_bytes
+    found = TensorSpec(tuple(shape), dtypes.from_torch(name))
     if found != spec:
         raise ValueError(f"the item holds {found}, expected {spec}")
-    if (
-        storage_offset != 0
-        or storage[4] != spec.num_elements
-        or not _is_contiguous(tuple(shape), tuple(strides))
-    ):
+    if (member, storage_offset, size) != ("0", 0, full) or not _is_contiguous(tuple(shape), tuple(strides)):
         raise ValueError("the item's tensor does not fill its storage contiguously")
+    if any(more):
+        raise ValueError(f"the item's tensor is another one seen through {more[0]}")
 
 
 def _is_contiguous(shape: Shape, strides: Shape) -> bool:

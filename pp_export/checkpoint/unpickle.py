@@ -60,6 +60,21 @@ class _InertDict(dict[Any, Any]):
         """Attributes of a dict subclass carry nothing that is needed."""
 
 
+class _Function:
+    """A function of ours that a pickle may call. Its BUILD opcode could set attributes of a plain one."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: object) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise UnsafePickleError("the pickle tries to change a function that it names; nothing of it was run")
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise UnsafePickleError(f"a pickle asks for the codec {encoding!r}", expected="latin1")
@@ -81,9 +96,9 @@ _VALUES: dict[tuple[str, str], Any] = {
     ("builtins", "complex"): complex,
     ("collections", "OrderedDict"): _InertDict,
     ("collections", "defaultdict"): _InertDict,
-    ("_codecs", "encode"): _encode,
-    ("torch", "Size"): _size,
-    ("torch.serialization", "_get_layout"): _layout,
+    ("_codecs", "encode"): _Function(_encode),
+    ("torch", "Size"): _Function(_size),
+    ("torch.serialization", "_get_layout"): _Function(_layout),
 }
 
 _RECORDS: dict[str, tuple[str, ...]] = {
@@ -111,7 +126,7 @@ _RECORDS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "torch.storage": ("UntypedStorage", "TypedStorage", "_load_from_bytes"),
-    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
+    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"),
     "torch._C": ("Generator",),
     "torch.distributed.checkpoint.metadata": (
         *(
@@ -170,8 +185,8 @@ def load(data: bytes, origin: str) -> Any:
     find: Callable[[], Any] = _AllowListUnpickler(data, origin).load
     try:
         return find()
-    except UnsafePickleError:
-        raise
+    except UnsafePickleError as error:
+        raise error.at(file=origin) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
             f"the pickle can't be read: {type(error).__name__}: {error}",

@@ -9,6 +9,7 @@ from typing import Any
 
 from pp_export.verify.findings import MalformedError, brief
 
+_MAX_DIGITS = 100
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -23,6 +24,7 @@ def parse(data: bytes, *, allow_nonfinite: bool = False) -> Any:
             object_pairs_hook=_without_duplicates,
             parse_constant=None if allow_nonfinite else _refuse_constant,
             parse_float=float if allow_nonfinite else _finite,
+            parse_int=_integer,
         )
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -61,6 +63,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise MalformedError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS or text == "-0":  # which other parsers take for a float
+        raise MalformedError(f"{brief(text)} is not a usable integer")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -1,4 +1,4 @@
-"""A reference folder is read as data: the right files are copied unchanged, nothing is followed out or run."""
+"""A reference folder is read as data: the right files are copied unchanged, and none of them is run."""
 
 import json
 import os
@@ -63,7 +63,7 @@ LEFT = [
         "tokenizer.model.pkl",
         "vocab.bin",
         "tokenizer.pt",
-        "consolidated.index.json",
+        "tokenizer.index.json",
         "figure.png",
     ),
     *(
@@ -110,7 +110,7 @@ def _refused(folder: Path, **options: bool) -> ReferenceFolderError:
 
 
 def test_what_is_copied_and_what_is_left(tmp_path: Path) -> None:
-    """Tokenizers, templates, processors, licences and the like travel unchanged; all else stays, with a reason."""
+    """Tokenizers, templates, processors and licences travel unchanged; all else stays, with a reason."""
     content = {name: f"content of {name}".encode() for name in COPIED + LEFT}
     content |= {name: b'{"a":  1.0}' for name in COPIED if name.endswith("config.json")}
     source = _write(tmp_path / "source", {"config.json": CONFIG} | content)
@@ -349,7 +349,7 @@ def _hub_cache(root: Path, files: dict[str, Any]) -> Path:
 
 
 def test_hub_cache(tmp_path: Path) -> None:
-    """A snapshot of the Hub's cache is a reference, also through a link to it; files and no links are written."""
+    """A snapshot of the Hub's cache is a reference, also through a link to it; files are written."""
     files = {"config.json": CONFIG, "tokenizer.json": b"{ }", "additional_chat_templates/rag.jinja": b"{{x}}"}
     snapshot = _hub_cache(tmp_path / "cache", files)
     (tmp_path / "toy").symlink_to(snapshot)
@@ -423,7 +423,7 @@ def test_a_blobs_folder_elsewhere_is_no_cache(tmp_path: Path) -> None:
 
 def test_weights_of_an_index(tmp_path: Path) -> None:
     """The index gives names, the headers give shapes and types; without the files there are names only."""
-    tensors = {
+    tensors: dict[str, Any] = {
         "a": np.zeros((2, 3), np.float16),
         "b": np.zeros((), np.float32),
         "c": np.zeros((0, 4), np.int64),

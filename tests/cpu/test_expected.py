@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from pp_export import expected
 from pp_export.errors import ReferenceFolderError
 from pp_export.expected import ExpectedTensors, expected_tensors
 from pp_export.tensors import Shape
@@ -33,8 +35,8 @@ LARGE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ExpectedTensors]]:
-    """Children that the tests below ask; started first, so that they work while other tests run.
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpectedTensors]:
+    """A child that a test below asks; started first, so that it works while other tests run.
 
     The working directory is a hostile reference folder, whose modules would shadow what the child imports.
     """
@@ -44,15 +46,11 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exp
     before = Path.cwd()
     os.chdir(folder)
     try:
-        started = {
-            "large": ExpectedTensors.start(LARGE),
-            "refused": ExpectedTensors.start(LARGE | {"hidden_size": "wide"}),
-        }
+        started = ExpectedTensors.start(LARGE)
     finally:
         os.chdir(before)
-    yield started
-    for child in started.values():
-        child.close()
+    with started:
+        yield started
     assert not (folder / "marker").exists()
 
 
@@ -94,17 +92,32 @@ def test_equals_what_save_pretrained_writes(family: str, tied: bool, saved: Save
 
 
 def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
-    """A model of dense and MoE layers, with infinity in its config as transformers writes it, works too."""
+    """Dense layers in a MoE model have their own names and sizes."""
     import transformers
 
     config = transformers.Qwen3MoeConfig(
         **(LARGE | {"hidden_size": 64, "num_hidden_layers": 3, "num_experts": 4})
     )
     config.mlp_only_layers, config.intermediate_size, config.vocab_size = [1], 48, 64
-    config.extra = [0.0, float("inf")]
     transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    assert expected_tensors(json.loads((tmp_path / "config.json").read_text())) == _written(tmp_path)
+
+
+def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
+    """The library writes infinity as an object into config.json; its class gets the number back."""
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_heads": 8,
+        "head_dim": 8,
+        "n_groups": 2,
+        "num_hidden_layers": 2,
+    }
+    config = transformers.Mamba2Config(vocab_size=64, state_size=8, **sizes)
+    transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["extra"][1] == {"__float__": "Infinity"}
+    assert stored["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
     assert expected_tensors(stored) == _written(tmp_path)
 
 
@@ -170,22 +183,37 @@ def test_no_network(saved: Saved) -> None:
     assert seen == []
 
 
-def test_child_answers_like_the_function(children: dict[str, ExpectedTensors]) -> None:
+def test_child_answers_like_the_function(child: ExpectedTensors) -> None:
     """The child gives the same as the function, for 48 layers of 128 experts and in a hostile folder."""
-    answer = children["large"].result()
+    answer = child.result()
     assert answer == expected_tensors(LARGE)
     assert answer is not None
     assert len(answer) == 3 + 48 * (2 + 6 + 1 + 128 * 3)
     assert answer["model.layers.47.mlp.experts.127.down_proj.weight"] == (2048, 768)
-    assert children["large"].result() == answer
+    assert child.result() == answer
 
 
-def test_child_reports_a_refused_config(children: dict[str, ExpectedTensors]) -> None:
-    """What the child's class refuses is the same error in the parent."""
-    with pytest.raises(ReferenceFolderError) as refused:
-        children["refused"].result()
+def test_child_ends_with_the_reason_on_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the class refuses ends the child with the reason as its last line on stderr."""
+    config = json.dumps(LARGE | {"hidden_size": "wide"}).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(config)))
+    with pytest.raises(SystemExit, match="hidden_size") as ended:
+        expected.main()
+    assert "\n" not in str(ended.value.code)
+
+
+def test_parent_reports_the_last_line_of_a_failed_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the child fails, the parent's error has the class's name and the last line of stderr."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'a warning\\nValueError: too wide\\n\\n' >&2\nexit 3\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with ExpectedTensors.start(LARGE) as failed, pytest.raises(ReferenceFolderError) as refused:
+        failed.result()
     assert refused.value.where["class"] == "Qwen3MoeForCausalLM"
-    assert "hidden_size" in (refused.value.got or "")
+    assert refused.value.got == "ValueError: too wide"
 
 
 def test_child_that_is_late_or_dies() -> None:
@@ -197,19 +225,17 @@ def test_child_that_is_late_or_dies() -> None:
         with pytest.raises(ReferenceFolderError) as error:
             late.result()
         assert (error.value.got or "").startswith(f"ended by signal {signal.SIGKILL.value}")
-    child = ExpectedTensors.start(LARGE)
-    process = child._process
-    child.close()
+    closed = ExpectedTensors.start(LARGE)
+    process = closed._process
+    closed.close()
     assert process.returncode == -signal.SIGKILL
 
 
 def test_child_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is offline, has no GPU and is no member of torchrun's group."""
-    from pp_export.expected import _child_environment
-
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    environment = _child_environment()
+    environment = expected._child_environment()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert not {"RANK", "MASTER_ADDR"} & set(environment)

@@ -1,0 +1,96 @@
+"""Runs one command to its end and says what it took."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.memory import MemorySampler
+from bench.variants import Variant
+from tests.fixtures.launch import ROOT
+
+SAMPLE_SECONDS = 0.02
+_TAIL_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one variant. CPU seconds are those of all its processes; `report` is pp_export's own."""
+
+    variant: str
+    round: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_anonymous_bytes: int
+    peak_resident_bytes: int
+    num_samples: int
+    processes: list[dict[str, Any]]
+    phases: dict[str, float] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def clean(variant: Variant) -> None:
+    """Remove what an earlier run made, and let the disk come to rest, so that no run pays for another."""
+    if variant.output is not None and variant.output.exists():
+        shutil.rmtree(variant.output)
+    if variant.report is not None:
+        variant.report.unlink(missing_ok=True)
+    os.sync()
+
+
+def run(variant: Variant, number: int, log: Path) -> Run:
+    """Measure the whole process, from before it is started until it has ended. Its output goes to `log`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with log.open("wb") as output:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            variant.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            sampler = _sample_until_end(process.pid)
+            status = process.wait()
+            wall_seconds = time.perf_counter() - begin
+        except BaseException:
+            process.terminate()  # torchrun then ends its ranks
+            process.wait()
+            raise
+    if status != 0:
+        tail = log.read_text(errors="replace")[-_TAIL_CHARACTERS:]
+        raise SystemExit(f"{' '.join(variant.command)}\nexit status {status}; its output ends with:\n{tail}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    report = json.loads(variant.report.read_bytes()) if variant.report is not None else {}
+    return Run(
+        variant.name,
+        number,
+        wall_seconds,
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        sampler.peak_bytes,
+        sampler.resident_bytes,
+        sampler.num_samples,
+        [asdict(peak) for peak in sampler.processes.values()],
+        report.get("seconds", {}),
+        {key: report[key] for key in ("peak_anonymous_bytes", "planned_peak_bytes", "total_size") if report},
+    )
+
+
+def _sample_until_end(pid: int) -> MemorySampler:
+    """Sample until the process has ended; the end is noticed at once, not at the next sample."""
+    sampler = MemorySampler(pid)
+    end = select.poll()
+    descriptor = os.pidfd_open(pid)
+    try:
+        end.register(descriptor, select.POLLIN)
+        while not end.poll(SAMPLE_SECONDS * 1000):
+            sampler.sample()
+    finally:
+        os.close(descriptor)
+    return sampler

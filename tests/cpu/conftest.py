@@ -1,0 +1,107 @@
+"""Checkpoints and reference folders for the tests, made once per run and only if a test asks for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.processes import run_python, torchrun
+from tests.fixtures.reference import write_reference
+
+Checkpoint = Callable[[str, str], Path]
+Reference = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Checkpoints of one model; `name` is what tests call it, `source` a checkpoint that it reshards."""
+
+    name: str
+    model: str
+    layouts: tuple[str, ...]
+    switches: tuple[str, ...] = ()
+    source: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch of `num_ranks` ranks writes."""
+
+    num_ranks: int
+    written: tuple[Written, ...]
+
+
+DENSE = ("tp1", "tp2", "tp4", "tp2pp2", "pp2", "pp2vpp3", "pp4first1last1")
+MOE = ("tp1", "tp2ep2etp1", "ep2etp2", "pp2ep2", "ep4")
+LAUNCHES = (
+    Launch(4, (Written("qwen2", "qwen2", DENSE),)),
+    Launch(3, (Written("qwen2", "qwen2", ("pp3first1last2",), source=("qwen2", "tp4")),)),
+    Launch(
+        4,
+        (
+            Written("qwen3_moe", "qwen3_moe", MOE),
+            Written("qwen3_moe_te", "qwen3_moe", ("tp2pp2",), ("--te-keys",)),
+        ),
+    ),
+    Launch(
+        2,
+        (
+            Written("llama", "llama", ("tp2",)),
+            Written("mistral", "mistral", ("pp2",)),
+            Written("qwen2_tied", "qwen2_tied", ("pp2",)),
+            Written("qwen2_per_layer", "qwen2", ("tp2", "pp2"), ("--non-homogeneous",)),
+            Written("qwen3", "qwen3", ("tp2",)),
+            Written("qwen3_moe_list", "qwen3_moe_list", ("tp2",)),
+            Written("mixtral", "mixtral", ("ep2",)),
+        ),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """`checkpoint(name, layout)`: the root folder of a checkpoint by megatron-core, not to be changed."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def find(name: str, layout: str) -> Path:
+        folder = root / name / layout
+        if not folder.exists():
+            _write(root, next(launch for launch in LAUNCHES if _writes(launch, name, layout)), find)
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """`reference(name)`: the Hugging Face folder without weights that belongs to a checkpoint."""
+    root = tmp_path_factory.mktemp("references")
+    models = {written.name: written.model for launch in LAUNCHES for written in launch.written}
+
+    def find(name: str) -> Path:
+        folder = root / models[name]
+        if not folder.exists():
+            write_reference(models[name], folder)
+        return folder
+
+    return find
+
+
+def _writes(launch: Launch, name: str, layout: str) -> bool:
+    return any(written.name == name and layout in written.layouts for written in launch.written)
+
+
+def _write(root: Path, launch: Launch, find: Checkpoint) -> None:
+    commands = []
+    for written in launch.written:
+        source = ["--from", str(find(*written.source))] if written.source else []
+        folder = root / written.name
+        commands.append([written.model, str(folder), *written.layouts, *written.switches, *source])
+    file = root / f"commands-{LAUNCHES.index(launch)}.json"
+    file.write_text(json.dumps(commands))
+    command = torchrun(launch.num_ranks, "-m", "tests.fixtures.write_many", str(file))
+    run_python(command, root / f"launch-{LAUNCHES.index(launch)}", timeout_s=300).checked()
