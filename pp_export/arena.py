@@ -1,4 +1,4 @@
-"""Memory that is taken once and used again, so that its pages are faulted in once and its size is the plan's."""
+"""Memory that is taken once and used again: its pages are faulted in once and its size is the plan's."""
 
 from __future__ import annotations
 

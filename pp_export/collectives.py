@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 # Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
 _GROUP_TIMEOUT = timedelta(days=7)
+_STORE_TIMEOUT = timedelta(seconds=60)
 _FAILURE, _RELEASED = "failure", "released"
 
 
@@ -50,14 +52,14 @@ class World:
         self, rank: int, size: int, store: Store, carrier: _Carrier | None, *, stall_seconds: float
     ) -> None:
         self.rank, self.size = rank, size
-        self._store, self._carrier = store, carrier
+        self._store, self._carrier = _Control(store), carrier
         self._stall_seconds = stall_seconds
-        self.counters: Callable[[], Mapping[str, int]] = dict
+        self.counters: Callable[[], Mapping[str, Any]] = dict
         self._poll_seconds = max(0.02, size / 16384)
         self._num_steps = 0
         if rank == 0:
-            store.set("run", f"{time.time_ns():x}")
-        self.run_id = store.get("run").decode()
+            self._store.set("run", f"{time.time_ns():x}".encode())
+        self.run_id = self._store.get("run").decode()
         self._posted = 0.0
         self._beats = 0
 
@@ -71,13 +73,19 @@ class World:
             return cls(0, 1, HashStore(), None, stall_seconds=stall_seconds)
         if backend == "nccl" and not torch.cuda.is_available():
             raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend gloo")
-        store, rank, size = next(iter(rendezvous("env://")))
-        store.set_timeout(timedelta(seconds=60))
         name = ("nccl" if torch.cuda.is_available() else "gloo") if backend == "auto" else backend
-        dist.init_process_group(
-            name, store=PrefixStore("data", store), rank=rank, world_size=size, timeout=_GROUP_TIMEOUT
-        )
-        carrier: _Carrier = _NcclCarrier(rank, size) if name == "nccl" else _GlooCarrier()
+        try:
+            store, rank, size = next(iter(rendezvous("env://")))
+            store.set_timeout(_STORE_TIMEOUT)
+            data = PrefixStore("data", store)
+            dist.init_process_group(name, store=data, rank=rank, world_size=size, timeout=_GROUP_TIMEOUT)
+            carrier: _Carrier = _NcclCarrier(rank, size) if name == "nccl" else _GlooCarrier()
+        except (RuntimeError, ValueError) as error:
+            raise PeerError(
+                f"the ranks could not find each other: {_first_line(error)}",
+                where={"rank": os.environ.get("RANK")},
+                advice="check MASTER_ADDR, MASTER_PORT and that every node started with the same world size",
+            ) from error
         return cls(rank, size, PrefixStore("pp_export", store), carrier, stall_seconds=stall_seconds)
 
     # Control, main thread only.
@@ -90,16 +98,16 @@ class World:
         if self.rank == 0:
             value = produce()
             if self.size > 1:
-                self._set(name, value)
+                self._store.set(name, value)
             return value
-        self._wait(lambda: self._store.check([name]), [0])
-        return bytes(self._store.get(name))
+        self._wait(lambda: self._store.check(name), [0])
+        return self._store.get(name)
 
     def together(self, act: Callable[[], T]) -> T:
         """Every rank acts; nobody goes on before all have. The first failure is raised on every rank."""
         name = self._next_step()
         value = act()
-        self._set(f"{name}/{self.rank}", b"")
+        self._store.set(f"{name}/{self.rank}", b"")
         self._store.add(name, 1)
         self._wait(lambda: self._store.add(name, 0) == self.size, range(self.size), f"{name}/")
         return value
@@ -107,7 +115,7 @@ class World:
     def gather(self, value: str) -> list[str]:
         """The values of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all."""
         name = f"gathered/{self._num_steps + 1}"
-        self.together(lambda: self._set(f"{name}/{self.rank}", value))
+        self.together(lambda: self._store.set(f"{name}/{self.rank}", value.encode()))
         return (
             [self._store.get(f"{name}/{rank}").decode() for rank in range(self.size)]
             if self.rank == 0
@@ -138,33 +146,35 @@ class World:
 
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
-        if self.size > 1 and self._store.check([_FAILURE]):
+        if self.size > 1 and self._store.check(_FAILURE):
             failure = Failure(**json.loads(self._store.get(_FAILURE)))
             raise PeerError(
                 f"rank {failure.rank} failed: {failure.error['what']}", where={"rank": failure.rank}
             )
 
-    def post_progress(self, counters: Mapping[str, int]) -> None:
+    def post_progress(self, counters: Mapping[str, Any]) -> None:
         """Let rank 0 see how far this rank is; cheap enough to be called in every poll."""
         now = time.monotonic()
         if now - self._posted >= max(0.2, self._poll_seconds):
             self._posted, self._beats = now, self._beats + 1
-            self._set(f"progress/{self.rank}", json.dumps({"beat": self._beats, **counters}).encode())
+            value = json.dumps({"beat": self._beats, **counters}).encode()
+            self._store.set(f"progress/{self.rank}", value)
 
-    def progress_of(self, ranks: Iterable[int]) -> dict[int, dict[str, int]]:
+    def progress_of(self, ranks: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The last progress that the given ranks posted."""
         keys = {rank: f"progress/{rank}" for rank in ranks}
         return {
-            rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])
+            rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check(key)
         }
 
     # Failure, main thread only.
 
     def fail(self, error: ExportError) -> None:
         """Record that this rank failed; every other rank raises PeerError at its next poll."""
-        record = json.dumps({"rank": self.rank, "error": error.to_json()}).encode()
-        self._set(f"failed/{self.rank}", record)
-        self._store.compare_set(_FAILURE, "", record.decode())
+        record = json.dumps({"rank": self.rank, "error": error.to_json()})
+        with suppress(PeerError):  # the store may be what failed
+            self._store.set(f"failed/{self.rank}", record.encode())
+            self._store.set_first(_FAILURE, record)
 
     def failures(self, grace_seconds: float) -> tuple[list[Failure], list[int]]:
         """What the ranks reported, and the ranks that said nothing within the grace; called on rank 0 after a
@@ -173,19 +183,20 @@ class World:
         deadline = time.monotonic() + grace_seconds
         silent = list(range(self.size))
         while silent and time.monotonic() < deadline:
-            silent = [rank for rank in silent if not self._store.check([f"failed/{rank}"])]
-            time.sleep(self._poll_seconds)
+            silent = [rank for rank in silent if not self._store.check(f"failed/{rank}")]
+            time.sleep(self._poll_seconds if silent else 0)
         heard = [rank for rank in range(self.size) if rank not in silent]
         return [Failure(**json.loads(self._store.get(f"failed/{rank}"))) for rank in heard], silent
 
     def leave_after_failure(self, seconds: float = 15.0) -> None:
         """Return when rank 0 has cleaned up, since the launcher ends all ranks as soon as one exits."""
-        if self.rank == 0:
-            self._set(_RELEASED, b"")
-            return
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._store.check([_RELEASED]):
-            time.sleep(self._poll_seconds)
+        with suppress(PeerError):
+            if self.rank == 0:
+                self._store.set(_RELEASED, b"")
+                return
+            while time.monotonic() < deadline and not self._store.check(_RELEASED):
+                time.sleep(self._poll_seconds)
 
     def close(self) -> None:
         """Leave the group after success; all ranks have passed the last step."""
@@ -205,9 +216,6 @@ class World:
             assert self._carrier is not None
             self._carrier.receive(into, tag)
 
-    def _set(self, key: str, value: bytes | str) -> None:
-        self._store.set(key, value)  # type: ignore[arg-type]
-
     def _next_step(self) -> str:
         self._num_steps += 1
         return f"step/{self._num_steps}"
@@ -221,7 +229,38 @@ class World:
             time.sleep(self._poll_seconds)
 
     def _has_arrived(self, rank: int, arrived: str) -> bool:
-        return bool(arrived) and self._store.check([f"{arrived}{rank}"])
+        return bool(arrived) and self._store.check(f"{arrived}{rank}")
+
+
+class _Control:
+    """The rendezvous store. It lives with another process, so whatever goes wrong with it is a PeerError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def set(self, key: str, value: bytes) -> None:
+        self._guard(lambda: self._store.set(key, value))  # type: ignore[arg-type]
+
+    def set_first(self, key: str, value: str) -> None:
+        """Set `key` unless it is set."""
+        self._guard(lambda: self._store.compare_set(key, "", value))
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._guard(lambda: self._store.get(key)))
+
+    def add(self, key: str, amount: int) -> int:
+        return self._guard(lambda: self._store.add(key, amount))
+
+    def check(self, key: str) -> bool:
+        return self._guard(lambda: self._store.check([key]))
+
+    def _guard(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except RuntimeError as error:
+            raise PeerError(
+                "the launcher's store does not answer: its process or node is gone", got=_first_line(error)
+            ) from error
 
 
 class _StallWatch:
@@ -241,16 +280,18 @@ class _StallWatch:
         if self._world.rank != 0 or self._world.size == 1 or now - self._looked < min(5.0, self._seconds / 4):
             return
         self._looked = now
-        missing = [rank for rank in ranks if rank != 0 and not self._world._has_arrived(rank, arrived)]
+        missing = [rank for rank in ranks if not self._world._has_arrived(rank, arrived)]
         progress = self._world.progress_of(missing)
-        stopped = [rank for rank in missing if self._age(rank, progress.get(rank), now) > self._seconds]
+        stopped = [r for r in missing if r != 0 and self._age(r, progress.get(r), now) > self._seconds]
         counters = [{**progress.get(rank, {}), "beat": 0} for rank in missing]
         if not stopped and missing and self._age("all", (missing, counters), now) > self._seconds:
             stopped = missing
         if stopped:
+            doing = ((rank, progress.get(rank, {}).get("doing") or {}) for rank in stopped)
             raise PeerError(
                 f"no progress for {self._seconds:.0f} s",
                 where={"rank": ", ".join(map(str, stopped))},
+                findings=[f"rank {rank} was {text}" for rank, texts in doing for text in texts.values()],
                 advice="is that rank's process stopped, or its filesystem hanging? (see --stall-seconds)",
             )
 
@@ -327,5 +368,9 @@ def _broken(peer: int, call: Callable[[], T]) -> T:
         return call()
     except (RuntimeError, ValueError) as error:
         raise PeerError(
-            f"the connection to rank {peer} broke", where={"rank": peer}, got=str(error).splitlines()[0][:200]
+            f"the connection to rank {peer} broke", where={"rank": peer}, got=_first_line(error)
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

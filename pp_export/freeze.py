@@ -31,7 +31,7 @@ class FrozenShard:
 
 
 class Mould:
-    """A shard under construction in `image`, memory of its own. Pieces come in any order, each element once."""
+    """A shard under construction in `image`. Pieces come in any order, each element exactly once."""
 
     def __init__(self, shard: ShardPlan, image: memoryview) -> None:
         self._shard, self._image = shard, image

@@ -23,6 +23,7 @@ from pp_export.transforms import TRANSFORMS, Transform
 
 HOLES = ("layer", "expert", "mtp")
 _HOLE = re.compile(r"\{(\w*)\}")
+_HOLE_SEGMENT = re.compile(r"(?<=\.)\{\w*\}(?=\.|$)")
 _NUMBER_SEGMENT = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _TABLE_KEYS = {"serves", "extends", "config", "requires", "rules"}
 _ROW_KEYS = {"megatron", "hf", "transform", "drop"}
@@ -142,6 +143,10 @@ def _read(table: str) -> dict[str, Any]:
     for key, kind in shapes.items():
         if key in value and not isinstance(value[key], kind):
             raise RuleError(f"`{key}` must be a {kind.__name__}", where={"table": table})
+    if not all(isinstance(name, str) for name in value.get("serves", ())):
+        raise RuleError("`serves` must hold names of classes", where={"table": table})
+    if not all(key is None or isinstance(key, str) for key in value.get("config", {}).values()):
+        raise RuleError("`config` must give keys of config.json, or null", where={"table": table})
     if not all(
         isinstance(row, dict) and isinstance(row.get("megatron"), str) for row in value.get("rules", ())
     ):
@@ -153,24 +158,24 @@ def _read(table: str) -> dict[str, Any]:
 
 def _rule(row: Mapping[str, Any], findings: list[str]) -> Rule | None:
     pattern, before = row["megatron"], len(findings)
-    transform = TRANSFORMS.get(row.get("transform", "copy"))
-    hf, drop = row.get("hf", {}), row.get("drop")
+    name, hf, drop = row.get("transform", "copy"), row.get("hf", {}), row.get("drop")
+    transform = TRANSFORMS.get(name) if isinstance(name, str) else None
     hf = {"": hf} if isinstance(hf, str) else hf
-    if set(row) - _ROW_KEYS:
-        findings.append(
-            f"{pattern}: unknown keys {sorted(set(row) - _ROW_KEYS)}; known are {sorted(_ROW_KEYS)}"
-        )
+    if unknown := set(row) - _ROW_KEYS:
+        findings.append(f"{pattern}: unknown keys {sorted(map(str, unknown))}; known are {sorted(_ROW_KEYS)}")
     if transform is None:
-        findings.append(f"{pattern}: unknown transform {row['transform']!r}; known are {sorted(TRANSFORMS)}")
-    if (drop is None) == (not hf) or not (drop is None or (isinstance(drop, str) and drop.strip())):
+        findings.append(f"{pattern}: unknown transform {name!r}; known are {sorted(TRANSFORMS)}")
+    if not isinstance(hf, dict) or not all(isinstance(target, str) for target in hf.values()):
+        findings.append(f"{pattern}: `hf` must be a name, or a mapping of roles to names")
+        hf = {}
+    elif (drop is None) == (not hf) or not (drop is None or (isinstance(drop, str) and drop.strip())):
         findings.append(f"{pattern}: give either `hf` or `drop` with a reason")
-    elif (
-        transform is not None
-        and drop is None
-        and (not isinstance(hf, dict) or set(hf) != set(transform.roles))
-    ):
-        findings.append(f"{pattern}: {transform.name} gives {list(transform.roles)}, `hf` names {sorted(hf)}")
-    findings += _hole_faults(pattern, hf.values() if isinstance(hf, dict) else ())
+    elif transform is not None and drop is None and set(hf) != set(transform.roles):
+        roles = sorted(map(str, hf))
+        findings.append(f"{pattern}: {transform.name} gives {list(transform.roles)}, `hf` names {roles}")
+    if len(set(hf.values())) < len(hf):
+        findings.append(f"{pattern}: two outputs have one name")
+    findings += _hole_faults(pattern, hf.values())
     return Rule(pattern, hf, transform, drop) if transform is not None and len(findings) == before else None
 
 
@@ -180,14 +185,22 @@ def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:
         f"{pattern}: unknown hole {{{hole}}}; known are {list(HOLES)}" for hole in holes if hole not in HOLES
     ]
     faults += [f"{pattern}: hole {{{hole}}} comes twice" for hole in set(holes) if holes.count(hole) > 1]
+    if _has_brace(_HOLE_SEGMENT.sub("", pattern)):
+        faults.append(f"{pattern}: a hole must be a whole part of the name, behind a dot")
     if _NUMBER_SEGMENT.search(pattern):
         faults.append(f"{pattern}: numbers must be holes, so that rows cannot overlap")
     for name in names:
+        if _has_brace(_HOLE.sub("", name)):
+            faults.append(f"{pattern}: {name} has a brace that is no hole")
         faults += [
             f"{pattern}: {name} has hole {{{h}}} without a source"
             for h in set(_HOLE.findall(name)) - set(holes)
         ]
     return faults
+
+
+def _has_brace(text: str) -> bool:
+    return "{" in text or "}" in text
 
 
 def _ambiguities(rules: Iterable[Rule]) -> list[str]:

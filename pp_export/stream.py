@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -40,14 +40,21 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0}
+        self._doing: dict[str, str] = {}
 
     def add(self, name: str, amount: int) -> None:
         with self._lock:
             self._counts[name] += amount
 
-    def snapshot(self) -> dict[str, int]:
+    def doing(self, worker: str, what: str) -> None:
+        """What a worker is at, for the error when it hangs."""
         with self._lock:
-            return dict(self._counts)
+            self._doing[worker] = what
+
+    def snapshot(self) -> dict[str, Any]:
+        """All counters, and what each worker is `doing`."""
+        with self._lock:
+            return {**self._counts, "doing": dict(self._doing)}
 
 
 class _EndWorkerError(Exception):
@@ -129,6 +136,7 @@ class Stream:
             self._check_stop()
             region = self._ahead.take(part.num_bytes, self._check_stop)
             for piece, begin in zip(part.slices, part.offsets):
+                self._progress.doing("reader", f"reading {piece.name}")
                 try:
                     self._read(piece, region.view[begin : begin + piece.num_bytes])
                 except ExportError as error:
@@ -143,6 +151,7 @@ class Stream:
             if shard.leader == self._world.rank:
                 self._own.put((part, region))
             else:
+                self._progress.doing("reader", f"sending a part of {shard.file} to rank {shard.leader}")
                 self._world.send(_tensor(region.view), shard.leader, bucket.number)
                 self._ahead.give_back(region)
 
@@ -155,6 +164,8 @@ class Stream:
             for bucket in shard.buckets:
                 self._check_stop()
                 parts = [part for part in bucket.parts if part.rank != rank]
+                senders = ", ".join(str(part.rank) for part in parts) or "itself"
+                self._progress.doing("gatherer", f"waiting for parts of {shard.file} from {senders}")
                 sizes = [part.num_bytes for part in parts]
                 messages = torch.split(incoming[: sum(sizes)], sizes)
                 self._world.receive({part.rank: m for part, m in zip(parts, messages)}, bucket.number)
@@ -172,6 +183,7 @@ class Stream:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as digester:
             while (item := self._get(self._frozen)) is not None:
                 frozen, image = item
+                self._progress.doing("writer", f"writing {frozen.file}")
                 record = digester.submit(write.digest_shard, frozen)
                 try:
                     file = write.write_shard(
@@ -186,6 +198,7 @@ class Stream:
     def _commit(self) -> None:
         while (written := self._get(self._written)) is not None:
             file, record = written
+            self._progress.doing("committer", f"making {record.file} durable")
             try:
                 write.commit_shard(file, record, self._staging)
             except ExportError as error:
