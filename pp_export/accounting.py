@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pp_export.dtypes import DType
-from pp_export.errors import AccountingError
+from pp_export.errors import AccountingError, CheckpointError
 from pp_export.rules import Architecture, Rule
 from pp_export.sizes import ModelSizes
 from pp_export.tensors import Box, Shape, TensorSpec
-from pp_export.transforms import Move
+from pp_export.transforms import Move, Transform
 
 DEFINITION, INDEX, TABLE = (
     "the model's own definition (transformers)",
@@ -72,9 +72,8 @@ def account(
     """
     findings = _adapter_findings(specs)
     dropped: dict[str, str] = {}
-    stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]] = (
-        defaultdict(list)
-    )
+    stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
+    stacks = defaultdict(list)
     for name in specs:
         if drop_mtp and name.startswith("mtp."):
             dropped[name] = "--mtp drop"
@@ -87,10 +86,12 @@ def account(
         else:
             rule, holes = match
             names = tuple(pattern.format(**holes) for pattern in rule.hf.values())
-            stacks[names].append((tuple(holes[hole] for hole in rule.stacked), name, rule, holes))
+            stacks[(rule.megatron, *names)].append(
+                (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
+            )
     made = _Made()
-    for names, members in stacks.items():
-        findings += made.add(names, sorted(members, key=lambda m: m[:2]), specs, sizes.values, dtype)
+    for key, members in stacks.items():
+        findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values, dtype)
     findings += _differences(made.outputs, expected, dropped)
     if findings:
         raise AccountingError(
@@ -121,6 +122,7 @@ class _Made:
         self.sources_of: dict[str, tuple[str, ...]] = {}
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
+        self._checked: dict[tuple[str, Shape], list[Move]] = {}
 
     def add(
         self,
@@ -151,9 +153,8 @@ class _Made:
             return clashes
         spec = specs[sources[0]]
         try:
-            moves = rule.transform.moves(spec.shape, sizes)
-            rule.transform.check(spec.shape, moves)
-        except AccountingError as error:
+            moves = self._moves(rule.transform, spec.shape, sizes)
+        except (AccountingError, CheckpointError) as error:
             return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
         by_role = dict(zip(rule.hf, names))
         stored = dtype if dtype is not None and spec.dtype.is_floating else spec.dtype
@@ -167,6 +168,14 @@ class _Made:
                 self.expert_of[source] = numbered["expert"]
             self.placements[source] += [_place(source, move, by_role, at) for move in moves]
         return []
+
+    def _moves(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> list[Move]:
+        """The checked moves of a source of `shape`: found once for all experts that are alike."""
+        if (transform.name, shape) not in self._checked:
+            moves = transform.moves(shape, sizes)
+            transform.check(shape, moves)
+            self._checked[transform.name, shape] = moves
+        return self._checked[transform.name, shape]
 
 
 def _place(source: str, move: Move, by_role: Mapping[str, str], stacked_at: tuple[int, ...]) -> Placement:

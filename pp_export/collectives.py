@@ -23,13 +23,14 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from pp_export.errors import ExportError, OptionError, PeerError, StoppedError
+from pp_export.watch import Pulse, StallWatch
 
 T = TypeVar("T")
 
 # Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
 _GROUP_TIMEOUT = timedelta(days=7)
 _STORE_TIMEOUT = timedelta(seconds=60)
-_FAILURE, _RELEASED = "failure", "released"
+_FAILURE, _SPEAKER, _RELEASED, _PULSE = "failure", "speaker", "released", "pulse"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class World:
         self.run_id = self._store.get("run").decode()
         self._posted = 0.0
         self._beats = 0
+        self.speaks = rank == 0
+        """Whether this rank cleans up and reports after a failure; see `take_the_floor`."""
+        is_watched = rank == 0 and size > 1
+        self._pulse = Pulse(lambda n: self._store.set(_PULSE, b"%d" % n)) if is_watched else None
 
     @classmethod
     def join(cls, backend: str, *, stall_seconds: float) -> World:
@@ -176,32 +181,59 @@ class World:
             self._store.set(f"failed/{self.rank}", record.encode())
             self._store.set_first(_FAILURE, record)
 
+    def take_the_floor(self, grace_seconds: float) -> bool:
+        """Whether this rank cleans up and reports after the failure: rank 0, or, where that gives no sign of
+        life during the grace, the first rank that asks.
+        """
+        with suppress(PeerError):
+            if self.rank == 0 or not self._is_rank_0_alive(grace_seconds):
+                self.speaks = self._store.set_first(_SPEAKER, str(self.rank)) == b"%d" % self.rank
+        return self.speaks
+
+    def _is_rank_0_alive(self, grace_seconds: float) -> bool:
+        deadline, pulse = time.monotonic() + grace_seconds, self.pulse()
+        while time.monotonic() < deadline:
+            if self._store.check("failed/0") or self.pulse() != pulse:
+                return True
+            time.sleep(self._poll_seconds)
+        return False
+
     def failures(self, grace_seconds: float) -> tuple[list[Failure], list[int]]:
-        """What the ranks reported, and the ranks that said nothing within the grace; called on rank 0 after a
-        failure.
+        """What the ranks reported, and the ranks that said nothing within the grace; called after a failure
+        on the rank that speaks. Without a store nobody can be heard, and all stop for that reason.
         """
         deadline = time.monotonic() + grace_seconds
         silent = list(range(self.size))
-        while silent and time.monotonic() < deadline:
-            silent = [rank for rank in silent if not self._store.check(f"failed/{rank}")]
-            time.sleep(self._poll_seconds if silent else 0)
-        heard = [rank for rank in range(self.size) if rank not in silent]
-        return [Failure(**json.loads(self._store.get(f"failed/{rank}"))) for rank in heard], silent
+        try:
+            while silent and time.monotonic() < deadline:
+                silent = [rank for rank in silent if not self._store.check(f"failed/{rank}")]
+                time.sleep(self._poll_seconds if silent else 0)
+            heard = [rank for rank in range(self.size) if rank not in silent]
+            return [Failure(**json.loads(self._store.get(f"failed/{rank}"))) for rank in heard], silent
+        except PeerError:
+            return [], []
 
-    def leave_after_failure(self, seconds: float = 15.0) -> None:
-        """Return when rank 0 has cleaned up, since the launcher ends all ranks as soon as one exits."""
+    def leave_after_failure(self, seconds: float = 20.0) -> None:
+        """Return when the rank that speaks has cleaned up, since the launcher ends all ranks as soon as one
+        exits.
+        """
         deadline = time.monotonic() + seconds
         with suppress(PeerError):
-            if self.rank == 0:
+            if self.speaks:
                 self._store.set(_RELEASED, b"")
-                return
             while time.monotonic() < deadline and not self._store.check(_RELEASED):
                 time.sleep(self._poll_seconds)
+        self._end_pulse()
 
     def close(self) -> None:
         """Leave the group after success; all ranks have passed the last step."""
+        self._end_pulse()
         if self._carrier is not None:
             dist.destroy_process_group()
+
+    def _end_pulse(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
 
     # Data, worker threads only.
 
@@ -221,15 +253,21 @@ class World:
         return f"step/{self._num_steps}"
 
     def _wait(self, done: Callable[[], bool], ranks: Iterable[int], arrived: str = "") -> None:
-        watch = _StallWatch(self, self._stall_seconds)
+        watch = StallWatch(self, self._stall_seconds)
         while not done():
             self.check()
             self.post_progress(self.counters())
             watch.look(ranks, arrived)
             time.sleep(self._poll_seconds)
 
-    def _has_arrived(self, rank: int, arrived: str) -> bool:
-        return bool(arrived) and self._store.check(f"{arrived}{rank}")
+    # What the watch needs to know.
+
+    def has_arrived(self, rank: int, step: str) -> bool:
+        return bool(step) and self._store.check(f"{step}{rank}")
+
+    def pulse(self) -> bytes:
+        """What rank 0 posted last as a sign of life."""
+        return self._store.get(_PULSE) if self._store.check(_PULSE) else b""
 
 
 class _Control:
@@ -241,9 +279,9 @@ class _Control:
     def set(self, key: str, value: bytes) -> None:
         self._guard(lambda: self._store.set(key, value))  # type: ignore[arg-type]
 
-    def set_first(self, key: str, value: str) -> None:
-        """Set `key` unless it is set."""
-        self._guard(lambda: self._store.compare_set(key, "", value))
+    def set_first(self, key: str, value: str) -> bytes:
+        """Set `key` unless it is set; its value then."""
+        return bytes(self._guard(lambda: self._store.compare_set(key, "", value)))
 
     def get(self, key: str) -> bytes:
         return bytes(self._guard(lambda: self._store.get(key)))
@@ -261,45 +299,6 @@ class _Control:
             raise PeerError(
                 "the launcher's store does not answer: its process or node is gone", got=_first_line(error)
             ) from error
-
-
-class _StallWatch:
-    """Rank 0's watch over the ranks that are waited for.
-
-    A rank whose main thread has posted nothing for `seconds` is stopped; when all still post but no counter
-    of any rank moves for as long, something they wait for hangs.
-    """
-
-    def __init__(self, world: World, seconds: float) -> None:
-        self._world, self._seconds = world, seconds
-        self._looked = time.monotonic()
-        self._changed: dict[object, tuple[object, float]] = {}
-
-    def look(self, ranks: Iterable[int], arrived: str) -> None:
-        now = time.monotonic()
-        if self._world.rank != 0 or self._world.size == 1 or now - self._looked < min(5.0, self._seconds / 4):
-            return
-        self._looked = now
-        missing = [rank for rank in ranks if not self._world._has_arrived(rank, arrived)]
-        progress = self._world.progress_of(missing)
-        stopped = [r for r in missing if r != 0 and self._age(r, progress.get(r), now) > self._seconds]
-        counters = [{**progress.get(rank, {}), "beat": 0} for rank in missing]
-        if not stopped and missing and self._age("all", (missing, counters), now) > self._seconds:
-            stopped = missing
-        if stopped:
-            doing = ((rank, progress.get(rank, {}).get("doing") or {}) for rank in stopped)
-            raise PeerError(
-                f"no progress for {self._seconds:.0f} s",
-                where={"rank": ", ".join(map(str, stopped))},
-                findings=[f"rank {rank} was {text}" for rank, texts in doing for text in texts.values()],
-                advice="is that rank's process stopped, or its filesystem hanging? (see --stall-seconds)",
-            )
-
-    def _age(self, key: object, value: object, now: float) -> float:
-        """Seconds since the value under `key` last changed."""
-        if key not in self._changed or self._changed[key][0] != value:
-            self._changed[key] = (value, now)
-        return now - self._changed[key][1]
 
 
 class _Carrier:

@@ -7,9 +7,11 @@ is always 1.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 
 MAX_PRINTED_FINDINGS = 40
+MAX_FRAMES = 8
 
 
 class ExportError(Exception):
@@ -109,6 +111,16 @@ class PeerError(ExportError):
 
 class StoppedError(ExportError):
     """The process was told to stop (SIGTERM, SIGINT)."""
+
+
+def unforeseen(error: BaseException) -> ExportError:
+    """An exception that nobody planned for, as an ExportError that tells where in the code it was raised."""
+    frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:])
+    return ExportError(
+        f"{type(error).__name__}: {error}",
+        advice="this may be a defect of pp_export; please report it with these lines",
+        findings=[" ".join(frame.split()) for frame in frames],
+    )
 
 
 def from_json(fields: Mapping[str, object]) -> ExportError:

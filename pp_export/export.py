@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pp_export import assets, config_json, errors, files, merge
+from pp_export import assets, config_json, errors, files, interrupt, merge
 from pp_export.assets import Reference
 from pp_export.checkpoint.torch_dist import TorchDistReader
 from pp_export.collectives import World
@@ -32,7 +32,7 @@ from pp_export.verify import verify_shard, verify_structure
 from pp_export.write import RECORDS_FOLDER
 
 _SPARE_BYTES = 64 << 20
-_GRACE_SECONDS = 8.0
+_GRACE_SECONDS = 6.0
 
 OnPlan = Callable[[Sources, ExportPlan], None]
 OnPoll = Callable[[str], None]
@@ -140,13 +140,9 @@ def _complete(
     """Step 8, on rank 0: assets, config.json, index. Returns the corrections of config.json, a line each."""
     assert reference is not None
     assets.copy_assets(reference, staging)
-    dtype = max(
-        (place.spec for shard in plan.shards for place in shard.tensors if place.spec.dtype.is_floating),
-        key=lambda spec: spec.num_bytes,
-    ).dtype
     config, corrections = config_json.corrected(
         reference.config,
-        dtype=dtype.torch_name,
+        dtype=plan.main_dtype.torch_name,
         vocab_size=sources.sizes.vocab_size,
         num_mtp_layers=0 if options.mtp == "drop" else None,
     )
@@ -201,33 +197,29 @@ def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
     """Stop all ranks, wait until they have, and leave nothing behind. The error to raise here, with those of
     the others.
 
-    Ranks write into the staging folder, so rank 0 removes it only when each has reported, or stayed silent
-    too long.
+    Ranks write into the staging folder, so one rank removes it, when each has reported or stayed silent too
+    long.
     """
-    own = error if isinstance(error, ExportError) else _unforeseen(error)
+    interrupt.settle()
+    own = error if isinstance(error, ExportError) else errors.unforeseen(error)
     own.at(rank=world.rank)
     world.fail(own)
-    if world.rank != 0:
+    if not world.take_the_floor(_GRACE_SECONDS):
         return own
-    failures, silent = world.failures(_GRACE_SECONDS)
+    failures, silent = world.failures(_GRACE_SECONDS if world.rank == 0 else 1.0)
     try:
-        files.remove_folder(staging)
+        files.discard_folder(staging)
     except ExportError as left:
         own.findings = (*own.findings, f"the staging folder could not be removed: {left.what}: {staging}")
     origin = next((failure for failure in failures if failure.is_origin), None)
-    cause = own if origin is None or origin.rank == 0 else errors.from_json(origin.error).at(rank=origin.rank)
+    is_own = origin is None or origin.rank == world.rank
+    cause = own if origin is None or is_own else errors.from_json(origin.error).at(rank=origin.rank)
     others = [
         f"rank {f.rank} also failed: {f.error['what']}" for f in failures if f.is_origin and f is not origin
     ]
     ended = [
-        f"rank {rank} ended without a word (killed, out of memory, or its node is gone)" for rank in silent
+        f"rank {rank} ended without a word (killed, stopped, out of memory, or its node is gone)"
+        for rank in silent
     ]
     cause.findings = (*cause.findings, *others, *ended)
     return cause
-
-
-def _unforeseen(error: BaseException) -> ExportError:
-    return ExportError(
-        f"{type(error).__name__}: {error}",
-        advice="this is a defect of pp_export; please report it with the traceback",
-    )

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +25,8 @@ from pp_export.errors import TargetError
 Buffer = bytes | memoryview
 T = TypeVar("T")
 
+DIRECT_STEP_BYTES = 16 << 20
+_DIRECT_BLOCK_BYTES = 4096
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _ADVICE = {
@@ -57,14 +62,17 @@ class NewFile:
     """A file on its way to `path`: written under a temporary name beside it, renamed by `commit`.
 
     The full size is reserved at once, so that a full disk is met before the first byte, not after the last.
+    `direct` is for large page-aligned data: it goes to the disk without a copy in the page cache, where the
+    filesystem allows.
     """
 
-    def __init__(self, path: Path, num_bytes: int) -> None:
+    def __init__(self, path: Path, num_bytes: int, *, direct: bool = False) -> None:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._num_bytes, self._written = num_bytes, 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = _call("create", path, lambda: os.open(self._temporary, flags, 0o600))
+        self._direct = direct and self._set_direct(True)
         if num_bytes:
             self._guard("reserve space", self._reserve)
 
@@ -72,10 +80,32 @@ class NewFile:
         """Append `data`."""
         view = memoryview(data).cast("B")
         while len(view):
-            step = view[:STEP_BYTES]
-            done = self._guard("write", lambda: os.write(self._fd, step))  # noqa: B023  called at once
+            done = self._guard("write", partial(self._write_some, view))
             self._written += done
             view = view[done:]
+
+    def _write_some(self, view: memoryview) -> int:
+        if self._direct:
+            whole = len(view) // _DIRECT_BLOCK_BYTES * _DIRECT_BLOCK_BYTES
+            try:
+                if whole:
+                    return os.write(self._fd, view[: min(whole, DIRECT_STEP_BYTES)])
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            self._direct = self._set_direct(
+                False
+            )  # the last bytes, or a filesystem that wants other alignment
+        return os.write(self._fd, view[:STEP_BYTES])
+
+    def _set_direct(self, on: bool) -> bool:
+        """Switch O_DIRECT; whether it is on."""
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
+        except OSError:
+            return False
+        return on
 
     def commit(self) -> None:
         """Bytes to disk, then the final name. The caller syncs the folder."""
@@ -95,10 +125,12 @@ class NewFile:
 
     def abandon(self) -> None:
         """Close and remove the temporary file; never raises."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        descriptor, self._fd = self._fd, -1
+        with suppress(OSError):
+            if descriptor >= 0:
+                os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(self._temporary)
 
     def _reserve(self) -> None:
         try:
@@ -125,13 +157,20 @@ def write_file(path: Path, parts: Iterable[Buffer]) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copy a regular file byte for byte; links are followed when reading, never made when writing."""
+    """Copy a regular file byte for byte; links are followed when reading, never made when writing.
+
+    A failure to read is an OSError, one to write a TargetError.
+    """
     _call("make folder", path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     with source.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         new = NewFile(path, num_bytes)
-        while data := file.read(STEP_BYTES):
-            new.write(data)
+        try:
+            while data := file.read(STEP_BYTES):
+                new.write(data)
+        except OSError:
+            new.abandon()
+            raise
     new.commit()
 
 
@@ -178,13 +217,24 @@ def remove_folder(path: Path) -> None:
         _call("remove", path, lambda: shutil.rmtree(path))
 
 
+def discard_folder(path: Path) -> None:
+    """Remove a folder of this run that other processes may still write into, or even be about to publish.
+
+    It loses its name first, so that whatever they do by that name fails.
+    """
+    if path.exists():
+        nameless = path.with_name(f"{path.name}-discarded")
+        _call("rename", path, lambda: os.rename(path, nameless))
+        remove_folder(nameless)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in `path` durable."""
     descriptor = _call("open", path, lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     try:
         _call("fsync folder", path, lambda: os.fsync(descriptor))
     finally:
-        os.close(descriptor)
+        _call("close folder", path, lambda: os.close(descriptor))
 
 
 def publish(staging: Path, target: Path, *, overwrite: bool) -> None:
@@ -215,7 +265,11 @@ def _exchange(staging: Path, target: Path) -> None:
             raise OSError(code, os.strerror(code))
     aside = staging.with_name(staging.name + "-old")
     os.rename(target, aside)
-    os.rename(staging, target)
+    try:
+        os.rename(staging, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
     os.rename(aside, staging)
 
 

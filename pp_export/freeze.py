@@ -16,30 +16,26 @@ from pp_export.tensors import Box, Slice, TensorSpec, whole
 
 @dataclass(frozen=True)
 class FrozenShard:
-    """The byte image of a shard: `header`, then `data`, both read-only; `tensors` says where each one lies in
-    `data`.
-    """
+    """The byte image of a file, read-only: a header, then the data section, in which the `tensors` lie."""
 
     file: str
-    header: bytes
-    data: memoryview
+    image: memoryview
     tensors: tuple[TensorPlace, ...]
 
     @property
-    def num_bytes(self) -> int:
-        return len(self.header) + len(self.data)
+    def data(self) -> memoryview:
+        """The data section."""
+        return self.image[len(self.image) - (self.tensors[-1].end if self.tensors else 0) :]
 
 
 class Mould:
-    """A shard under construction in `image`. Pieces come in any order, each element exactly once."""
+    """A shard under construction in `image` (as long as the file). Pieces come in any order, each element
+    exactly once.
+    """
 
     def __init__(self, shard: ShardPlan, image: memoryview) -> None:
         self._shard, self._image = shard, image
-        flat = torch.frombuffer(image, dtype=torch.uint8)
-        self._targets = {
-            place.name: flat[place.begin : place.end].view(torch_dtype(place.spec)).view(place.spec.shape)
-            for place in shard.tensors
-        }
+        self._targets = _lay_out(image, shard.tensors)
         self._left = {place.name: place.spec.num_elements for place in shard.tensors}
 
     def paste(self, piece: Slice, data: torch.Tensor) -> None:
@@ -66,9 +62,7 @@ class Mould:
                 "a shard was not filled exactly", where={"file": self._shard.file}, findings=wrong
             )
         self._targets.clear()
-        return FrozenShard(
-            self._shard.file, self._shard.header, self._image.toreadonly(), self._shard.tensors
-        )
+        return FrozenShard(self._shard.file, self._image.toreadonly(), self._shard.tensors)
 
 
 def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShard:
@@ -80,12 +74,21 @@ def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShar
         for name, tensor in tensors.items()
     }
     places = arrange(specs)
-    image = bytearray(places[-1].end if places else 0)
-    for place in places:
-        if place.spec.num_bytes:
-            flat = torch.frombuffer(image, dtype=torch.uint8)[place.begin : place.end]
-            flat.view(torch_dtype(place.spec)).view(place.spec.shape).copy_(tensors[place.name])
-    return FrozenShard(file, header(places), memoryview(image).toreadonly(), places)
+    image = memoryview(bytearray(len(header(places)) + sum(spec.num_bytes for spec in specs.values())))
+    for name, target in _lay_out(image, places).items():
+        target.copy_(tensors[name])
+    return FrozenShard(file, image.toreadonly(), places)
+
+
+def _lay_out(image: memoryview, places: tuple[TensorPlace, ...]) -> dict[str, torch.Tensor]:
+    """Write the header into `image`; each tensor as a view of its bytes there."""
+    first = header(places)
+    image[: len(first)] = first
+    flat = torch.frombuffer(image, dtype=torch.uint8)[len(first) :]
+    return {
+        place.name: flat[place.begin : place.end].view(torch_dtype(place.spec)).view(place.spec.shape)
+        for place in places
+    }
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:

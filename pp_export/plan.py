@@ -8,7 +8,7 @@ export are the same for every layout of the checkpoint and every grid of the exp
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from functools import cached_property
 from pp_export.accounting import Account, Placement
 from pp_export.arena import pages
 from pp_export.digest import json_digest
+from pp_export.dtypes import DType
 from pp_export.layout import TensorPlace, arrange, header
 from pp_export.tensors import Shape, Slice, TensorSpec
 from pp_export.topology import Grid
@@ -97,6 +98,15 @@ class ExportPlan:
     def total_parameters(self) -> int:
         return sum(place.spec.num_elements for shard in self.shards for place in shard.tensors)
 
+    @property
+    def main_dtype(self) -> DType:
+        """The element type of most of the floating-point bytes: what config.json calls the model's."""
+        sizes: Counter[DType] = Counter()
+        for shard in self.shards:
+            for place in shard.tensors:
+                sizes[place.spec.dtype] += place.spec.num_bytes * place.spec.dtype.is_floating
+        return sizes.most_common(1)[0][0]
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the whole plan; ranks compare it before they start."""
@@ -150,7 +160,7 @@ class ExportPlan:
 
     def image_bytes(self, rank: int) -> int:
         """Memory for the shards in hand: as much as SHARDS_IN_FLIGHT consecutive ones of `rank` need."""
-        led = [pages(shard.data_bytes) for shard in self.led_by(rank)]
+        led = [pages(shard.num_bytes) for shard in self.led_by(rank)]
         return max((sum(led[i : i + SHARDS_IN_FLIGHT]) for i in range(len(led))), default=0)
 
     def ahead_bytes(self, rank: int) -> int:
@@ -181,9 +191,14 @@ def make_plan(
     """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
     leads.
     """
+    names_of: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, unit in account.unit_of.items():
+        names_of[unit].append(name)
     units = units_of(account)
-    files = [(unit, tensors) for unit in units for tensors in _split(account, unit, max_shard_bytes)]
-    unit_bytes = [sum(spec.num_bytes for u, t in files if u == unit for spec in t.values()) for unit in units]
+    files = [
+        (unit, tensors) for unit in units for tensors in _split(account, names_of[unit], max_shard_bytes)
+    ]
+    unit_bytes = [sum(account.outputs[name].num_bytes for name in names_of[unit]) for unit in units]
     stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
     dealer = _Dealer(grid, account, leaders_per_stage)
     shards: list[ShardPlan] = []
@@ -210,21 +225,20 @@ def make_plan(
     return ExportPlan(grid, tuple(shards))
 
 
-def _split(account: Account, unit: tuple[int, int], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:
-    """The files of a unit. HF tensors with a common source stay together, so that it travels to one leader
-    only.
+def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:
+    """The files of the unit that `names` are. HF tensors with a common source stay together, so that it
+    travels to one leader only.
     """
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name, of in account.unit_of.items():
-        if of == unit:
-            groups[account.sources_of[name]].append(name)
+    for name in names:
+        groups[account.sources_of[name]].append(name)
     ordered = sorted(
-        (sorted(names, key=_natural) for names in groups.values()), key=lambda names: _natural(names[0])
+        (sorted(group, key=_natural) for group in groups.values()), key=lambda group: _natural(group[0])
     )
     files: list[dict[str, TensorSpec]] = [{}]
     size = 0
-    for names in ordered:
-        group = {name: account.outputs[name] for name in names}
+    for together in ordered:
+        group = {name: account.outputs[name] for name in together}
         group_bytes = sum(spec.num_bytes for spec in group.values())
         if files[-1] and size + group_bytes > max_shard_bytes:
             files.append({})
@@ -271,6 +285,7 @@ class _Dealer:
         self._read: defaultdict[int, int] = defaultdict(int)
         self._led: defaultdict[int, int] = defaultdict(int)
         self._owner_of_record: dict[int, int] = {}
+        self._ranks_near: dict[tuple[int, int | None, int | None], list[int]] = {}
 
     def lead(self, stage: int, num_bytes: int) -> int:
         """The leader of the stage's next shard: the one that leads the fewest bytes so far."""
@@ -304,19 +319,24 @@ class _Dealer:
 
     def _owner(self, stage: int, source: str, shape: Shape, piece: Slice) -> int:
         if piece.record not in self._owner_of_record:
-            ranks = self._grid.stage_ranks(stage)
-            tensor, expert = self._tensor_part(source, shape, piece), self._expert_part(source)
-            positions = {rank: self._grid.position(rank) for rank in ranks}
-            near = [
-                rank
-                for rank in ranks
-                if tensor in (None, positions[rank].tensor) and expert in (None, positions[rank].expert)
-            ]
+            near = self._near(stage, self._tensor_part(source, shape, piece), self._expert_part(source))
             owner = min(near, key=lambda rank: (self._read[rank], rank))
             self._owner_of_record[piece.record] = owner
         owner = self._owner_of_record[piece.record]
         self._read[owner] += piece.num_bytes
         return owner
+
+    def _near(self, stage: int, tensor: int | None, expert: int | None) -> list[int]:
+        """The ranks of a stage that hold a tensor part and an expert part; None is any."""
+        at = (stage, tensor, expert)
+        if at not in self._ranks_near:
+            places = {rank: self._grid.position(rank) for rank in self._grid.stage_ranks(stage)}
+            self._ranks_near[at] = [
+                rank
+                for rank, place in places.items()
+                if tensor in (None, place.tensor) and expert in (None, place.expert)
+            ]
+        return self._ranks_near[at]
 
     def _tensor_part(self, source: str, shape: Shape, piece: Slice) -> int | None:
         """The TP part that the slice lies in, or None where it spans several or the tensor is not split."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export import accounting, assets, dtypes, rules, sizes
+from pp_export import accounting, assets, config_json, dtypes, rules, sizes
 from pp_export.accounting import Account
 from pp_export.assets import Reference
 from pp_export.checkpoint.catalog import Catalog
@@ -20,6 +20,8 @@ from pp_export.rules import Architecture
 from pp_export.sizes import ModelSizes
 from pp_export.tensors import Shape
 from pp_export.topology import choose_grid
+
+Expected = tuple[Mapping[str, Shape | None] | None, str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Sources:
         """The same sources on another rank."""
         end = 8 + int.from_bytes(image[:8], "little")
         return _sources(
-            Catalog.from_bytes(image[end:]), json.loads(image[8:end]), options, None, accounting.TABLE
+            Catalog.from_bytes(image[end:]),
+            json.loads(image[8:end]),
+            options,
+            lambda: (None, accounting.TABLE),
         )
 
 
@@ -55,16 +60,10 @@ def read_sources(options: ExportOptions) -> tuple[Sources, Reference]:
     The model's definition is asked in a child process that runs while the checkpoint's metadata is read.
     """
     reference = assets.read_reference(options.reference, code=options.code)
-    config = dict(reference.config)
-    if options.vocab_size is not None:
-        config["vocab_size"] = options.vocab_size
+    config, _ = config_json.corrected(reference.config, vocab_size=options.vocab_size)
     with ExpectedTensors.start(config) as expecting:
         catalog = read_catalog(options.checkpoint, options.iteration)
-        expected: Mapping[str, Shape | None] | None = expecting.result()
-    truth = accounting.DEFINITION
-    if expected is None:
-        expected, truth = _from_reference(reference)
-    return _sources(catalog, config, options, expected, truth), reference
+        return _sources(catalog, config, options, lambda: _expected(expecting, reference)), reference
 
 
 def plan_export(sources: Sources, options: ExportOptions, world_size: int) -> ExportPlan:
@@ -80,8 +79,12 @@ def plan_export(sources: Sources, options: ExportOptions, world_size: int) -> Ex
     )
 
 
-def _from_reference(reference: Reference) -> tuple[Mapping[str, Shape | None] | None, str]:
-    """The names that the reference's own weights have, with shapes where the files are there."""
+def _expected(expecting: ExpectedTensors, reference: Reference) -> Expected:
+    """From the model's definition; else the names that the reference's own weights have, with shapes where
+    the files are there.
+    """
+    if (shapes := expecting.result()) is not None:
+        return shapes, accounting.DEFINITION
     if reference.weights is None:
         return None, accounting.TABLE
     specs = assets.reference_specs(reference) or {}
@@ -94,11 +97,12 @@ def _sources(
     catalog: Catalog,
     config: Mapping[str, Any],
     options: ExportOptions,
-    expected: Mapping[str, Shape | None] | None,
-    truth: str,
+    expect: Callable[[], Expected],
 ) -> Sources:
+    """Sizes are settled first: if they disagree, saying so helps more than what follows from it."""
     architecture = _architecture(config, options.architecture)
     model = sizes.reconcile(architecture, catalog.description.args, config, catalog.specs, options.vocab_size)
+    expected, truth = expect()
     account = accounting.account(
         architecture,
         catalog.specs,

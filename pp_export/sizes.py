@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from pp_export.errors import AccountingError
 from pp_export.rules import Architecture
@@ -40,7 +40,7 @@ def from_args(args: Mapping[str, Any]) -> dict[str, Any]:
         "ffn_hidden_size": args.get("ffn_hidden_size"),
         "num_attention_heads": heads,
         "num_query_groups": args.get("num_query_groups") if args.get("group_query_attention") else heads,
-        "head_dim": args.get("kv_channels") or (hidden // heads if hidden and heads else None),
+        "head_dim": args.get("kv_channels") or _ratio(hidden, heads),
         "norm_epsilon": args.get("norm_epsilon", args.get("layernorm_epsilon")),
         "rotary_base": args.get("rotary_base"),
         "num_experts": args.get("num_experts"),
@@ -61,10 +61,10 @@ def from_config(config: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str,
         if value is not None:
             sizes[size] = value
     heads, hidden = sizes.get("num_attention_heads"), sizes.get("hidden_size")
-    if heads:
+    if heads is not None:
         sizes.setdefault("num_query_groups", heads)
-        if hidden:
-            sizes.setdefault("head_dim", hidden // heads)
+    if (head_dim := _ratio(hidden, heads)) is not None:
+        sizes.setdefault("head_dim", head_dim)
     return sizes
 
 
@@ -93,6 +93,11 @@ def reconcile(
     findings += [
         f"{size}: neither the training args nor config.json say it" for size in needed if size not in sizes
     ]
+    findings += [
+        f"{size}: {sizes[size]!r} is not a positive whole number"
+        for size in needed
+        if size in sizes and not _is_count(sizes[size])
+    ]
     if findings:
         raise AccountingError(
             "the reference config.json is not the config of this checkpoint",
@@ -101,7 +106,7 @@ def reconcile(
         )
     padded = specs[EMBEDDING].shape[0] if EMBEDDING in specs else 0
     true = _true_vocabulary(args or {}, config, padded, vocab_size)
-    values = {size: int(sizes[size]) for size in needed} | {"vocab_size": true}
+    values = {size: sizes[size] for size in needed} | {"vocab_size": true}
     return ModelSizes(values, "training args" if args is not None else "config.json", true, padded)
 
 
@@ -113,7 +118,7 @@ def _true_vocabulary(
     advice = (
         "pass --vocab-size, the number of tokens that the tokenizer can produce (as the model was trained)"
     )
-    if not isinstance(known, int):
+    if not _is_count(known):
         raise AccountingError(
             "the embedding may be padded and its true vocabulary size is not known",
             where={"tensor": EMBEDDING},
@@ -121,7 +126,7 @@ def _true_vocabulary(
             got=f"{padded} rows",
             advice=advice,
         )
-    multiple = args.get("make_vocab_size_divisible_by", 0) * args.get("tensor_model_parallel_size", 0)
+    multiple = (args.get("make_vocab_size_divisible_by") or 0) * (args.get("tensor_model_parallel_size") or 0)
     fits = not multiple or math.ceil(known / multiple) * multiple == padded
     if known > padded or not (fits or asked):
         raise AccountingError(
@@ -132,6 +137,14 @@ def _true_vocabulary(
             advice=advice,
         )
     return known
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _ratio(hidden: Any, heads: Any) -> int | None:
+    return hidden // heads if _is_count(hidden) and _is_count(heads) else None
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

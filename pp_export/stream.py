@@ -137,29 +137,22 @@ class Stream:
             region = self._ahead.take(part.num_bytes, self._check_stop)
             for piece, begin in zip(part.slices, part.offsets):
                 self._progress.doing("reader", f"reading {piece.name}")
-                try:
+                with self._located(operation="read", stage=shard.stage, tensor=piece.name, unit=shard.unit):
                     self._read(piece, region.view[begin : begin + piece.num_bytes])
-                except ExportError as error:
-                    raise error.at(
-                        rank=self._world.rank,
-                        stage=shard.stage,
-                        operation="read",
-                        tensor=piece.name,
-                        unit=shard.unit,
-                    ) from error
                 self._progress.add("read", piece.num_bytes)
             if shard.leader == self._world.rank:
                 self._own.put((part, region))
             else:
                 self._progress.doing("reader", f"sending a part of {shard.file} to rank {shard.leader}")
-                self._world.send(_tensor(region.view), shard.leader, bucket.number)
+                with self._located(operation="send", stage=shard.stage, file=shard.file):
+                    self._world.send(_tensor(region.view), shard.leader, bucket.number)
                 self._ahead.give_back(region)
 
     def _gather(self) -> None:
         rank = self._world.rank
         incoming = torch.empty(self._plan.incoming_bytes(rank), dtype=torch.uint8)
         for shard in self._plan.led_by(rank):
-            image = self._images.take(shard.data_bytes, self._check_stop)
+            image = self._images.take(shard.num_bytes, self._check_stop)
             mould = Mould(shard, image.view)
             for bucket in shard.buckets:
                 self._check_stop()

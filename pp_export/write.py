@@ -19,9 +19,9 @@ RECORDS_FOLDER = ".shards"
 def digest_shard(frozen: FrozenShard) -> ShardRecord:
     """The record of a frozen shard: SHA-256 of the file's bytes, XXH3-128 of each tensor's."""
     sha256 = digest.sha256()
-    sha256.update(frozen.header)
-    for begin in range(0, len(frozen.data), STEP_BYTES):
-        sha256.update(frozen.data[begin : begin + STEP_BYTES])
+    for begin in range(0, len(frozen.image), STEP_BYTES):
+        sha256.update(frozen.image[begin : begin + STEP_BYTES])
+    data = frozen.data
     tensors = tuple(
         TensorRecord(
             place.name,
@@ -29,19 +29,18 @@ def digest_shard(frozen: FrozenShard) -> ShardRecord:
             place.spec.shape,
             place.begin,
             place.end,
-            digest.tensor_digest(frozen.data[place.begin : place.end]),
+            digest.tensor_digest(data[place.begin : place.end]),
         )
         for place in frozen.tensors
     )
-    return ShardRecord(frozen.file, frozen.num_bytes, sha256.hexdigest(), tensors)
+    return ShardRecord(frozen.file, len(frozen.image), sha256.hexdigest(), tensors)
 
 
 def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], None]) -> files.NewFile:
     """The shard's bytes in a file that still has to be committed; `on_bytes` hears of every step."""
-    file = files.NewFile(staging / frozen.file, frozen.num_bytes)
-    file.write(frozen.header)
-    for begin in range(0, len(frozen.data), STEP_BYTES):
-        step = frozen.data[begin : begin + STEP_BYTES]
+    file = files.NewFile(staging / frozen.file, len(frozen.image), direct=True)
+    for begin in range(0, len(frozen.image), files.DIRECT_STEP_BYTES):
+        step = frozen.image[begin : begin + files.DIRECT_STEP_BYTES]
         file.write(step)
         on_bytes(len(step))
     return file

@@ -172,11 +172,13 @@ def _read_args(folder: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             common = unpickle.load(archive.read(name), str(path))
-    except (zipfile.BadZipFile, StopIteration, OSError, NotImplementedError) as error:
+        args = common.get("args") if isinstance(common, dict) else None
+        state = args.__dict__.get("state") if isinstance(args, unpickle.Record) else None
+        return {k: unpickle.plain(v) for k, v in state.items()} if isinstance(state, dict) else None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise CheckpointError(f"common.pt can't be read: {error!r}", where={"file": path}) from error
-    args = common.get("args") if isinstance(common, dict) else None
-    state = args.__dict__.get("state") if isinstance(args, unpickle.Record) else None
-    return {key: unpickle.plain(value) for key, value in state.items()} if isinstance(state, dict) else None
 
 
 class TorchDistReader:

@@ -158,6 +158,8 @@ class _AllowListUnpickler(pickle.Unpickler):
         self._records: dict[tuple[str, str], type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "__builtin__":  # what protocols below 3, which torch.save uses, call it
+            module = "builtins"
         if (module, name) in _VALUES:
             return _VALUES[module, name]
         if module == "torch" and dtypes.is_torch_name(name):

@@ -14,10 +14,10 @@ from typing import Any
 from pp_export.errors import OptionError
 from pp_export.verify.agreement import record_faults
 from pp_export.verify.content import Promise, Reader
-from pp_export.verify.findings import KINDS, Fault, MalformedError, Verification, brief, once
-from pp_export.verify.folder import MANIFEST_NAME, SUMS_NAME, is_safe_weight_name, open_regular
+from pp_export.verify.findings import KINDS, Fault, MalformedError, Verification, once
+from pp_export.verify.folder import MANIFEST_NAME, SUMS_NAME, open_regular
 from pp_export.verify.header import read_header
-from pp_export.verify.records import parse_shard_record
+from pp_export.verify.records import parse_shard_record, shard_record_fault
 from pp_export.verify.structure import survey_folder
 from pp_export.verify.survey import Survey
 
@@ -87,13 +87,11 @@ def verify_shard(
     For a rank that did not write the file: the kernel is asked to forget its pages, then every byte is read.
     `on_bytes` is told the size of every read; what it raises is passed on.
     """
-    name = record.get("file")
-    if not isinstance(name, str) or not is_safe_weight_name(name):
-        return [Fault("unsafe-name", MANIFEST_NAME, None, f"a shard record names {brief(name)}; not opened")]
     try:
         parsed = parse_shard_record(record)
     except MalformedError as broken:
-        return [Fault("bad-manifest", name, broken.tensor, f"its shard record: {broken.message}")]
+        return [shard_record_fault(record, broken)]
+    name = parsed.file
     path = Path(folder) / name
     if path.is_symlink():
         return [Fault("unsafe-link", name, None, "a symbolic link; it was not followed")]
@@ -127,9 +125,8 @@ def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int | N
 def _promises(survey: Survey) -> list[Promise]:
     """What is recorded of every file that is there; weight files first."""
     manifest, sums = survey.manifest, survey.sums or {}
-    weight_files = survey.listing.weight_files()
     promises = []
-    for name in [*weight_files, *(each for each in survey.listing.sizes if each not in set(weight_files))]:
+    for name in dict.fromkeys([*survey.listing.weight_files(), *survey.listing.sizes]):
         record = manifest.shards.get(name) if manifest else None
         sources = {
             MANIFEST_NAME: manifest.files[name].sha256 if manifest and name in manifest.files else None,

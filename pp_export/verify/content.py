@@ -7,13 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
 
 from pp_export.digest import STEP_BYTES, sha256
-from pp_export.verify.findings import Fault
+from pp_export.verify.findings import Fault, shown
 from pp_export.verify.folder import open_regular
 from pp_export.verify.records import ShardRecord
 
@@ -43,7 +44,7 @@ class Reader:
 
     def __init__(self, folder: Path, on_bytes: OnBytes | None = None) -> None:
         self._folder, self._on_bytes = folder, on_bytes
-        self._lock = threading.Lock()
+        self._lock, self._is_over = threading.Lock(), threading.Event()
         self.num_bytes_read = 0
 
     def check(self, promise: Promise) -> list[Fault]:
@@ -59,7 +60,7 @@ class Reader:
             what = f"a read failed ({first.strerror})"
         else:
             damaged = [fault.tensor for fault in _compare(promise, first) if fault.tensor is not None]
-            what = f"a read gave wrong bytes{' of ' + ', '.join(damaged[:3]) if damaged else ''}"
+            what = f"a read gave wrong bytes{' of ' + shown(', '.join(damaged[:3])) if damaged else ''}"
         if first != second:
             text = f"{what}, the next read gave others: suspect memory, bus, network or controller"
             if second.sha256 in promise.sha256_by_source.values():
@@ -73,7 +74,8 @@ class Reader:
             futures = [pool.submit(self.check, promise) for promise in promises]
             try:
                 return [fault for future in futures for fault in future.result()]
-            finally:
+            finally:  # after an exception the other threads stop at their next read
+                self._is_over.set()
                 for future in futures:
                     future.cancel()
 
@@ -95,7 +97,7 @@ class Reader:
                 num_bytes = _read_step(file, buffer)
             except OSError as error:
                 return error
-            if not num_bytes:
+            if not num_bytes or self._is_over.is_set():
                 return Digests(position, whole.hexdigest(), tensors.finish())
             step = buffer[:num_bytes]
             whole.update(step)
@@ -167,8 +169,9 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
 
 def _drop_cached_pages(file: io.FileIO) -> None:
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with suppress(OSError):  # it is advice, and some filesystems take none
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def _read_step(file: io.FileIO, buffer: memoryview) -> int:

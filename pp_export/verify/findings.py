@@ -53,7 +53,8 @@ class Fault:
 
     def __str__(self) -> str:
         place = shown(self.file) + (f", tensor {shown(self.tensor)}" if self.tensor is not None else "")
-        return f"{place}: {self.message} [{self.kind}]"
+        text = f"{place}: {self.message} [{self.kind}]"
+        return text if text.isprintable() else ascii(text)
 
     def to_json(self) -> dict[str, object]:
         """The four fields, for the report."""

@@ -129,7 +129,7 @@ def _parse_entry(name: str, value: Any) -> TensorEntry:
     if num_bits != 8 * (entry.end - entry.begin):
         num_bytes = entry.end - entry.begin
         raise MalformedError(
-            f"{entry.dtype}{list(entry.shape)} is given {num_bytes} bytes, which is not its size"
+            f"{entry.dtype}{brief(entry.shape)} is given {num_bytes} bytes, which is not its size"
         )
     return entry
 

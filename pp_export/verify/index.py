@@ -24,7 +24,10 @@ def read_index(survey: Survey) -> None:
     sizes = survey.listing.sizes
     for name in sizes:
         if name.endswith(".index.json") and "/" not in name and name != INDEX_NAME:
-            survey.fault("second-index", name, "accelerate refuses a folder with two indexes")
+            if survey.made_by_us:
+                survey.fault("second-index", name, "accelerate refuses a folder with two indexes")
+            else:
+                survey.notes.append(f"a second index, {brief(name)}: accelerate refuses such a folder")
     if INDEX_NAME not in sizes:
         _check_without_index(survey)
         return

@@ -42,7 +42,7 @@ def load_faults(folder: Path) -> list[Fault]:
     try:
         with _quiet_and_offline():
             return list(_load(folder))
-    except Exception as error:  # whatever another library raises is a finding about this folder
+    except Exception as error:  # noqa: BLE001 (whatever the library raises is a finding about the folder)
         return [Fault("load-failed", CONFIG_NAME, None, f"{type(error).__name__}: {brief(str(error))}")]
 
 

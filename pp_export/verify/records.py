@@ -91,13 +91,13 @@ def parse_manifest(data: bytes) -> Manifest:
 def parse_shard_record(value: object) -> ShardRecord:
     """One entry of the manifest's `shards`, or MalformedError."""
     if not isinstance(value, Mapping):
-        raise MalformedError(f"a shard record is {brief(value)}")
+        raise MalformedError(f"it is {brief(value)}")
     file, tensors = value.get("file"), value.get("tensors")
     if not is_safe_weight_name(file):
-        raise MalformedError(f"a shard record names the file {brief(file)}")
+        raise MalformedError(f"it names the file {brief(file)}, which was not opened")
     whole = _parse_file_record(value)
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
-        raise MalformedError("a shard record has no list of tensors")
+        raise MalformedError("it has no list of tensors")
     parsed = tuple(_parse_tensor_record(each) for each in tensors)
     names: set[str] = set()
     for entry, _ in parsed:
@@ -105,6 +105,13 @@ def parse_shard_record(value: object) -> ShardRecord:
             raise MalformedError("it is recorded twice", tensor=entry.name)
         names.add(entry.name)
     return ShardRecord(str(file), whole, parsed)
+
+
+def shard_record_fault(value: object, broken: MalformedError) -> Fault:
+    """The fault of a record that `parse_shard_record` refused, under its file's name if that is safe."""
+    name = value.get("file") if isinstance(value, Mapping) else None
+    file = str(name) if is_safe_weight_name(name) else MANIFEST_NAME
+    return Fault("bad-manifest", file, broken.tensor, f"its shard record: {broken.message}")
 
 
 def parse_sums(data: bytes) -> tuple[dict[str, str], list[Fault]]:
@@ -153,13 +160,10 @@ def _collect_shard(manifest: Manifest, value: Any) -> None:
     try:
         record = parse_shard_record(value)
         if record.file in manifest.shards:
-            raise MalformedError(f"{record.file} has two shard records")
+            raise MalformedError("there are two")
         manifest.shards[record.file] = record
     except MalformedError as broken:
-        file = value.get("file") if isinstance(value, dict) else None
-        place = str(file) if is_safe_weight_name(file) else MANIFEST_NAME
-        text = f"its record in the manifest: {broken.message}"
-        manifest.faults.append(Fault("bad-manifest", place, broken.tensor, text))
+        manifest.faults.append(shard_record_fault(value, broken))
 
 
 def _parse_file_record(value: object) -> FileRecord:
@@ -172,7 +176,7 @@ def _parse_file_record(value: object) -> FileRecord:
 def _parse_tensor_record(value: Mapping[str, Any]) -> tuple[TensorEntry, str]:
     name, digest = value.get("name"), value.get("xxh3_128")
     if not isinstance(name, str):
-        raise MalformedError(f"a recorded tensor is named {brief(name)}")
+        raise MalformedError(f"it names a tensor {brief(name)}")
     if not isinstance(digest, str) or not _XXH3_128.fullmatch(digest):
         raise MalformedError(f"recorded digest {brief(digest)} is no XXH3-128", tensor=name)
     try:

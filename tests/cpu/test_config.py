@@ -1,4 +1,6 @@
-"""Claims of `pp_export.config`: options come from one dataclass, and what is not one of them is refused by name."""
+"""Claims of `pp_export.config`: options come from one dataclass, and what is not one of them is refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def test_every_missing_option_is_listed() -> None:
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("chekpoint", "checkpoint"), ("tensor-parallel", "tensor_parallel"), ("max_shard_sizes", "max_shard_size")],
+    [
+        ("chekpoint", "checkpoint"),
+        ("tensor-parallel", "tensor_parallel"),
+        ("max_shard_sizes", "max_shard_size"),
+    ],
 )
 def test_unknown_keys_name_the_nearest(key: str, nearest: str) -> None:
     """A key that is no option is refused, and the nearest option is named."""
@@ -142,7 +148,9 @@ def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
 
 
 def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
-    """A job file gives the same values as a mapping would; any other content is refused with the file's name."""
+    """A job file gives the same values as a mapping would; any other content is refused with the file's
+    name.
+    """
     path = tmp_path / "job.yaml"
     path.write_text("checkpoint: /c\nverify: false\niteration: 7\n")
     assert config.read_job(path) == {"checkpoint": "/c", "verify": False, "iteration": 7}
@@ -159,7 +167,9 @@ def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
 
 
 def test_a_setting_is_read_as_yaml() -> None:
-    """`--set key=value` gives the typed value; dashes in the key are fine, a text without = or not YAML is not."""
+    """`--set key=value` gives the typed value; dashes in the key are fine, a text without = or not YAML is
+    not.
+    """
     assert config.parse_setting("verify=false") == ("verify", False)
     assert config.parse_setting("tensor-parallel=2") == ("tensor_parallel", 2)
     assert config.parse_setting("output=/a=b") == ("output", "/a=b")

@@ -11,11 +11,7 @@ from safetensors.torch import save
 from pp_export import dtypes
 from pp_export.dtypes import DType
 from pp_export.errors import CheckpointError
-
-TORCH_NAMES = [
-    "bool", "uint8", "int8", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "int16", "uint16",
-    "float16", "bfloat16", "int32", "uint32", "float32", "float64", "int64", "uint64",
-]  # fmt: skip
+from tests.fixtures.element_types import TORCH_NAMES
 
 
 def _torch(dtype: DType) -> torch.dtype:
@@ -45,10 +41,14 @@ def test_name_and_size_equal_torch_and_the_library(name: str) -> None:
 
 
 def test_order_is_the_order_in_which_the_library_writes() -> None:
-    """Of any two types the one with the larger `order` comes first in a file, whatever the tensors' names are."""
+    """Of any two types the one with the larger `order` comes first in a file, whatever the tensors' names
+    are.
+    """
     known = [dtypes.from_torch(name) for name in TORCH_NAMES]
     for ascending in (False, True):
-        named = {f"{i:02d}": dtype for i, dtype in enumerate(sorted(known, key=dtypes.order, reverse=ascending))}
+        named = {
+            f"{i:02d}": dtype for i, dtype in enumerate(sorted(known, key=dtypes.order, reverse=ascending))
+        }
         header = _header({name: torch.zeros(1, dtype=_torch(dtype)) for name, dtype in named.items()})
         order = [dtypes.order(named[name]) for name in header if name != "__metadata__"]
         assert order == sorted(range(len(TORCH_NAMES)), reverse=True)

@@ -1,4 +1,6 @@
-"""Claims of `pp_export.errors`: a message says what, where, expected, found and what to do, also on other ranks."""
+"""Claims of `pp_export.errors`: a message says what, where, expected, found and what to do, also on other
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def _full(kind: type[ExportError]) -> ExportError:
 
 
 def test_message_has_every_field_in_reading_order() -> None:
-    """The text names what, the places in their order, expected, got, the advice and every finding, a line each."""
+    """The text names what, the places in their order, expected, got, the advice and every finding, a line
+    each.
+    """
     assert str(_full(ExportError)).splitlines() == [
         "it broke",
         "  where:    rank 3, file a.distcp",

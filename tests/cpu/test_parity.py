@@ -53,7 +53,7 @@ def megatron_logits(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 def test_the_exported_model_answers_as_the_trained_one(
     case: str, checkpoint: Checkpoint, reference: Reference, megatron_logits: Logits, tmp_path: Path
 ) -> None:
-    """transformers computes from the exported folder the logits that Megatron computes from the checkpoint."""
+    """transformers gets the logits from the exported folder that Megatron gets from the checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name, layout = CASES[case]

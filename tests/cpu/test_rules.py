@@ -60,7 +60,9 @@ def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
 
 
 def test_a_row_matches_whole_names_with_numbers_in_its_holes() -> None:
-    """A name matches only as a whole, numbers only where the pattern has holes, and the numbers are returned."""
+    """A name matches only as a whole, numbers only where the pattern has holes, and the numbers are
+    returned.
+    """
     table = rules.load("qwen3_moe")
     match = table.match("decoder.layers.12.mlp.experts.7.linear_fc1.weight")
     assert match is not None
@@ -117,7 +119,10 @@ def test_ambiguous_rows_are_found(tmp_path: Path) -> None:
     [
         ({"transform": "transpose"}, "unknown transform 'transpose'; known are ['copy', "),
         ({"transform": ["copy"]}, "unknown transform ['copy']; known are ["),
-        ({"transfrom": "copy"}, "unknown keys ['transfrom']; known are ['drop', 'hf', 'megatron', 'transform']"),
+        (
+            {"transfrom": "copy"},
+            "unknown keys ['transfrom']; known are ['drop', 'hf', 'megatron', 'transform']",
+        ),
         ({"megatron": "a.{layr}.w", "hf": "b"}, "unknown hole {layr}; known are ['layer', 'expert', 'mtp']"),
         ({"megatron": "a.{}.w", "hf": "b"}, "unknown hole {}"),
         ({"megatron": "a.{layer}.{layer}.w"}, "hole {layer} comes twice"),
@@ -133,9 +138,15 @@ def test_ambiguous_rows_are_found(tmp_path: Path) -> None:
         ({"hf": "b.{layer.w"}, "has a brace that is no hole"),
         ({"hf": {"q": "b"}}, "copy gives [''], `hf` names ['q']"),
         ({"hf": "b", "transform": "split_glu"}, "split_glu gives ['gate', 'up'], `hf` names ['']"),
-        ({"hf": {"gate": "b"}, "transform": "split_glu"}, "split_glu gives ['gate', 'up'], `hf` names ['gate']"),
+        (
+            {"hf": {"gate": "b"}, "transform": "split_glu"},
+            "split_glu gives ['gate', 'up'], `hf` names ['gate']",
+        ),
         ({"hf": {"gate": "b", "up": "b"}, "transform": "split_glu"}, "two outputs have one name"),
-        ({"hf": {"gate": "b", "up": 3}, "transform": "split_glu"}, "`hf` must be a name, or a mapping of roles"),
+        (
+            {"hf": {"gate": "b", "up": 3}, "transform": "split_glu"},
+            "`hf` must be a name, or a mapping of roles",
+        ),
         ({"hf": ["b"]}, "`hf` must be a name, or a mapping of roles"),
         ({"hf": 3}, "`hf` must be a name, or a mapping of roles"),
     ],
@@ -157,12 +168,20 @@ def test_all_faults_of_a_table_are_listed_at_once(tmp_path: Path) -> None:
         {"megatron": "d", "hf": "e"},
         {"megatron": "d", "hf": "f"},
     )
-    for finding in ("numbers must be holes", "unknown transform", "without a source", "c: give", "d and d match"):
+    for finding in (
+        "numbers must be holes",
+        "unknown transform",
+        "without a source",
+        "c: give",
+        "d and d match",
+    ):
         assert finding in text
 
 
 def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
-    """`extends` takes the base's rows, config and requires; the same pattern or key replaces, null removes."""
+    """`extends` takes the base's rows, config and requires; the same pattern or key replaces, null
+    removes.
+    """
     base = rules.load("llama")
     mine = rules.load(
         write(
@@ -221,7 +240,9 @@ def test_circular_tables_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, match: str) -> None:
-    """Unknown keys, values of another kind, absent bases and what is not YAML are refused with the table named."""
+    """Unknown keys, values of another kind, absent bases and what is not YAML are refused with the table
+    named.
+    """
     path = tmp_path / "table.yaml"
     path.write_text(text)
     with pytest.raises(RuleError, match=match) as caught:

@@ -53,7 +53,9 @@ def test_within_finds_the_same_elements(data: st.DataObject) -> None:
 
 @given(st.data(), st.integers(1, 200))
 def test_rows_cut_a_slice_in_byte_order(data: st.DataObject, max_bytes: int) -> None:
-    """`rows` gives consecutive slices that repeat the slice's bytes once, each within the limit or one row."""
+    """`rows` gives consecutive slices that repeat the slice's bytes once, each within the limit or one
+    row.
+    """
     shape = data.draw(shapes())
     box = data.draw(boxes_in(shape))
     piece = Slice("x", box, BF16, record=7, begin=data.draw(st.integers(0, 9)) * 2)
@@ -96,7 +98,9 @@ def test_anything_but_an_exact_covering_is_refused(data: st.DataObject) -> None:
 
 
 def test_overlap_is_refused_although_the_volume_fits() -> None:
-    """A gap and an overlap of equal volume don't cancel out, and the message says that elements come twice."""
+    """A gap and an overlap of equal volume don't cancel out, and the message says that elements come
+    twice.
+    """
     boxes = [Box((0, 0), (2, 2)), Box((0, 1), (2, 2))]
     with pytest.raises(CheckpointError, match="some twice"):
         check_coverage("x", (2, 4), boxes)
@@ -104,7 +108,13 @@ def test_overlap_is_refused_although_the_volume_fits() -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [Box((0, 0), (2, 5)), Box((1, 0), (2, 4)), Box((-1, 0), (2, 4)), Box((0, 0), (0, 4)), Box((5, 0), (1, 4))],
+    [
+        Box((0, 0), (2, 5)),
+        Box((1, 0), (2, 4)),
+        Box((-1, 0), (2, 4)),
+        Box((0, 0), (0, 4)),
+        Box((5, 0), (1, 4)),
+    ],
     ids=str,
 )
 def test_a_box_outside_its_tensor_is_refused(box: Box) -> None:

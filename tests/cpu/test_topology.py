@@ -12,7 +12,9 @@ from pp_export.topology import Grid, Position, choose_grid
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 2, 2, 2), (2, 3, 1, 2), (2, 1, 3, 2), (1, 2, 3, 4)])
 def test_ranks_and_positions_are_one_to_one(sizes: tuple[int, int, int, int]) -> None:
-    """Ranks map one to one onto all positions; a stage is a run of ranks, in it the tensor axis is fastest."""
+    """Ranks map one to one onto all positions; a stage is a run of ranks, in it the tensor axis is
+    fastest.
+    """
     grid = Grid(*sizes)
     positions = [grid.position(rank) for rank in range(grid.world_size)]
     pipeline, tensor, expert, data = sizes
@@ -28,7 +30,9 @@ def test_ranks_and_positions_are_one_to_one(sizes: tuple[int, int, int, int]) ->
 
 
 def test_a_chosen_grid_uses_all_ranks_and_keeps_what_was_asked() -> None:
-    """For every combination of asked sizes the grid has exactly the world's ranks, or the world is refused."""
+    """For every combination of asked sizes the grid has exactly the world's ranks, or the world is
+    refused.
+    """
     asked = (None, 1, 2, 3)
     num_refused = 0
     for world, pipeline, tensor, expert in itertools.product(range(1, 25), asked, asked, asked):

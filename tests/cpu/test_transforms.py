@@ -39,7 +39,9 @@ def test_copy_keeps_the_tensor(shape: Shape) -> None:
 @pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
 @pytest.mark.parametrize(("heads", "groups", "dim"), [(6, 2, 3), (4, 4, 2), (5, 1, 4), (6, 3, 1)])
 def test_split_qkv_separates_query_groups(heads: int, groups: int, dim: int, rest: Shape) -> None:
-    """Each group's queries, key and value end in q, k and v in the order of the heads, for weights and biases."""
+    """Each group's queries, key and value end in q, k and v in the order of the heads, for weights and
+    biases.
+    """
     fused = numbered((heads + 2 * groups) * dim, *rest)
     sizes = {"num_attention_heads": heads, "num_query_groups": groups, "head_dim": dim}
     by_group = fused.reshape(groups, heads // groups + 2, dim, *rest)
@@ -92,7 +94,9 @@ def test_misfits_are_refused(name: str, shape: Shape, expected: str) -> None:
 
 @pytest.mark.parametrize("groups", [0, 4], ids=["no groups", "groups that do not divide the heads"])
 def test_heads_that_groups_do_not_divide_are_refused(groups: int) -> None:
-    """Without a whole number of heads per group nothing is split, even if the number of rows happens to fit."""
+    """Without a whole number of heads per group nothing is split, even if the number of rows happens to
+    fit.
+    """
     sizes = {"num_attention_heads": 6, "num_query_groups": groups, "head_dim": 3}
     with pytest.raises(AccountingError, match="split_qkv does not fit"):
         TRANSFORMS["split_qkv"].moves((groups * 3 * 3, 4), sizes)
