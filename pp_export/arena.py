@@ -41,8 +41,8 @@ class Arena:
             raise ValueError(f"an arena of {self.num_bytes} bytes can't give {size}")
         with self._changed:
             while (begin := self._find(size)) is None:
-                self._changed.wait(0.1)
                 check()
+                self._changed.wait(0.1)
             region = Region(begin, begin + size, self._memory[begin : begin + num_bytes])
             self._live.append(region)
             return region
