@@ -35,8 +35,10 @@ COMPARED = ("naive", "export-1")
 def main() -> int:
     """Measure what the command line asks for."""
     options = _parser().parse_args()
-    console = Console(stderr=True)
-    console.print(f"checkpoint of {options.model}, written once (a minute or two), in {options.cache}")
+    if options.runs < 1:
+        raise SystemExit("--runs must be at least 1")
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"checkpoint of {options.model}: kept in {options.cache}, written first if it is not there")
     source = checkpoint.prepare(options.model, options.cache.absolute())
     with tempfile.TemporaryDirectory(prefix="runs-", dir=options.cache) as folder:
         variants = choose(all_variants(source, Path(folder).absolute()), options.only)
@@ -76,9 +78,7 @@ def _measure(
             else:
                 source.warm()
             runs.append(measure.run(variant, number, folder / "log"))
-            console.print(
-                f"round {number}  {variant.name:20} {runs[-1].wall_seconds:7.2f} s", highlight=False
-            )
+            console.print(f"round {number}  {variant.name:20} {runs[-1].wall_seconds:7.2f} s")
             if variant.output is not None and (number > 0 or variant.name not in COMPARED):
                 measure.clean(variant)
         if number == 0:
@@ -97,7 +97,7 @@ def _compare(variants: list[Variant], console: Console) -> None:
     )
     if done.returncode != 0:
         raise SystemExit(f"naive and pp_export made different tensors:\n{done.stdout}{done.stderr}")
-    console.print(f"naive and pp_export: {done.stdout.strip()}", highlight=False)
+    console.print(f"naive and pp_export: {done.stdout.strip()}")
 
 
 def _facts(source: Source, options: argparse.Namespace) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _facts(source: Source, options: argparse.Namespace) -> dict[str, str]:
     names = ("torch", "safetensors", "transformers", "megatron-core")
     return {
         "machine": f"{os.cpu_count()} cores, {memory / 1e9:.1f} GB of memory, "
-        f"{free / 1e9:.0f} GB of disk free, load {load}",
+        f"{free / 1e9:.0f} GB of disk free, load at the end {load}",
         "software": f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {metadata.version(name)}" for name in names),
         "checkpoint": f"{options.model}, {checkpoint.LAYOUT}, {source.num_bytes / 1e9:.2f} GB in "

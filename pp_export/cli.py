@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from pp_export import config, log
+from pp_export import config, interrupt, log
 from pp_export.config import ExportOptions
-from pp_export.errors import ExportError, OptionError, StoppedError
+from pp_export.errors import ExportError, OptionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     log.configure(rank, world_size, verbose=options.verbose)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    interrupt.install()
     try:
         status: int = options.run(options)
     except ExportError as error:
@@ -34,15 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _interrupt(number: int, _frame: object) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # the first is enough; cleaning up must not be interrupted again
-    raise StoppedError(f"stopped by {signal.Signals(number).name}")
+class _Parser(argparse.ArgumentParser):
+    """Takes flags in full only, and refuses unknown ones with the nearest known one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        for text in (text for text in unknown if text.startswith("-")):
+            flag, known = text.partition("=")[0], self._option_string_actions
+            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
+            self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
+        return options, unknown
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pp_export", description="Megatron-Core checkpoints to Hugging Face folders."
-    )
+    parser = _Parser(prog="pp_export", description="Megatron-Core checkpoints to Hugging Face folders.")
     parser.add_argument("--verbose", action="store_true", help="log more")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -116,14 +123,19 @@ def _export(arguments: argparse.Namespace) -> int:
     from pp_export.export import export
     from pp_export.show import ExportView
 
+    if os.environ.get("RANK", "0") == "0":
+        report.check_path(options)
     world = World.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
             done = export(options, world, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
-        if world.rank == 0 and options.report is not None:
-            report.write_report(options.report, report.failure_json(error, options))
         log.logger.error("error: %s", error)
+        if world.speaks and options.report is not None:
+            try:
+                report.write_report(options.report, report.failure_json(error, options))
+            except ExportError as unwritten:
+                log.logger.error("the report could not be written: %s", unwritten)
         world.leave_after_failure()
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone

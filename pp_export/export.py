@@ -24,12 +24,12 @@ from pp_export.checkpoint.torch_dist import TorchDistReader
 from pp_export.collectives import World
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError, TargetError, VerificationError
+from pp_export.manifest import RECORDS_FOLDER
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Sources, plan_export, read_sources
 from pp_export.report import Clock, ExportReport, peak_anonymous_bytes
 from pp_export.stream import Progress, Stream, run_workers
 from pp_export.verify import verify_shard, verify_structure
-from pp_export.write import RECORDS_FOLDER
 
 _SPARE_BYTES = 64 << 20
 _GRACE_SECONDS = 6.0
@@ -207,19 +207,19 @@ def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
     if not world.take_the_floor(_GRACE_SECONDS):
         return own
     failures, silent = world.failures(_GRACE_SECONDS if world.rank == 0 else 1.0)
-    try:
-        files.discard_folder(staging)
-    except ExportError as left:
-        own.findings = (*own.findings, f"the staging folder could not be removed: {left.what}: {staging}")
     origin = next((failure for failure in failures if failure.is_origin), None)
     is_own = origin is None or origin.rank == world.rank
     cause = own if origin is None or is_own else errors.from_json(origin.error).at(rank=origin.rank)
-    others = [
+    findings = [
         f"rank {f.rank} also failed: {f.error['what']}" for f in failures if f.is_origin and f is not origin
     ]
-    ended = [
+    findings += [
         f"rank {rank} ended without a word (killed, stopped, out of memory, or its node is gone)"
         for rank in silent
     ]
-    cause.findings = (*cause.findings, *others, *ended)
+    try:
+        files.discard_folder(staging)
+    except ExportError as left:
+        findings.append(f"the staging folder could not be removed: {left.what}: {staging}")
+    cause.findings = (*cause.findings, *findings)
     return cause

@@ -11,6 +11,7 @@ from typing import Any
 from pp_export.digest import json_digest
 
 MANIFEST_FILE, SUMS_FILE, INDEX_FILE = "export_manifest.json", "SHA256SUMS", "model.safetensors.index.json"
+RECORDS_FOLDER = ".shards"  # holds the records while the folder is staged
 MANIFEST_FORMAT = "pp_export manifest 1"
 
 

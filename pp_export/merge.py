@@ -15,9 +15,8 @@ from safetensors import safe_open
 from pp_export import files, manifest
 from pp_export.digest import STEP_BYTES
 from pp_export.errors import VerificationError
-from pp_export.manifest import ShardRecord
+from pp_export.manifest import RECORDS_FOLDER, ShardRecord
 from pp_export.plan import ExportPlan
-from pp_export.write import RECORDS_FOLDER
 
 
 def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardRecord]:

@@ -13,7 +13,7 @@ from typing import Any
 from pp_export import files
 from pp_export.assets import Reference
 from pp_export.config import ExportOptions
-from pp_export.errors import ExportError
+from pp_export.errors import ExportError, OptionError
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Sources
 
@@ -96,6 +96,19 @@ def failure_json(error: ExportError, options: ExportOptions) -> dict[str, Any]:
         "options": options.to_json(),
         "versions": versions(),
     }
+
+
+def check_path(options: ExportOptions) -> None:
+    """Raise OptionError where a report could not be written: that must not be found out at the end."""
+    if options.report is None:
+        return
+    folder, output = options.report.absolute().parent, options.output.absolute()
+    if not folder.is_dir():
+        raise OptionError("the report's folder does not exist", where={"--report": options.report})
+    if output in (folder, *folder.parents):
+        raise OptionError(
+            "the report lies in the output, which holds the model only", where={"--report": options.report}
+        )
 
 
 def write_report(path: Path, value: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 5.0
 _MAX_ROWS = 40
+_WIDTH_OF_FILES = 200
 
 
 def _bars() -> Progress:
@@ -33,10 +34,18 @@ def _bars() -> Progress:
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
 
 
+def _console() -> Console:
+    """stdout, for text that is shown as it is: names may look like markup. What is no terminal is wide, so
+    that names stay whole for whoever searches in it.
+    """
+    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
 def human_bytes(count: float) -> str:
     """`3.55 GB`."""
     for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
@@ -48,6 +57,7 @@ class ExportView:
     def __init__(self, world: World) -> None:
         self._world = world
         self._plan: ExportPlan | None = None
+        self._verifiers: list[int] = []
         self._bars = _bars() if world.rank == 0 and sys.stderr.isatty() else None
         self._tasks: dict[tuple[str, int], TaskID] = {}
         self._begun: dict[str, float] = {}
@@ -66,7 +76,7 @@ class ExportView:
 
     def plan(self, sources: Sources, plan: ExportPlan) -> None:
         """The plan is known."""
-        self._plan = plan
+        self._plan, self._verifiers = plan, plan.verifiers()
         if self._world.rank == 0:
             logger.info(
                 "exporting %s: %d tensors, %s, in %d files by %d ranks in %d stages",
@@ -102,9 +112,11 @@ class ExportView:
 
     def _show(self, phase: str, stage: int, done: int, num_done: int, seconds: float) -> None:
         assert self._plan is not None
-        led = [shard for shard in self._plan.shards if shard.stage == stage]
-        total = sum(shard.num_bytes for shard in led)
-        note = f"{num_done} of {len(led)} shards"
+        writers, ranks = [s.leader for s in self._plan.shards], self._plan.grid.stage_ranks(stage)
+        doers = writers if phase == "export" else self._verifiers
+        shards = [shard for shard, rank in zip(self._plan.shards, doers) if rank in ranks]
+        total = sum(shard.num_bytes for shard in shards)
+        note = f"{num_done} of {len(shards)} shards" if phase == "export" else f"{len(shards)} shards"
         if self._bars is None:
             rate = human_bytes(done / max(seconds, 1e-3))
             logger.info(
@@ -143,7 +155,7 @@ class ExportView:
         }
         for name, value in rows.items():
             table.add_row(name, value)
-        Console().print(table)
+        _console().print(table)
 
 
 def plan_json(sources: Sources, plan: ExportPlan) -> dict[str, Any]:
@@ -188,10 +200,10 @@ def plan_json(sources: Sources, plan: ExportPlan) -> dict[str, Any]:
 def print_plan(sources: Sources, plan: ExportPlan) -> None:
     """The plan for people."""
     value = plan_json(sources, plan)
-    console = Console()
+    console = _console()
     shards = Table(title=f"{len(plan.shards)} files, {human_bytes(plan.total_size)}")
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
-        shards.add_column(column, justify="left" if column in ("file", "unit") else "right")
+        shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
     for shard in plan.shards[:_MAX_ROWS]:
         size = human_bytes(shard.num_bytes)
         shards.add_row(
@@ -243,7 +255,7 @@ def catalog_json(catalog: Catalog) -> dict[str, Any]:
 
 def print_catalog(catalog: Catalog) -> None:
     """A checkpoint for people."""
-    value, console = catalog_json(catalog), Console()
+    value, console = catalog_json(catalog), _console()
     about = Table(title=value["folder"], show_header=False)
     args = value["args"] or {}
     weights = value["weights"]
@@ -281,7 +293,9 @@ def print_catalog(catalog: Catalog) -> None:
     for name, text in rows.items():
         about.add_row(name, text)
     console.print(about)
-    tensors = Table("stored key", "type", "shape", "boxes")
+    tensors = Table()
+    for column in ("stored key", "type", "shape", "boxes"):
+        tensors.add_column(column, overflow="fold")
     for key, tensor in value["tensors"].items():
         tensors.add_row(key, tensor["dtype"], str(list(tensor["shape"])), str(tensor["num_boxes"]))
     console.print(tensors)
@@ -289,17 +303,15 @@ def print_catalog(catalog: Catalog) -> None:
 
 def print_verification(result: Verification) -> None:
     """What verify found."""
-    console = Console()
+    console = _console()
     for fault in result.faults:
-        console.print(f"FAULT {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"FAULT {fault}", soft_wrap=True)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     verdict = "ok" if result.ok else f"{len(result.faults)} faults"
     console.print(
         f"{result.folder}: {verdict} ({result.depth}; {result.num_files} files, {result.num_tensors} tensors,"
         f" {human_bytes(result.num_bytes_read)} read)",
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )
 

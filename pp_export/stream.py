@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from pp_export import files, write
+from pp_export import errors, files, write
 from pp_export.arena import Arena, Region
 from pp_export.collectives import World
 from pp_export.errors import ExportError
 from pp_export.freeze import FrozenShard, Mould
 from pp_export.manifest import ShardRecord
-from pp_export.plan import ExportPlan, Part
+from pp_export.plan import Bucket, ExportPlan, Part, ShardPlan
 from pp_export.tensors import Slice
 
 _Item = TypeVar("_Item")
@@ -149,28 +150,32 @@ class Stream:
                 self._ahead.give_back(region)
 
     def _gather(self) -> None:
-        rank = self._world.rank
-        incoming = torch.empty(self._plan.incoming_bytes(rank), dtype=torch.uint8)
-        for shard in self._plan.led_by(rank):
-            image = self._images.take(shard.num_bytes, self._check_stop)
-            mould = Mould(shard, image.view)
-            for bucket in shard.buckets:
-                self._check_stop()
-                parts = [part for part in bucket.parts if part.rank != rank]
-                senders = ", ".join(str(part.rank) for part in parts) or "itself"
-                self._progress.doing("gatherer", f"waiting for parts of {shard.file} from {senders}")
-                sizes = [part.num_bytes for part in parts]
-                messages = torch.split(incoming[: sum(sizes)], sizes)
-                self._world.receive({part.rank: m for part, m in zip(parts, messages)}, bucket.number)
-                for part, message in zip(parts, messages):
-                    _paste(mould, part, message)
-                if len(parts) < len(bucket.parts):
-                    part, region = self._get(self._own)
-                    _paste(mould, part, _tensor(region.view))
-                    self._ahead.give_back(region)
-            self._frozen.put((mould.freeze(), image))
-            del mould
+        incoming = torch.empty(self._plan.incoming_bytes(self._world.rank), dtype=torch.uint8)
+        for shard in self._plan.led_by(self._world.rank):
+            with self._located(operation="gather", stage=shard.stage, file=shard.file):
+                image = self._images.take(shard.num_bytes, self._check_stop)
+                mould = Mould(shard, image.view)
+                for bucket in shard.buckets:
+                    self._fill(mould, shard, bucket, incoming)
+                self._frozen.put((mould.freeze(), image))
+                del mould
         self._frozen.put(None)
+
+    def _fill(self, mould: Mould, shard: ShardPlan, bucket: Bucket, incoming: torch.Tensor) -> None:
+        """Paste a bucket: first what other ranks send, then what this one read."""
+        self._check_stop()
+        parts = [part for part in bucket.parts if part.rank != self._world.rank]
+        senders = ", ".join(str(part.rank) for part in parts) or "itself"
+        self._progress.doing("gatherer", f"waiting for parts of {shard.file} from {senders}")
+        sizes = [part.num_bytes for part in parts]
+        messages = torch.split(incoming[: sum(sizes)], sizes)
+        self._world.receive({part.rank: m for part, m in zip(parts, messages)}, bucket.number)
+        for part, message in zip(parts, messages):
+            _paste(mould, part, message)
+        if len(parts) < len(bucket.parts):
+            part, region = self._get(self._own)
+            _paste(mould, part, _tensor(region.view))
+            self._ahead.give_back(region)
 
     def _write(self) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="digest") as digester:
@@ -178,13 +183,11 @@ class Stream:
                 frozen, image = item
                 self._progress.doing("writer", f"writing {frozen.file}")
                 record = digester.submit(write.digest_shard, frozen)
-                try:
+                with self._located(operation="write", file=frozen.file):
                     file = write.write_shard(
                         frozen, self._staging, lambda n: self._progress.add("written", n)
                     )
                     self._written.put((file, record.result()))
-                except ExportError as error:
-                    raise error.at(rank=self._world.rank, operation="write", file=frozen.file) from error
                 self._images.give_back(image)
         self._written.put(None)
 
@@ -192,12 +195,23 @@ class Stream:
         while (written := self._get(self._written)) is not None:
             file, record = written
             self._progress.doing("committer", f"making {record.file} durable")
-            try:
+            with self._located(operation="commit", file=record.file):
                 write.commit_shard(file, record, self._staging)
-            except ExportError as error:
-                raise error.at(rank=self._world.rank, operation="commit", file=record.file) from error
             self._records.append(record)
             self._progress.add("shards", 1)
+
+    @contextmanager
+    def _located(self, **where: object) -> Iterator[None]:
+        """Give every error the place where it happened."""
+        try:
+            yield
+        except _EndWorkerError:
+            raise
+        except ExportError as error:
+            error.at(rank=self._world.rank, **where)
+            raise
+        except Exception as error:
+            raise errors.unforeseen(error).at(rank=self._world.rank, **where) from error
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

@@ -51,8 +51,8 @@ class Watched(Protocol):
 class StallWatch:
     """The watch of one wait. Rank 0 watches all ranks, the others watch rank 0.
 
-    A rank whose main thread has posted nothing for `seconds` is stopped, and so is rank 0 without a pulse; when
-    all still post but no counter of any rank moves for as long, something they wait for hangs.
+    A rank whose main thread has posted nothing for `seconds` is stopped, and so is rank 0 without a pulse.
+    When all still post but no counter of any rank moves for as long, something they wait for hangs.
     """
 
     def __init__(self, world: Watched, seconds: float) -> None:

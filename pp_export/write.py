@@ -11,9 +11,7 @@ from pathlib import Path
 from pp_export import digest, files
 from pp_export.digest import STEP_BYTES
 from pp_export.freeze import FrozenShard
-from pp_export.manifest import ShardRecord, TensorRecord
-
-RECORDS_FOLDER = ".shards"
+from pp_export.manifest import RECORDS_FOLDER, ShardRecord, TensorRecord
 
 
 def digest_shard(frozen: FrozenShard) -> ShardRecord:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pp_export.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_ITERATION_FOLDER = re.compile(r"^(?:iter_(\d{7,})|release)$")
+_ITERATION_FOLDER = re.compile(r"(?:iter_(\d{7,})|release)")
 
 
 def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
@@ -35,7 +35,9 @@ def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
     name = f"iter_{iteration:07d}" if iteration is not None else _tracked(checkpoint)
     folder = checkpoint / name
     if not folder.is_dir():
-        present = sorted(entry.name for entry in checkpoint.iterdir() if _ITERATION_FOLDER.match(entry.name))
+        present = sorted(
+            entry.name for entry in checkpoint.iterdir() if _ITERATION_FOLDER.fullmatch(entry.name)
+        )
         raise CheckpointError(
             f"the checkpoint has no folder {name}",
             where={"folder": checkpoint},
@@ -47,7 +49,7 @@ def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
 
 def iteration_of(folder: Path) -> int | None:
     """The iteration number in a folder's name; None for `release` and other names."""
-    match = _ITERATION_FOLDER.match(folder.name)
+    match = _ITERATION_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match and match[1] else None
 
 
@@ -110,10 +112,10 @@ def _tracked(checkpoint: Path) -> str:
             where={"folder": checkpoint},
             advice="give the folder that holds the tracker file, an iter_* folder, or --iteration",
         )
-    text = tracker.read_text().strip()
+    text = tracker.read_text(errors="replace").strip()
     if text == "release":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise CheckpointError(
             "the tracker file names no iteration", where={"file": tracker}, got=repr(text[:80])
         )

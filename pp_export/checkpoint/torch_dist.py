@@ -8,6 +8,7 @@ written any box.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -21,12 +22,13 @@ from isal import isal_zlib
 
 from pp_export import dtypes
 from pp_export.checkpoint import locate, record, unpickle
+from pp_export.checkpoint.canonical import canonical
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredTensor
 from pp_export.errors import CheckpointError
 from pp_export.tensors import Box, Slice, TensorSpec, check_coverage
 
-_FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp$")
-_KEY = re.compile(r"^[A-Za-z0-9_.\-]+$")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
+_KEY = re.compile(r"[A-Za-z0-9_.\-]+")
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
 
 
@@ -41,7 +43,9 @@ def read_catalog(checkpoint: Path, iteration: int | None) -> Catalog:
     metadata = unpickle.load(_read(folder / ".metadata"), str(folder / ".metadata"))
     try:
         return _catalog(folder, metadata)
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a pickle of something else leads to
         raise CheckpointError(
             f".metadata is not what torch writes: {error!r}", where={"file": folder / ".metadata"}
         ) from error
@@ -94,7 +98,7 @@ def _kind_of_other(key: str, is_tensor: bool) -> str | None:
 def _stored_tensor(
     key: str, meta: Any, stored_at: Mapping[tuple[str, Any], Any], files: dict[str, int]
 ) -> StoredTensor:
-    if not _KEY.match(key):
+    if not _KEY.fullmatch(key):
         raise CheckpointError("a stored key has characters that no parameter name has", got=repr(key[:200]))
     properties = meta.properties
     state = properties.__dict__.get("state")
@@ -115,7 +119,7 @@ def _stored_tensor(
                 got=info.transform_descriptors,
             )
         path = str(info.relative_path)
-        if not _FILE_NAME.match(path):
+        if not _FILE_NAME.fullmatch(path):
             raise CheckpointError(
                 "a stored file's name leaves the checkpoint or is unusual", got=repr(path[:200])
             )
@@ -126,8 +130,6 @@ def _stored_tensor(
 
 def _check_names(catalog: Catalog) -> None:
     """Stacked and single keys must not give one canonical name twice."""
-    from pp_export.checkpoint.canonical import canonical
-
     counts = Counter(name for t in catalog.tensors for name in canonical(t.key).names(t.shape))
     doubled = sorted(name for name, count in counts.items() if count > 1)
     if doubled:
@@ -135,21 +137,28 @@ def _check_names(catalog: Catalog) -> None:
 
 
 def _check_files(folder: Path, catalog: Catalog) -> None:
-    """Every file that holds a weight is there and long enough."""
-    needed: Counter[int] = Counter()
-    for _, stored in catalog.records:
-        needed[stored.file] = max(needed[stored.file], stored.offset + stored.length)
+    """Every file that holds a weight is there and long enough, and no two weights share a byte of it."""
+    stored_in: defaultdict[int, list[tuple[int, int, str]]] = defaultdict(list)
+    for tensor, stored in catalog.records:
+        stored_in[stored.file].append((stored.offset, stored.offset + stored.length, tensor.key))
     findings = []
-    for number, num_bytes in sorted(needed.items()):
+    for number, items in sorted(stored_in.items()):
         path = folder / catalog.files[number]
+        needed = max(end for _, end, _ in items)
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             findings.append(f"{path.name} is missing")
-        elif size < num_bytes:
-            findings.append(f"{path.name} is truncated: {size} bytes, at least {num_bytes} needed")
+        elif size < needed:
+            findings.append(f"{path.name} is truncated: {size} bytes, at least {needed} needed")
+        items.sort()
+        findings += [
+            f"{path.name}: {key} and {other} are stored in the same bytes"
+            for (_, end, key), (begin, _, other) in itertools.pairwise(items)
+            if begin < end
+        ]
     if findings:
         raise CheckpointError(
-            "files of the checkpoint are missing or truncated",
+            "files of the checkpoint are missing, truncated or not what .metadata says",
             where={"folder": folder},
             advice="copy the checkpoint again; a rank's node may not have written to the shared filesystem",
             findings=findings,

@@ -78,9 +78,6 @@ def record_faults(header: Header, record: ShardRecord) -> Iterator[Fault]:
             text = f"the header says {_described(found.get(name))}; "
             text += f"the record says {_described(recorded.get(name))}"
             yield Fault("manifest-mismatch", record.file, name, text)
-    if header.data_begin != record.data_begin:
-        text = f"its data begin at byte {header.data_begin}; by the record they begin at {record.data_begin}"
-        yield Fault("manifest-mismatch", record.file, None, text)
 
 
 def _check_shard_records(survey: Survey, manifest: Manifest) -> None:
@@ -88,8 +85,6 @@ def _check_shard_records(survey: Survey, manifest: Manifest) -> None:
         if name in manifest.files and name not in manifest.shards:
             survey.fault("manifest-mismatch", name, "the manifest has no shard record of it")
     for name, record in manifest.shards.items():
-        if name not in survey.listing.sizes:
-            survey.fault("missing-file", name, f"{MANIFEST_NAME} lists it; it is not there")
         if manifest.files.get(name) != record.whole:
             text = "the manifest's file record and shard record disagree in size or SHA-256"
             survey.fault("manifest-mismatch", name, text)

@@ -145,7 +145,6 @@ def parse_tensor(name: str, dtype: Any, shape: Any, offsets: Any) -> TensorEntry
     begin, end = offsets
     if end < begin:
         raise MalformedError(f"the offsets {brief(offsets)} run backwards")
-    num_elements(tuple(shape))
     return TensorEntry(name, dtype, tuple(shape), begin, end)
 
 

@@ -24,10 +24,7 @@ def read_index(survey: Survey) -> None:
     sizes = survey.listing.sizes
     for name in sizes:
         if name.endswith(".index.json") and "/" not in name and name != INDEX_NAME:
-            if survey.made_by_us:
-                survey.fault("second-index", name, "accelerate refuses a folder with two indexes")
-            else:
-                survey.notes.append(f"a second index, {brief(name)}: accelerate refuses such a folder")
+            _report_second_index(survey, name)
     if INDEX_NAME not in sizes:
         _check_without_index(survey)
         return
@@ -117,6 +114,13 @@ def _check_sum(survey: Survey, file: str, key: str, claim: object, sums: dict[st
     is_number = type(claim) is int or (type(claim) is float and not survey.made_by_us)
     if not is_number or claim != sums[key]:
         survey.fault("wrong-total", file, f"{key} is {brief(claim)}; the headers add up to {sums[key]}")
+
+
+def _report_second_index(survey: Survey, name: str) -> None:
+    if survey.made_by_us:
+        survey.fault("second-index", name, "accelerate refuses a folder with two indexes")
+    else:
+        survey.notes.append(f"a second index, {brief(name)}: accelerate refuses such a folder")
 
 
 def _check_without_index(survey: Survey) -> None:

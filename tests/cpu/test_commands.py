@@ -226,7 +226,10 @@ def test_the_command_refuses_an_existing_output(
         (["--set", "tensor_paralel=2"], ["tensor_paralel", "did you mean 'tensor_parallel'"]),
         (["--set", "max_shard_size=much"], ["not a size", "much"]),
         (["--tensor-parallel", "two"], ["--tensor-parallel", "'two'"]),
-        (["--report", "no/such/folder/report.json"], ["report", "no/such/folder"]),
+        (
+            ["--report", "no/such/folder/report.json"],
+            ["the report's folder", "no/such/folder"],
+        ),
     ],
     ids=["unknown key", "no size", "no number", "no folder for the report"],
 )

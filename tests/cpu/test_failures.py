@@ -1,4 +1,4 @@
-"""Claims: whatever fails on whatever rank, all ranks end, one report says what, and nothing is left behind."""
+"""Claims: whatever fails on whatever rank, all ranks end, one report says what, and nothing is left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pp_export.checkpoint.torch_dist import read_catalog
+from pp_export.errors import TargetError
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.processes import Ended, Running, is_alive, started, torchrun
@@ -184,26 +185,38 @@ def small_disk(case: Case) -> Iterator[Path]:
         subprocess.run(["umount", str(case.parent)], check=True)
 
 
-def test_a_full_disk(case: Case, small_disk: Path) -> None:
-    """A disk that fills up in the middle is reported with rank, operation and file; what was written is freed."""
-    assert shutil.disk_usage(small_disk).free < 872_000
-    error, _ = case.failed("space-unknown")
+def check_no_space(case: Case, fault: str) -> dict[str, Any]:
+    """Export onto a full disk; the error as reported."""
+    error, _ = case.failed(fault)
     assert error["kind"] == "TargetError"
     assert "No space left on device" in error["what"]
-    assert error["where"]["rank"] in ("0", "1")
     assert error["where"]["operation"] in ("reserve space", "write", "create")
-    assert error["where"]["file"].startswith(str(small_disk))
+    assert error["where"]["file"].startswith(str(case.parent))
     assert "free space" in error["advice"]
+    return error
+
+
+def test_a_disk_that_fills_up(case: Case, small_disk: Path) -> None:
+    """A disk that is full in the middle is reported with operation and file; what was written is freed."""
+    assert shutil.disk_usage(small_disk).free < 872_000
+    check_no_space(case, "space-unknown")
     assert shutil.disk_usage(small_disk).used < 100_000
+
+
+def test_a_disk_that_is_full_for_one_rank(case: Case) -> None:
+    """ENOSPC on rank 1 alone, as from a quota or a full Lustre target, is reported with that rank."""
+    error = check_no_space(case, "no-space@1")
+    assert error["where"]["rank"] == "1"
 
 
 def test_a_disk_that_is_known_to_be_too_small(case: Case, small_disk: Path) -> None:
     """Where the filesystem tells how much is free, the export stops before it writes, with both numbers."""
-    error, _ = case.failed("none")
-    assert error["kind"] == "TargetError"
-    assert error["where"]["folder"] == str(small_disk)
-    assert "bytes" in error["expected"]
-    assert "free" in error["got"]
+    with pytest.raises(TargetError, match="too little space") as caught:
+        export_here(**case.inputs, output=case.target)
+    assert caught.value.where["folder"] == str(small_disk)
+    assert "bytes" in str(caught.value.expected)
+    assert "bytes free" in str(caught.value.got)
+    assert os.listdir(small_disk) == []
 
 
 def test_a_rank_that_raises_in_the_middle(case: Case) -> None:
@@ -227,14 +240,34 @@ def test_rank_0_raises_at_the_end(case: Case) -> None:
     assert "[rank 1] error: rank 0 failed" in ended.stderr
 
 
-def test_a_rank_that_is_killed(case: Case) -> None:
-    """SIGKILL for rank 1, as by the kernel when memory is out: the report names the rank that went silent."""
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed(case: Case, victim: int) -> None:
+    """SIGKILL for a rank, as when memory is out: another one cleans up and reports which went silent.
+
+    Signals that come while it cleans up, as torchrun sends them when a rank is gone, don't disturb it.
+    """
+    case.export_old()
+    before = files_of(case.parent)
+    with case.started("slow,signal-while-cleaning", "--overwrite") as running:
+        os.kill(case.middle(running)[victim], signal.SIGKILL)
+        error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
+    assert any(f"rank {victim} ended without a word" in finding for finding in error["findings"])
+
+
+def test_a_launcher_that_is_killed(case: Case) -> None:
+    """SIGKILL for torchrun, with which the ranks' store goes: the orphans end by themselves and clean up."""
     case.export_old()
     before = files_of(case.parent)
     with case.started("slow", "--overwrite") as running:
-        os.kill(case.middle(running)[1], signal.SIGKILL)
+        pids = case.middle(running).values()
+        running.process.kill()
+        deadline = time.monotonic() + 30
+        while any(map(is_alive, pids)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
-    assert any("rank 1 ended without a word" in finding for finding in error["findings"])
+    assert error["kind"] == "PeerError"
+    assert "launcher" in error["what"]
 
 
 def test_a_job_that_is_told_to_stop(case: Case) -> None:
@@ -244,22 +277,23 @@ def test_a_job_that_is_told_to_stop(case: Case) -> None:
     with case.started("slow", "--overwrite") as running:
         case.middle(running)
         running.process.send_signal(signal.SIGTERM)
-        error, ended = case.looked_at(running.wait(TIMEOUT_S), before)
+        error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
     assert error["kind"] == "StoppedError"
     assert "SIGTERM" in error["what"]
     assert error["where"]["rank"] == "0"
 
 
-def test_a_rank_that_hangs(case: Case) -> None:
-    """A stopped rank 1 is noticed after --stall-seconds, and named.
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_hangs(case: Case, victim: int) -> None:
+    """A stopped rank is noticed after --stall-seconds, by whichever rank still runs, and named.
 
-    torchrun itself waits half a minute before it kills a process that doesn't end; here it is let go on as soon
-    as the others have given up.
+    torchrun waits half a minute before it kills a process that doesn't end when asked to; here the stopped
+    one is let go on as soon as the other has given up, and may not publish then.
     """
     case.export_old()
     before = files_of(case.parent)
     with case.started("slow", "--overwrite", "--stall-seconds", "5") as running:
-        pid = case.middle(running)[1]
+        pid = case.middle(running)[victim]
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         try:
@@ -272,4 +306,4 @@ def test_a_rank_that_hangs(case: Case) -> None:
         error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
     assert error["kind"] == "PeerError"
     assert "no progress for 5 s" in error["what"]
-    assert error["where"]["rank"] == "1"
+    assert error["where"]["rank"] == str(victim)

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import io
+import mmap
 import os
+import random
 import resource
 import stat
 from collections.abc import Callable, Iterator
@@ -238,6 +241,67 @@ def test_a_filesystem_that_cannot_reserve_is_fine(
     faulty(0, code, only=("posix_fallocate",))
     write_file(tmp_path / "f", [DATA])
     assert (tmp_path / "f").read_bytes() == DATA
+
+
+def aligned(num_bytes: int, shift: int = 0) -> memoryview:
+    """Random bytes in memory that begins `shift` bytes behind a page's beginning."""
+    image = memoryview(mmap.mmap(-1, num_bytes + shift + 1))[shift : shift + num_bytes]
+    image[:] = random.Random(num_bytes).randbytes(num_bytes)
+    return image
+
+
+class NoDirect:
+    """The `fcntl` of a filesystem that has no O_DIRECT."""
+
+    F_GETFL, F_SETFL = fcntl.F_GETFL, fcntl.F_SETFL
+
+    @staticmethod
+    def fcntl(descriptor: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETFL and argument & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return fcntl.fcntl(descriptor, command, argument)
+
+
+@pytest.mark.parametrize("has_direct", [True, False], ids=["past the cache", "no such flag"])
+@pytest.mark.parametrize("shift", [0, 8], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("num_bytes", [1, 4095, 4096, 4097, 5 * 4096 + 8, 3 * 16384])
+def test_direct_writing_gives_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int, shift: int, has_direct: bool
+) -> None:
+    """A file written past the page cache has the same bytes, whatever its length, memory and filesystem
+    are.
+    """
+    monkeypatch.setattr(files, "DIRECT_STEP_BYTES", 16384)
+    if not has_direct:
+        monkeypatch.setattr(files, "fcntl", NoDirect)
+    data = aligned(num_bytes, shift)
+    file = NewFile(tmp_path / "f", num_bytes, direct=True)
+    for begin in range(0, num_bytes, 3 * 4096):
+        file.write(data[begin : begin + 3 * 4096])
+    file.commit()
+    assert (tmp_path / "f").read_bytes() == data
+    assert listing(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failing_direct_write_is_named_and_leaves_nothing(
+    tmp_path: Path, faulty: Callable[..., FaultyOs], code: int
+) -> None:
+    """A write past the page cache that fails ends like any other; only a refused alignment is tried
+    otherwise.
+    """
+    for number in (0, 1):
+        faulty(number, code, only=("write",))
+        file = NewFile(tmp_path / "f", 4096 + 8, direct=True)
+        with pytest.raises(TargetError, match="write failed") as caught:
+            file.write(aligned(4096 + 8))
+        assert caught.value.where == {"operation": "write", "file": str(tmp_path / "f")}
+        assert listing(tmp_path) == []
+    faulty(0, errno.EINVAL, only=("write",))
+    file = NewFile(tmp_path / "f", 4096, direct=True)
+    file.write(aligned(4096))
+    file.commit()
+    assert (tmp_path / "f").read_bytes() == aligned(4096)
 
 
 def test_abandoning_never_raises(tmp_path: Path, faulty: Callable[..., FaultyOs]) -> None:

@@ -449,6 +449,7 @@ def test_ranks_that_do_not_share_the_filesystem(inputs: Inputs, tmp_path: Path) 
             export(ExportOptions(**inputs.options | {"output": output}), world)
         except ExportError as error:
             raised[number] = error
+        world.leave_after_failure()
 
     outputs = (inputs.parent / "export", elsewhere / "export")
     threads = [threading.Thread(target=rank, args=item) for item in enumerate(outputs)]

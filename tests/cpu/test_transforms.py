@@ -99,7 +99,7 @@ def test_heads_that_groups_do_not_divide_are_refused(groups: int) -> None:
     """
     sizes = {"num_attention_heads": 6, "num_query_groups": groups, "head_dim": 3}
     with pytest.raises(AccountingError, match="split_qkv does not fit"):
-        TRANSFORMS["split_qkv"].moves((groups * 3 * 3, 4), sizes)
+        TRANSFORMS["split_qkv"].moves(((6 + 2 * groups) * 3, 4), sizes)
 
 
 def test_a_transform_that_loses_or_doubles_elements_is_refused() -> None:

@@ -235,6 +235,11 @@ def rewrite_header(file: str, change: Callable[[bytes], bytes]) -> Damage:
     return damage
 
 
+def with_tensors_reversed(header: bytes) -> bytes:
+    fields = list(json.loads(header).items())
+    return json.dumps(dict([*fields[:1], *fields[:0:-1]])).encode().ljust(len(header) + 200)
+
+
 def add(file: str, content: bytes = b"left here") -> Damage:
     return lambda folder: (folder / file).write_bytes(content)
 
@@ -396,6 +401,7 @@ DEFECTS: dict[str, tuple[str, str | None, str, Damage]] = {  # name: file, tenso
         rewrite_header(MIDDLE, lambda header: header + b" ")),
     "header starts with a blank": (MIDDLE, None, "bad-header",
         rewrite_header(MIDDLE, lambda header: b" " * 8 + header)),
+    "header in another order": (MIDDLE, None, "bad-header", rewrite_header(MIDDLE, with_tensors_reversed)),
     "link leads out": (MIDDLE, None, "unsafe-link", swap_for_link(MIDDLE)),
     "link to a folder": ("here", None, "unsafe-link",
         lambda folder: (folder / "here").symlink_to("assets")),
@@ -468,6 +474,16 @@ def test_structure_suffices(folder: Path, name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["config.json", INDEX, MANIFEST, SUMS])
+def test_huge_text_is_not_read(folder: Path, name: str) -> None:
+    """A file of a size that no honest one has is a fault, not a gigabyte in memory."""
+    os.truncate(folder / name, 1 << 40)
+    started = time.process_time()
+    faults = verify_structure(folder)
+    assert time.process_time() - started < 1
+    assert any(fault.file == name and "are not read" in fault.message for fault in faults)
+
+
 def test_one_defect_is_not_blamed_on_others(folder: Path) -> None:
     """One flipped bit gives exactly one fault: that tensor of that file."""
     flip(MIDDLE, in_tensor(NORM))(folder)
@@ -488,6 +504,14 @@ HEADERS = {
     "unknown key": (b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2],"x":1}}', 2),
     "missing key": (b'{"a":{"dtype":"U8","data_offsets":[0,2]}}', 2),
     "unknown dtype": (b'{"a":{"dtype":"Q8","shape":[2],"data_offsets":[0,2]}}', 2),
+    "unknown dtype of nothing": (b'{"a":{"dtype":"Q8","shape":[0],"data_offsets":[0,0]}}', 0),
+    "dtype a list": (b'{"a":{"dtype":["U8"],"shape":[2],"data_offsets":[0,2]}}', 2),
+    "shape a number": (b'{"a":{"dtype":"U8","shape":2,"data_offsets":[0,2]}}', 2),
+    "three offsets": (b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2,2]}}', 2),
+    "offsets a map": (b'{"a":{"dtype":"U8","shape":[2],"data_offsets":{"0":0,"2":2}}}', 2),
+    "entry a number": (b'{"a":2}', 0),
+    "metadata a list": (b'{"__metadata__":[],"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', 2),
+    "minus zero": (b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[-0,2]}}', 2),
     "negative size": (b'{"a":{"dtype":"U8","shape":[-2,-1],"data_offsets":[0,2]}}', 2),
     "size true": (b'{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}', 1),
     "size float": (b'{"a":{"dtype":"U8","shape":[2.0],"data_offsets":[0,2]}}', 2),
@@ -524,6 +548,27 @@ def test_bad_header_is_refused(tmp_path: Path, name: str) -> None:
     assert {fault.kind for fault in faults} <= {"bad-header", "empty-shard"}
 
 
+@pytest.mark.parametrize(
+    ("length", "num_bytes", "words"),
+    [
+        (10**8 + 1, 10**8 + 9, "the format allows 100000000"),
+        (2**63, 1000, "the format allows 100000000"),
+        (993, 1000, "the file has 1000"),
+        (0, 7, "too few"),
+        (0, 8, "starts with"),
+        (10**8, 10**8 + 8, "starts with"),
+    ],
+)
+def test_bad_header_length(tmp_path: Path, length: int, num_bytes: int, words: str) -> None:
+    """A length that the format or the file does not allow is a fault, and nothing of that size is parsed."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length))
+    os.truncate(path, num_bytes)
+    (fault,) = (fault for fault in verify_structure(tmp_path) if fault.file == path.name)
+    assert fault.kind == "bad-header"
+    assert words in fault.message
+
+
 # --- folders that others made
 
 
@@ -548,7 +593,9 @@ def test_folder_of_another_maker(folder: Path) -> None:
 
 def test_folder_with_other_habits(folder: Path) -> None:
     """What only our own folders promise is no fault elsewhere: metadata, alignment, total_parameters."""
-    save_file({"b": torch.ones(3), "a": torch.ones(3, dtype=torch.uint8)}, folder / SHARDS[0])
+    tensors = {"b": torch.ones(3), "a": torch.ones(3, dtype=torch.uint8)}
+    save_file(tensors, folder / SHARDS[0], metadata={"a": "b"})
+    rewrite_header(LAST, with_tensors_reversed)(folder)
     make_index(folder)
     rewrite_header(SHARDS[0], lambda header: header.rstrip() + b" ")(folder)
     edit_json(INDEX, lambda index: index["metadata"].pop("total_parameters"))(folder)
