@@ -13,9 +13,10 @@ from pp_export.assets import Reference
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.torch_dist import read_catalog
 from pp_export.config import ExportOptions, parse_bytes, parse_leaders
+from pp_export.dealing import make_plan, units_of
 from pp_export.errors import RuleError
 from pp_export.expected import ExpectedTensors
-from pp_export.plan import ExportPlan, make_plan, units_of
+from pp_export.plan import ExportPlan
 from pp_export.rules import Architecture
 from pp_export.sizes import ModelSizes
 from pp_export.tensors import Shape

@@ -75,7 +75,11 @@ def read_header(
         faults.append(Fault("empty-shard", name, None, "the file has no tensors"))
     if len(entries) != len(fields):
         return None, faults
-    ordered = entries if ours else sorted(entries, key=lambda entry: (entry.begin, entry.end))
+    ordered = sorted(entries, key=lambda entry: (entry.begin, entry.end))
+    if ours and entries != ordered:
+        faults.append(
+            Fault("bad-header", name, None, "it does not list its tensors in the order of their data")
+        )
     faults += _offset_faults(name, ordered, num_bytes - PREFIX_BYTES - length)
     return Header(tuple(ordered), PREFIX_BYTES + length), faults
 

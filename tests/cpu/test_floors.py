@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, set[str]], ...] = (
             "freeze",
             "layout",
             "manifest",
+            "dealing",
             "plan",
             "rules",
             "sizes",

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pp_export import plan as plan_module
-from pp_export import rules
+from pp_export import dealing, rules
 from pp_export.accounting import account
+from pp_export.dealing import make_plan
 from pp_export.dtypes import from_torch
 from pp_export.errors import ExportError
 from pp_export.freeze import FrozenShard, Mould, freeze_tensors
 from pp_export.manifest import RECORDS_FOLDER, ShardRecord
-from pp_export.plan import ExportPlan, ShardPlan, make_plan
+from pp_export.plan import ExportPlan, ShardPlan
 from pp_export.sizes import ModelSizes
 from pp_export.tensors import Box, Shape, Slice, TensorSpec, whole
 from pp_export.topology import Grid
@@ -255,7 +255,7 @@ def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture,
     limit = data.draw(st.sampled_from([1, 100, 1 << 40]))
     found: dict[str, bytes] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "BUCKET_BYTES", data.draw(st.sampled_from([1, 16, 1 << 20])))
+        patch.setattr(dealing, "BUCKET_BYTES", data.draw(st.sampled_from([1, 16, 1 << 20])))
         plan = plan_for(table, specs, slices, grid, cast=cast, max_shard_bytes=limit)
     for shard in plan.shards:
         mould = Mould(shard, dirty_image(shard))

@@ -1,5 +1,5 @@
-"""Claims of `pp_export.plan`: one pure plan, the same files for every grid, every stored byte read once and
-in order.
+"""Claims of `pp_export.plan` and `pp_export.dealing`: one pure plan, the same files for every grid, every
+stored byte read once and in order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pp_export
+from pp_export import dealing, rules
 from pp_export import plan as plan_module
-from pp_export import rules
 from pp_export.accounting import Account, Placement, account
 from pp_export.arena import pages
-from pp_export.plan import ExportPlan, balance, make_plan, units_of
+from pp_export.dealing import balance, make_plan, units_of
+from pp_export.plan import ExportPlan
 from pp_export.tensors import Slice
 from pp_export.topology import Grid
 from tests.fixtures.catalogs import ToyDecoder
@@ -109,7 +110,7 @@ def test_every_stored_byte_is_read_once_by_one_rank_in_order(
     monkeypatch: pytest.MonkeyPatch, grid: Grid, slicing: str
 ) -> None:
     """Of every record each byte is read once, by a single rank, from its first byte to its last."""
-    monkeypatch.setattr(plan_module, "BUCKET_BYTES", 200)
+    monkeypatch.setattr(dealing, "BUCKET_BYTES", 200)
     slices = SLICINGS[slicing](MOE)
     plan = planned(MOE, grid, slices, max_shard_bytes=1500, leaders=2)
     ends: defaultdict[int, int] = defaultdict(int)
@@ -145,7 +146,7 @@ def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch, bucket_bytes: int)
     """A bucket holds at most BUCKET_BYTES of slices, or a single row that is larger, and has a number of its
     own.
     """
-    monkeypatch.setattr(plan_module, "BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(dealing, "BUCKET_BYTES", bucket_bytes)
     plan = planned(DENSE, Grid(2, 2, 1, 1), DENSE.slices(2))
     numbers = []
     for bucket in (bucket for shard in plan.shards for bucket in shard.buckets):
@@ -180,7 +181,7 @@ def test_files_are_full_before_the_next_begins() -> None:
     account_, plan = settle(DENSE), planned(DENSE, max_shard_bytes=limit)
     for shard, following in itertools.pairwise(plan.shards):
         if shard.unit == following.unit:
-            names = sorted((place.name for place in following.tensors), key=plan_module._natural)
+            names = sorted((place.name for place in following.tensors), key=dealing._natural)
             first = account_.sources_of[names[0]]
             group = sum(p.spec.num_bytes for p in following.tensors if account_.sources_of[p.name] == first)
             assert shard.data_bytes + group > limit
