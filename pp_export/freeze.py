@@ -49,9 +49,11 @@ class Mould:
             inner = placement.target[len(stacked) :]
             offset = tuple(o - b + t for o, b, t in zip(common.offset, placement.box.offset, inner))
             target = self._targets[placement.name][stacked]
-            target[Box(offset, common.shape).within(whole(target.shape))].copy_(
-                values[common.within(piece.box)]
-            )
+            part = values[common.within(piece.box)]
+            if part.dtype != target.dtype:  # which bits torch gives a NaN depends on the shape of the part
+                part = part.to(target.dtype)
+                part.masked_fill_(part.isnan(), torch.nan)
+            target[Box(offset, common.shape).within(whole(target.shape))].copy_(part)
             self._left[placement.name] -= common.volume
 
     def freeze(self) -> FrozenShard:

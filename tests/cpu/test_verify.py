@@ -374,6 +374,12 @@ DEFECTS: dict[str, tuple[str, str | None, str, Damage]] = {  # name: file, tenso
         edit_json(MANIFEST, lambda manifest: manifest["shards"].reverse(), resealed=True)),
     "manifest without a file": ("tokenizer.json", None, "unlisted-file",
         edit_json(MANIFEST, lambda manifest: manifest["files"].pop("tokenizer.json"), resealed=True)),
+    "manifest files a list": (MANIFEST, None, "bad-manifest", sealed_edit(MANIFEST, "files", value=[])),
+    "manifest shards a map": (MANIFEST, None, "bad-manifest", sealed_edit(MANIFEST, "shards", value={})),
+    "manifest shard a number": (MANIFEST, None, "bad-manifest",
+        edit_json(MANIFEST, set_key("shards", 1, value=5), resealed=True)),
+    "manifest file a number": ("config.json", None, "bad-manifest",
+        sealed_edit(MANIFEST, "files", "config.json", value=5)),
     "manifest path leads out": (MANIFEST, None, "unsafe-name",
         sealed_edit(MANIFEST, "files", "../x", value={"bytes": 1, "sha256": DIGEST_A})),
     "SHA256SUMS digest": ("assets/template.jinja", None, "manifest-mismatch",
@@ -676,6 +682,18 @@ def test_unsafe_name_is_never_opened(folder: Path, name: object) -> None:
     assert (INDEX, DOWN, "unsafe-name") in found(result)
     assert opened
     assert not any("outside" in path or "side." in path for path in opened)
+
+
+def test_unsafe_record_is_never_opened(folder: Path) -> None:
+    """A shard record that names a file outside the folder is a fault, and the file is not opened."""
+    save_file({DOWN: torch.ones(2)}, folder.parent / "outside.safetensors")
+    record = shard_record(folder.parent / "outside.safetensors") | {"file": "../outside.safetensors"}
+    edit_json(MANIFEST, lambda manifest: manifest["shards"].append(record), resealed=True)(folder)
+    opened.clear()
+    assert verify_shard(folder, record)
+    assert (MANIFEST, None, "bad-manifest") in found(verify_folder(folder))
+    assert opened
+    assert not any("outside" in path for path in opened)
 
 
 def test_link_out_is_never_opened(folder: Path) -> None:
