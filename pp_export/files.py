@@ -68,7 +68,7 @@ class NewFile:
 
     def __init__(self, path: Path, num_bytes: int, *, direct: bool = False) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._num_bytes, self._written = num_bytes, 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = _call("create", path, lambda: os.open(self._temporary, flags, 0o600))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,24 +118,38 @@ class ExportPlan:
 
     def led_by(self, rank: int) -> list[ShardPlan]:
         """The shards that `rank` gathers and writes, in file order."""
-        return [shard for shard in self.shards if shard.leader == rank]
+        return self._led_by.get(rank, [])
 
-    def parts_of(self, rank: int) -> Iterator[tuple[ShardPlan, Bucket, Part]]:
+    def parts_of(self, rank: int) -> list[tuple[ShardPlan, Bucket, Part]]:
         """What `rank` reads, in the order in which it reads it."""
+        return self._parts_of.get(rank, [])
+
+    @cached_property
+    def _led_by(self) -> dict[int, list[ShardPlan]]:
+        led: defaultdict[int, list[ShardPlan]] = defaultdict(list)
+        for shard in self.shards:
+            led[shard.leader].append(shard)
+        return dict(led)
+
+    @cached_property
+    def _parts_of(self) -> dict[int, list[tuple[ShardPlan, Bucket, Part]]]:
+        parts: defaultdict[int, list[tuple[ShardPlan, Bucket, Part]]] = defaultdict(list)
         for shard in self.shards:
             for bucket in shard.buckets:
                 for part in bucket.parts:
-                    if part.rank == rank:
-                        yield shard, bucket, part
+                    parts[part.rank].append((shard, bucket, part))
+        return dict(parts)
 
     def verifiers(self) -> list[int]:
         """The rank that re-reads each shard: never the one that wrote it, unless there is no other."""
-        load: defaultdict[int, int] = defaultdict(int)
+        loads = [(0, rank) for rank in range(self.grid.world_size)]
         chosen = []
         for shard in self.shards:
-            others = [rank for rank in range(self.grid.world_size) if rank != shard.leader] or [shard.leader]
-            chosen.append(min(others, key=lambda rank: (load[rank], rank)))
-            load[chosen[-1]] += shard.num_bytes
+            load, rank = heapq.heappop(loads)
+            if rank == shard.leader and loads:
+                load, rank = heapq.heapreplace(loads, (load, rank))
+            heapq.heappush(loads, (load + shard.num_bytes, rank))
+            chosen.append(rank)
         return chosen
 
     def read_bytes(self, rank: int) -> int:

@@ -113,7 +113,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
     if table in below:
         raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
     value = _read(table)
-    base = _merged(value["extends"], (*below, table)) if "extends" in value else {}
+    base = _merged(_beside(table, value["extends"]), (*below, table)) if "extends" in value else {}
     replaced = {row.get("megatron") for row in value.get("rules", ())}
     config = {**base.get("config", {}), **value.get("config", {})}
     return {
@@ -123,6 +123,11 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
         "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
         + value.get("rules", []),
     }
+
+
+def _beside(table: str, extended: str) -> str:
+    """A packaged table's name as it is; a file relative to the table that extends it."""
+    return str(Path(table).parent / extended) if extended.endswith((".yaml", ".yml")) else extended
 
 
 def _read(table: str) -> dict[str, Any]:

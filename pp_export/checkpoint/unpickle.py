@@ -9,8 +9,10 @@ table stops the export. The names are those that megatron-core and torch write
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pp_export import dtypes
@@ -46,7 +48,7 @@ class Record:
         return getattr(self, name, default)
 
     def __repr__(self) -> str:
-        return f"{self.kind}{self.__dict__.get('args', ())}"
+        return f"{self.kind}{reprlib.repr(self.__dict__.get('args', ()))}"
 
 
 class _InertDict(dict[Any, Any]):
@@ -148,6 +150,7 @@ _RECORDS: dict[str, tuple[str, ...]] = {
     "numpy.core.multiarray": ("_reconstruct", "scalar"),
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
 }
+_MAX_VALUES, _MAX_TEXT = 1_000_000, 1000
 _RECORD_PREFIXES = ("megatron.",)  # enums and plan classes of any release; as records they run nothing
 
 
@@ -199,10 +202,16 @@ def load(data: bytes, origin: str) -> Any:
 
 def plain(value: Any) -> Any:
     """`value` as JSON: records become the text of their name and arguments, tuples and sets become lists."""
+    return _plain(value, itertools.count())
+
+
+def _plain(value: Any, visited: Iterator[int]) -> Any:
+    if next(visited) > _MAX_VALUES:  # parts that are shared can multiply without end
+        raise CheckpointError("the training args are too large", expected=f"at most {_MAX_VALUES} values")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, visited) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    return repr(value)
+        return [_plain(item, visited) for item in value]
+    return repr(value)[:_MAX_TEXT]

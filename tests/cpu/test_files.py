@@ -24,6 +24,7 @@ from pp_export.digest import STEP_BYTES
 from pp_export.errors import TargetError
 from pp_export.files import NewFile, copy_file, publish, write_file
 
+TEMPORARY = f".f.{os.getpid()}.tmp"
 DATA = bytes(range(256)) * 40
 WATCHED = ("open", "posix_fallocate", "write", "fchmod", "fsync", "close", "rename", "chmod", "unlink")
 
@@ -136,8 +137,8 @@ def test_nothing_has_the_final_name_before_commit(tmp_path: Path) -> None:
     """Until `commit` there is only a hidden temporary file, which nobody else may read."""
     file = NewFile(tmp_path / "f", len(DATA))
     file.write(DATA)
-    assert listing(tmp_path) == [".f.tmp"]
-    assert mode(tmp_path / ".f.tmp") == 0o600
+    assert listing(tmp_path) == [TEMPORARY]
+    assert mode(tmp_path / TEMPORARY) == 0o600
     file.commit()
     assert listing(tmp_path) == ["f"]
 
@@ -147,16 +148,16 @@ def test_a_temporary_name_that_exists_is_not_taken_over(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"keep")
     for make in (
-        lambda: (tmp_path / ".f.tmp").symlink_to(victim),
-        lambda: (tmp_path / ".f.tmp").write_bytes(b"x"),
+        lambda: (tmp_path / TEMPORARY).symlink_to(victim),
+        lambda: (tmp_path / TEMPORARY).write_bytes(b"x"),
     ):
         make()
         with pytest.raises(TargetError, match="create failed") as caught:
             write_file(tmp_path / "f", [DATA])
         assert caught.value.where == {"operation": "create", "file": str(tmp_path / "f")}
-        assert listing(tmp_path) == [".f.tmp", "victim"]
+        assert listing(tmp_path) == [TEMPORARY, "victim"]
         assert victim.read_bytes() == b"keep"
-        (tmp_path / ".f.tmp").unlink()
+        (tmp_path / TEMPORARY).unlink()
 
 
 def test_the_final_name_is_replaced_as_a_name(tmp_path: Path) -> None:
