@@ -23,12 +23,17 @@ _TAIL_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one variant. CPU seconds are those of all its processes; `report` is pp_export's own."""
+    """One run of one variant. CPU seconds are those of all its processes; `report` is pp_export's own.
+
+    `other_cores` is how many cores all else kept busy meanwhile, the kernel's own threads (which write dirty
+    pages to the disk) and the sampling included: above a few tenths, somebody else was using the machine.
+    """
 
     variant: str
     round: int
     wall_seconds: float
     cpu_seconds: float
+    other_cores: float
     peak_anonymous_bytes: int
     peak_resident_bytes: int
     num_samples: int
@@ -49,7 +54,7 @@ def clean(variant: Variant) -> None:
 def run(variant: Variant, number: int, log: Path) -> Run:
     """Measure the whole process, from before it is started until it has ended. Its output goes to `log`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own_before, all_before = _own_cpu_seconds(), _all_cpu_seconds()
     with log.open("wb") as output:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -66,13 +71,15 @@ def run(variant: Variant, number: int, log: Path) -> Run:
     if status != 0:
         tail = log.read_text(errors="replace")[-_TAIL_CHARACTERS:]
         raise SystemExit(f"{' '.join(variant.command)}\nexit status {status}; its output ends with:\n{tail}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = _own_cpu_seconds() - own_before
+    other_seconds = max(0.0, _all_cpu_seconds() - all_before - cpu_seconds)
     report = json.loads(variant.report.read_bytes()) if variant.report is not None else {}
     return Run(
         variant.name,
         number,
         wall_seconds,
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        cpu_seconds,
+        other_seconds / wall_seconds,
         sampler.peak_bytes,
         sampler.resident_bytes,
         sampler.num_samples,
@@ -80,6 +87,17 @@ def run(variant: Variant, number: int, log: Path) -> Run:
         report.get("seconds", {}),
         {key: report[key] for key in ("peak_anonymous_bytes", "planned_peak_bytes", "total_size") if report},
     )
+
+
+def _own_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _all_cpu_seconds() -> float:
+    """What all cores together have spent on anything: user, nice, system, irq, softirq and stolen time."""
+    ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return sum(ticks[:3] + ticks[5:8]) / os.sysconf("SC_CLK_TCK")
 
 
 def _sample_until_end(pid: int) -> MemorySampler:
