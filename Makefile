@@ -21,6 +21,7 @@ $(READY): setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,check]"
 	@touch $@
 
+demo: export PYTHONWARNINGS := ignore
 demo: $(READY)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "1. megatron-core writes a Qwen2-shaped checkpoint, TP2 PP2, with 4 processes on the CPU"

@@ -13,8 +13,8 @@ from bench.variants import Variant
 PHASES = ("plan", "export", "verify", "publish")
 _CAPTION = (
     "Others' cores: how many cores all else kept busy during the run; above a few tenths the machine was "
-    "not alone. Peaks are of all processes of a run together. Anonymous (RssAnon and RssShmem) is sampled and "
-    "can miss what is short; resident is the sum of the kernel's own peaks (VmHWM), libraries included."
+    "not alone. Peaks are of all processes of a run together. Anonymous (RssAnon and RssShmem) is sampled "
+    "and can miss what is short; resident is the sum of the kernel's own peaks (VmHWM), libraries included."
 )
 
 
