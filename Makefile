@@ -22,6 +22,7 @@ $(READY): setup.py
 	@touch $@
 
 demo: export PYTHONWARNINGS := ignore
+demo: export HF_HUB_DISABLE_PROGRESS_BARS := 1
 demo: $(READY)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "1. megatron-core writes a Qwen2-shaped checkpoint, TP2 PP2, with 4 processes on the CPU"

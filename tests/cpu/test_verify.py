@@ -374,6 +374,9 @@ DEFECTS: dict[str, tuple[str, str | None, str, Damage]] = {  # name: file, tenso
         edit_json(MANIFEST, lambda manifest: manifest["shards"].reverse(), resealed=True)),
     "manifest without a file": ("tokenizer.json", None, "unlisted-file",
         edit_json(MANIFEST, lambda manifest: manifest["files"].pop("tokenizer.json"), resealed=True)),
+    "manifest with a tensor twice": (MIDDLE, STEPS, "bad-manifest",
+        edit_json(MANIFEST, lambda manifest: manifest["shards"][1]["tensors"].append(
+            manifest["shards"][1]["tensors"][0]), resealed=True)),
     "manifest files a list": (MANIFEST, None, "bad-manifest", sealed_edit(MANIFEST, "files", value=[])),
     "manifest shards a map": (MANIFEST, None, "bad-manifest", sealed_edit(MANIFEST, "shards", value={})),
     "manifest shard a number": (MANIFEST, None, "bad-manifest",
@@ -622,6 +625,46 @@ def test_single_file_needs_no_index(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     assert verify_folder(tmp_path).ok
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    """A folder without weights is never whole, and neither is an empty one."""
+    assert {(fault.kind, fault.file) for fault in verify_folder(tmp_path).faults} == {
+        ("missing-file", "model.safetensors"),
+        ("missing-file", "config.json"),
+    }
+
+
+def test_what_loaders_would_not_find_is_noted(tmp_path: Path) -> None:
+    """A single file of another name and an index too large for the Hub's loader are notes."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(3)}, tmp_path / "adapter.safetensors")
+    result = verify_folder(tmp_path)
+    assert result.ok
+    assert any("adapter.safetensors" in note for note in result.notes)
+    index = {
+        "metadata": {"total_size": 12, "x": "x" * (11 << 20)},
+        "weight_map": {"a": "adapter.safetensors"},
+    }
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    result = verify_folder(tmp_path)
+    assert result.ok
+    assert any("10 MiB" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.safetensors", "instead of the index"),
+        ("consolidated.1.safetensors", "vLLM"),
+        ("x.safetensors", ""),
+    ],
+)
+def test_why_an_unindexed_file_matters(folder: Path, name: str, words: str) -> None:
+    """The fault of an unindexed weight file says what a loader would make of it."""
+    add_weights(name)(as_stranger(folder))
+    (fault,) = verify_folder(folder).faults
+    assert fault.message == "the index does not name it" if not words else words in fault.message
 
 
 def test_two_files_need_an_index(tmp_path: Path) -> None:
