@@ -37,9 +37,11 @@ def main() -> int:
     options = _parser().parse_args()
     if options.runs < 1:
         raise SystemExit("--runs must be at least 1")
+    source = checkpoint.locate(options.model, options.cache.absolute())
+    choose(all_variants(source, options.cache), options.only)  # before a minute goes into the checkpoint
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"checkpoint of {options.model}: kept in {options.cache}, written first if it is not there")
-    source = checkpoint.prepare(options.model, options.cache.absolute())
+    checkpoint.ensure(source, options.model)
     with tempfile.TemporaryDirectory(prefix="runs-", dir=options.cache) as folder:
         variants = choose(all_variants(source, Path(folder).absolute()), options.only)
         runs = _measure(source, variants, Path(folder), options, console)

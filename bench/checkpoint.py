@@ -24,12 +24,6 @@ class Source:
     reference: Path
 
     @property
-    def iteration(self) -> Path:
-        """The folder with the `.distcp` files."""
-        number = (self.checkpoint / "latest_checkpointed_iteration.txt").read_text()
-        return self.checkpoint / f"iter_{int(number):07d}"
-
-    @property
     def files(self) -> list[Path]:
         return sorted(path for path in self.checkpoint.rglob("*") if path.is_file())
 
@@ -59,13 +53,18 @@ def default_cache() -> Path:
     return Path(base) / "pp_export-bench"
 
 
-def prepare(model: str, cache: Path) -> Source:
-    """The checkpoint of `model` from the cache, written first where it is not there."""
+def locate(model: str, cache: Path) -> Source:
+    """Where the cache keeps the checkpoint of `model`, or will."""
     versions = f"torch{metadata.version('torch')}-mcore{metadata.version('megatron-core')}"
     folder = cache / f"{model}-{LAYOUT}-{versions}"
-    source = Source(folder / LAYOUT, folder / "reference")
+    return Source(folder / LAYOUT, folder / "reference")
+
+
+def ensure(source: Source, model: str) -> None:
+    """Write the checkpoint and its reference, unless they are in the cache."""
+    folder = source.checkpoint.parent
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         run_writer(model, [LAYOUT], unfinished, world_size=WORLD_SIZE, optimizer=False)
@@ -73,4 +72,3 @@ def prepare(model: str, cache: Path) -> Source:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         os.sync()
         unfinished.rename(folder)
-    return source

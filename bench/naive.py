@@ -1,6 +1,6 @@
 """The converter of today, as projects carry it beside their training code.
 
-    python -m bench.naive ITERATION_FOLDER REFERENCE OUTPUT
+    python -m bench.naive CHECKPOINT REFERENCE OUTPUT
 
 One process loads the whole model with `torch.distributed.checkpoint`, renames by rules written by hand for
 one architecture (Qwen2), and saves shards of 5 GB. Nothing is checked, and nothing is verified afterwards.
@@ -27,8 +27,9 @@ Named = tuple[str, torch.Tensor]
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
-    """Every model tensor of the checkpoint, whole and in memory."""
-    reader = FileSystemReader(str(folder))
+    """Every model tensor of the checkpoint's latest iteration, whole and in memory."""
+    iteration = int((folder / "latest_checkpointed_iteration.txt").read_text())
+    reader = FileSystemReader(str(folder / f"iter_{iteration:07d}"))
     state = {
         key: torch.empty(item.size, dtype=item.properties.dtype)
         for key, item in reader.read_metadata().state_dict_metadata.items()

@@ -26,7 +26,14 @@ def all_variants(source: Source, folder: Path) -> list[Variant]:
     """The variants in the order of a round; all write below `folder`, on the checkpoint's own filesystem."""
     python = sys.executable
     copy = f"cp -r {source.checkpoint} {folder / 'cp'}"
-    naive = (python, "-m", "bench.naive", str(source.iteration), str(source.reference), str(folder / "naive"))
+    naive = (
+        python,
+        "-m",
+        "bench.naive",
+        str(source.checkpoint),
+        str(source.reference),
+        str(folder / "naive"),
+    )
     variants = [
         Variant("naive", "naive converter of today", naive, folder / "naive"),
         Variant("cp", "cp -r of the checkpoint", tuple(copy.split()), folder / "cp"),

@@ -28,7 +28,7 @@ class Arena:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = pages(num_bytes)
-        self._memory = memoryview(mmap.mmap(-1, self.num_bytes))
+        self._memory = memoryview(mmap.mmap(-1, self.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._live: deque[Region] = deque()
         self._changed = threading.Condition()
 

@@ -118,17 +118,24 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    from pp_export import report
+    is_first = os.environ.get("RANK", "0") == "0"
+    from pp_export import prepare, report
+
+    if is_first:
+        report.check_path(options)
+    asked = prepare.ask(options) if is_first else None  # its seconds and those of `import torch` overlap
+
+    import torch
+
     from pp_export.collectives import World
     from pp_export.export import export
     from pp_export.show import ExportView
 
-    if os.environ.get("RANK", "0") == "0":
-        report.check_path(options)
+    torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
     world = World.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
-            done = export(options, world, on_plan=view.plan, on_poll=view.poll)
+            done = export(options, world, asked=asked, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
         log.logger.error("error: %s", error)
         if world.speaks and options.report is not None:
@@ -152,9 +159,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.world_size < 1:
         raise OptionError("--world-size must be at least 1", got=arguments.world_size)
     from pp_export import show
-    from pp_export.prepare import plan_export, read_sources
+    from pp_export.prepare import ask, plan_export, read_sources
 
-    sources, _ = read_sources(options)
+    sources, _ = read_sources(options, ask(options).result())
     plan = plan_export(sources, options, arguments.world_size)
     _print(show.plan_json(sources, plan), arguments.json, lambda: show.print_plan(sources, plan))
     return 0

@@ -16,7 +16,7 @@ from pp_export.plan import Bucket, ExportPlan, Part, ShardPlan
 from pp_export.tensors import Shape, Slice, TensorSpec
 from pp_export.topology import Grid
 
-BUCKET_BYTES = 32 << 20
+BUCKET_BYTES = 8 << 20
 
 _DIGITS = re.compile(r"(\d+)")
 

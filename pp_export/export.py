@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from pp_export import assets, config_json, errors, files, interrupt, merge
@@ -26,7 +27,7 @@ from pp_export.config import ExportOptions
 from pp_export.errors import ExportError, TargetError, VerificationError
 from pp_export.manifest import RECORDS_FOLDER
 from pp_export.plan import ExportPlan
-from pp_export.prepare import Sources, plan_export, read_sources
+from pp_export.prepare import Question, Sources, ask, plan_export, read_sources
 from pp_export.report import Clock, ExportReport, peak_anonymous_bytes
 from pp_export.stream import Progress, Stream, run_workers
 from pp_export.verify import verify_shard, verify_structure
@@ -42,6 +43,7 @@ def export(
     options: ExportOptions,
     world: World,
     *,
+    asked: Future[Question] | None = None,
     on_plan: OnPlan = lambda *_: None,
     on_poll: OnPoll = lambda _: None,
 ) -> ExportReport:
@@ -49,22 +51,28 @@ def export(
     filesystem.
 
     Returns the report (complete on rank 0). If anything fails on any rank, raises ExportError on every rank;
-    the target is then what it was before, and nothing is left beside it. `on_plan` and `on_poll` are for
-    showing progress.
+    the target is then what it was before, and nothing is left beside it. `asked` is rank 0's `prepare.ask`,
+    if it was called ahead. `on_plan` and `on_poll` are for showing progress.
     """
     target = Path(options.output).absolute()
     staging = files.staging_path(target, world.run_id)
     try:
-        return _export(options, world, target, staging, on_plan, on_poll)
+        return _export(options, world, target, staging, asked, on_plan, on_poll)
     except BaseException as error:
         raise _abandon(world, staging, error) from error
 
 
 def _export(
-    options: ExportOptions, world: World, target: Path, staging: Path, on_plan: OnPlan, on_poll: OnPoll
+    options: ExportOptions,
+    world: World,
+    target: Path,
+    staging: Path,
+    asked: Future[Question] | None,
+    on_plan: OnPlan,
+    on_poll: OnPoll,
 ) -> ExportReport:
     clock = Clock()
-    sources, reference = _describe(options, world, target)
+    sources, reference = _describe(options, world, target, asked)
     plan = plan_export(sources, options, world.size)
     world.same("the plan", plan.fingerprint)
     on_plan(sources, plan)
@@ -100,13 +108,15 @@ def _export(
     return report
 
 
-def _describe(options: ExportOptions, world: World, target: Path) -> tuple[Sources, Reference | None]:
+def _describe(
+    options: ExportOptions, world: World, target: Path, asked: Future[Question] | None
+) -> tuple[Sources, Reference | None]:
     """Step 1. Rank 0 reads and checks all metadata; the others get what they need of it."""
     kept: list[tuple[Sources, Reference]] = []
 
     def read() -> bytes:
         files.check_target(target, overwrite=options.overwrite)
-        kept.append(read_sources(options))
+        kept.append(read_sources(options, (asked or ask(options)).result()))
         return kept[0][0].to_bytes()
 
     image = world.share(read)
@@ -180,7 +190,8 @@ def _verify_shards(
 
 def _seal(staging: Path, plan: ExportPlan, report: ExportReport) -> bytes:
     """Step 9, on rank 0: manifest and SHA256SUMS, then the structure of the whole folder."""
-    merge.seal(staging, plan, merge.merge_shards(staging, plan), report.provenance())
+    records = [merge.read_record(staging, shard.file) for shard in plan.shards]
+    merge.seal(staging, plan, records, report.provenance())
     faults = verify_structure(staging)
     if faults:
         raise VerificationError("the finished folder has faults", findings=[str(fault) for fault in faults])

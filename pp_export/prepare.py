@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pp_export import accounting, assets, config_json, dtypes, rules, sizes
@@ -55,16 +57,37 @@ class Sources:
         )
 
 
-def read_sources(options: ExportOptions) -> tuple[Sources, Reference]:
-    """Read all metadata and settle the account; called on rank 0 only. No tensor byte is read.
+@dataclass(frozen=True)
+class Question:
+    """The reference, and the child process that is finding out what the model's definition expects."""
 
-    The model's definition is asked in a child process that runs while the checkpoint's metadata is read.
+    reference: Reference
+    config: Mapping[str, Any]
+    expecting: ExpectedTensors
+
+
+def ask(options: ExportOptions) -> Future[Question]:
+    """Start finding out what the model expects; called on rank 0 only.
+
+    It takes seconds in a process of its own, so it comes before everything else that takes time. What is
+    wrong with the reference is raised by the future's `result`, at a point where all ranks hear it.
     """
-    reference = assets.read_reference(options.reference, code=options.code)
-    config, _ = config_json.corrected(reference.config, vocab_size=options.vocab_size)
-    with ExpectedTensors.start(config) as expecting:
+    asked: Future[Question] = Future()
+    try:
+        reference = assets.read_reference(options.reference, code=options.code)
+        config, _ = config_json.corrected(reference.config, vocab_size=options.vocab_size)
+        asked.set_result(Question(reference, config, ExpectedTensors.start(config)))
+    except Exception as error:  # noqa: BLE001  raised by `result`
+        asked.set_exception(error)
+    return asked
+
+
+def read_sources(options: ExportOptions, question: Question) -> tuple[Sources, Reference]:
+    """Read all metadata and settle the account; called on rank 0 only. No tensor byte is read."""
+    with question.expecting as expecting:
         catalog = read_catalog(options.checkpoint, options.iteration)
-        return _sources(catalog, config, options, lambda: _expected(expecting, reference)), reference
+        answer = partial(_expected, expecting, question.reference)
+        return _sources(catalog, question.config, options, answer), question.reference
 
 
 def plan_export(sources: Sources, options: ExportOptions, world_size: int) -> ExportPlan:

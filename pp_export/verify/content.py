@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import io
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -92,8 +89,8 @@ class Reader:
 
     def _digest(self, file: io.FileIO, record: ShardRecord | None) -> Digests | OSError:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
-        _bypass_cache(file)
-        buffer = memoryview(mmap.mmap(-1, STEP_BYTES))  # page-aligned, as direct reads want it
+        _forget(file)
+        buffer = memoryview(bytearray(STEP_BYTES))
         whole, tensors, position = sha256(), _TensorDigests(record), 0
         while True:
             try:
@@ -105,6 +102,8 @@ class Reader:
             step = buffer[:num_bytes]
             whole.update(step)
             tensors.update(position, step)
+            if position:  # the header is read again
+                _forget(file, position, num_bytes)
             position += num_bytes
             self._count(num_bytes)
 
@@ -170,27 +169,13 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
     return faults
 
 
-def _bypass_cache(file: io.FileIO) -> None:
-    """Have the bytes come from the disk: forget cached pages, and read past the cache where that works."""
+def _forget(file: io.FileIO, begin: int = 0, num_bytes: int = 0) -> None:
+    """Ask the kernel to drop cached pages, all of them by default."""
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):  # it is advice, and some filesystems take none
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    with suppress(OSError):
-        _set_direct(file, getattr(os, "O_DIRECT", 0))
-
-
-def _set_direct(file: io.FileIO, flag: int) -> None:
-    flags = fcntl.fcntl(file.fileno(), fcntl.F_GETFL)
-    fcntl.fcntl(file.fileno(), fcntl.F_SETFL, (flags & ~getattr(os, "O_DIRECT", 0)) | flag)
+            os.posix_fadvise(file.fileno(), begin, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _read_step(file: io.FileIO, buffer: memoryview) -> int:
     """The one read call, so that a test can fail it."""
-    try:
-        return file.readinto(buffer) or 0
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        _set_direct(file, 0)  # the position or the filesystem does not allow it
-        return file.readinto(buffer) or 0
+    return file.readinto(buffer) or 0

@@ -20,7 +20,7 @@ from pp_export.checkpoint.torch_dist import read_catalog
 from pp_export.collectives import World
 from pp_export.config import ExportOptions
 from pp_export.plan import ExportPlan
-from pp_export.prepare import Sources, plan_export, read_sources
+from pp_export.prepare import Sources, ask, plan_export, read_sources
 from pp_export.report import ExportReport
 from pp_export.show import ExportView, human_bytes
 from pp_export.verify import Fault, Verification
@@ -46,7 +46,7 @@ def planned(checkpoint: Checkpoint, reference: Reference) -> Planned:
         pipeline_parallel=2,
     )
     with without_definition():
-        sources, _ = read_sources(options)
+        sources, _ = read_sources(options, ask(options).result())
     return Planned(options, sources, plan_export(sources, options, 4))
 
 
