@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import gc
 import json
 import os
 import sys
@@ -125,12 +126,15 @@ def _export(arguments: argparse.Namespace) -> int:
         report.check_path(options)
     asked = prepare.ask(options) if is_first else None  # its seconds and those of `import torch` overlap
 
+    gc.disable()  # an import makes much and leaves no garbage
     import torch
 
     from pp_export.collectives import World
     from pp_export.export import export
     from pp_export.show import ExportView
 
+    gc.freeze()
+    gc.enable()
     torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
     world = World.join(options.backend, stall_seconds=options.stall_seconds)
     try:

@@ -78,13 +78,12 @@ class World:
             return cls(0, 1, HashStore(), None, stall_seconds=stall_seconds)
         if backend == "nccl" and not torch.cuda.is_available():
             raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend gloo")
-        name = ("nccl" if torch.cuda.is_available() else "gloo") if backend == "auto" else backend
         try:
             store, rank, size = next(iter(rendezvous("env://")))
             store.set_timeout(_STORE_TIMEOUT)
             data = PrefixStore("data", store)
-            dist.init_process_group(name, store=data, rank=rank, world_size=size, timeout=_GROUP_TIMEOUT)
-            carrier: _Carrier = _NcclCarrier(rank, size) if name == "nccl" else _GlooCarrier()
+            dist.init_process_group(backend, store=data, rank=rank, world_size=size, timeout=_GROUP_TIMEOUT)
+            carrier: _Carrier = _NcclCarrier(rank, size) if backend == "nccl" else _GlooCarrier()
         except (RuntimeError, ValueError) as error:
             raise PeerError(
                 f"the ranks could not find each other: {_first_line(error)}",

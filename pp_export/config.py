@@ -94,7 +94,7 @@ class ExportOptions:
     check_source: bool = _option(
         "check the CRC-32 that torch stored with every record while reading it", True
     )
-    backend: str = _option("process group for tensor bytes", "auto", choices=("auto", "gloo", "nccl"))
+    backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0)
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 

@@ -184,7 +184,7 @@ def _verify_shards(
                     findings=[str(fault) for fault in faults],
                 )
 
-    run_workers(world, [verify_next] * (2 if world.size == 1 else 1), stop, on_poll)
+    run_workers(world, [verify_next] * (4 if world.size == 1 else 2), stop, on_poll)
     world.together(lambda: None)
 
 

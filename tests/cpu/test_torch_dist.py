@@ -528,7 +528,7 @@ from pp_export.export import export
 from tests.fixtures.undefined import without_definition
 
 with without_definition():
-    report = export(options_from(json.loads(sys.argv[1]), "test"), World.join("auto", stall_seconds=60))
+    report = export(options_from(json.loads(sys.argv[1]), "test"), World.join("gloo", stall_seconds=60))
 import torch
 
 print(json.dumps({
