@@ -1,4 +1,4 @@
-"""Moves the values: three kinds of worker threads per rank, with a bounded number of shards in hand.
+"""Moves the values: four worker threads per rank, with a bounded number of shards in hand.
 
 - the *reader* reads this rank's parts in plan order, hands those of its own shards over and sends the others
   away;
