@@ -51,12 +51,11 @@ def make_plan(
     number = 0
     for position, (unit, tensors) in enumerate(files, start=1):
         stage = stage_of[unit]
+        sources = list(dict.fromkeys(source for name in tensors for source in account.sources_of[name]))
         buckets = [
-            Bucket(number + i, parts) for i, parts in enumerate(dealer.buckets(stage, tensors, slices))
+            Bucket(number + i, parts) for i, parts in enumerate(dealer.buckets(stage, sources, slices))
         ]
         number += len(buckets)
-        names = set(tensors)
-        sources = dict.fromkeys(source for name in tensors for source in account.sources_of[name])
         shards.append(
             ShardPlan(
                 file=f"model-{position:05d}-of-{len(files):05d}.safetensors",
@@ -64,7 +63,7 @@ def make_plan(
                 stage=stage,
                 leader=dealer.lead(stage, sum(spec.num_bytes for spec in tensors.values())),
                 tensors=arrange(tensors),
-                placements={s: tuple(p for p in account.placements[s] if p.name in names) for s in sources},
+                placements={s: tuple(p for p in account.placements[s] if p.name in tensors) for s in sources},
                 buckets=tuple(buckets),
             )
         )
@@ -142,13 +141,12 @@ class _Dealer:
         return leader
 
     def buckets(
-        self, stage: int, tensors: Mapping[str, TensorSpec], slices: Mapping[str, tuple[Slice, ...]]
+        self, stage: int, sources: Sequence[str], slices: Mapping[str, tuple[Slice, ...]]
     ) -> list[tuple[Part, ...]]:
-        """The buckets of a shard, each filled up to BUCKET_BYTES, with their slices dealt to ranks.
+        """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
 
         Slices of one record stay in byte order and with one rank, so that its CRC can run along.
         """
-        sources = dict.fromkeys(source for name in tensors for source in self._account.sources_of[name])
         filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
         size = 0
         for source in sources:

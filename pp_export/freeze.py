@@ -35,7 +35,7 @@ class Mould:
 
     def __init__(self, shard: ShardPlan, image: memoryview) -> None:
         self._shard, self._image = shard, image
-        self._targets = _lay_out(image, shard.tensors)
+        self._targets = _lay_out(image, shard.header, shard.tensors)
         self._left = {place.name: place.spec.num_elements for place in shard.tensors}
 
     def paste(self, piece: Slice, data: torch.Tensor) -> None:
@@ -76,15 +76,15 @@ def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShar
         for name, tensor in tensors.items()
     }
     places = arrange(specs)
-    image = memoryview(bytearray(len(header(places)) + sum(spec.num_bytes for spec in specs.values())))
-    for name, target in _lay_out(image, places).items():
+    first = header(places)
+    image = memoryview(bytearray(len(first) + sum(spec.num_bytes for spec in specs.values())))
+    for name, target in _lay_out(image, first, places).items():
         target.copy_(tensors[name])
     return FrozenShard(file, image.toreadonly(), places)
 
 
-def _lay_out(image: memoryview, places: tuple[TensorPlace, ...]) -> dict[str, torch.Tensor]:
-    """Write the header into `image`; each tensor as a view of its bytes there."""
-    first = header(places)
+def _lay_out(image: memoryview, first: bytes, places: tuple[TensorPlace, ...]) -> dict[str, torch.Tensor]:
+    """Write the header `first` into `image`; each tensor as a view of its bytes there."""
     image[: len(first)] = first
     flat = torch.frombuffer(image, dtype=torch.uint8)[len(first) :]
     return {
