@@ -13,11 +13,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pp_export import config, interrupt, log
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError, OptionError
+
+if TYPE_CHECKING:
+    from pp_export.origin import CheckpointOrigin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +117,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     config.check_keys(values, names, str(arguments.job))
     values.update(config.parse_setting(text) for text in arguments.set)
     values.update({name: value for name in names if (value := getattr(arguments, name)) is not None})
-    return config.options_from(values, "job file, --set and flags")
+    return config.options_from(values, "job file, --set and flags", ExportOptions)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -129,24 +132,21 @@ def _export(arguments: argparse.Namespace) -> int:
     gc.disable()  # an import makes much and leaves no garbage
     import torch
 
-    from pp_export.collectives import World
+    from pp_export import collectives
     from pp_export.export import export
     from pp_export.show import ExportView
 
     gc.freeze()
     gc.enable()
     torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
-    world = World.join(options.backend, stall_seconds=options.stall_seconds)
+    world = collectives.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
-            done = export(options, world, asked=asked, on_plan=view.plan, on_poll=view.poll)
+            done = export(_origin(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
-        log.logger.error("error: %s", error)
-        if world.speaks and options.report is not None:
-            try:
-                report.write_report(options.report, report.failure_json(error, options))
-            except ExportError as unwritten:
-                log.logger.error("the report could not be written: %s", unwritten)
+        if world.speaks:
+            log.logger.error("error: %s", error)
+            _report_failure(error, options)
         world.leave_after_failure()
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
@@ -158,6 +158,22 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _origin(options: ExportOptions) -> CheckpointOrigin:
+    from pp_export.origin import CheckpointOrigin
+
+    return CheckpointOrigin(options.checkpoint, options.iteration, check_source=options.check_source)
+
+
+def _report_failure(error: ExportError, options: ExportOptions) -> None:
+    from pp_export import report
+
+    if options.report is not None:
+        try:
+            report.write_report(options.report, report.failure_json(error, options))
+        except ExportError as unwritten:
+            log.logger.error("the report could not be written: %s", unwritten)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     if arguments.world_size < 1:
@@ -165,7 +181,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from pp_export import show
     from pp_export.prepare import ask, plan_export, read_sources
 
-    sources, _ = read_sources(options, ask(options).result())
+    sources, _ = read_sources(_origin(options), options, ask(options).result())
     plan = plan_export(sources, options, arguments.world_size)
     _print(show.plan_json(sources, plan), arguments.json, lambda: show.print_plan(sources, plan))
     return 0
@@ -173,7 +189,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from pp_export import show
-    from pp_export.checkpoint.torch_dist import read_catalog
+    from pp_export.checkpoint import read_catalog
 
     catalog = read_catalog(arguments.checkpoint, arguments.iteration)
     _print(show.catalog_json(catalog), arguments.json, lambda: show.print_catalog(catalog))

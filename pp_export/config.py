@@ -1,4 +1,4 @@
-"""What a user can ask for: one frozen dataclass, from which flags, job files and docs are made."""
+"""What a user can ask for: frozen dataclasses, from which flags, job files and docs are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -48,30 +48,23 @@ def parse_leaders(text: str | int) -> int | None:
 
 
 def _option(
-    help_text: str, default: Any = dataclasses.MISSING, *, choices: tuple[str, ...] | None = None
+    help_text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    choices: tuple[str, ...] | None = None,
+    positive: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+    return field(default=default, metadata={"help": help_text, "choices": choices, "positive": positive})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """The options of `export` and `plan`. Field names are the keys of a job file; flags have dashes."""
+class TargetOptions:
+    """What to make, and how: the options of every export. Sizes in bytes are texts such as `5GB`."""
 
-    checkpoint: Path = _option("Megatron checkpoint: its root (with the tracker file) or an iteration folder")
     reference: Path = _option(
         "Hugging Face folder of the model: config.json, tokenizer; weights are not needed"
     )
     output: Path = _option("folder to make")
-    iteration: int | None = _option("iteration to export; default: the tracker file's", None)
-    pipeline_parallel: int | None = _option(
-        "the export's own number of stages; default: chosen from the world size", None
-    )
-    tensor_parallel: int | None = _option(
-        "ranks over which a stage's tensor parts are dealt; default: chosen", None
-    )
-    expert_parallel: int | None = _option(
-        "ranks over which a stage's experts are dealt; default: chosen", None
-    )
     leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
     max_shard_size: str = _option("layers above this size are split into several files", "5GB")
     dtype: str = _option(
@@ -82,7 +75,9 @@ class ExportOptions:
     mtp: str = _option(
         "multi-token-prediction layers: export them, or drop them", "export", choices=("export", "drop")
     )
-    vocab_size: int | None = _option("true vocabulary size; default: the reference config.json's", None)
+    vocab_size: int | None = _option(
+        "true vocabulary size; default: the reference config.json's", None, positive=True
+    )
     architecture: str | None = _option(
         "architecture table (a .yaml file); default: the packaged one for the class", None
     )
@@ -91,11 +86,13 @@ class ExportOptions:
     )
     overwrite: bool = _option("replace an existing output once the new one is complete and verified", False)
     verify: bool = _option("re-read and check every byte before publishing", True)
-    check_source: bool = _option(
-        "check the CRC-32 that torch stored with every record while reading it", True
-    )
     backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0)
+    contents: str = _option(
+        "the whole model, or its weights and index only, beside what else the output holds",
+        "model",
+        choices=("model", "weights"),
+    )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 
     def __post_init__(self) -> None:
@@ -105,17 +102,43 @@ class ExportOptions:
                 raise OptionError(
                     f"--{flag(option.name)} has no such value", expected=", ".join(choices), got=value
                 )
-        for name in ("pipeline_parallel", "tensor_parallel", "expert_parallel", "vocab_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise OptionError(f"--{flag(name)} must be at least 1", got=value)
+            if option.metadata["positive"] and value is not None and value < 1:
+                raise OptionError(f"--{flag(option.name)} must be at least 1", got=value)
         if not self.stall_seconds > 0:
             raise OptionError("--stall-seconds must be positive", got=self.stall_seconds)
         parse_bytes(self.max_shard_size)
         parse_leaders(self.leaders_per_stage)
 
+    @property
+    def weights_only(self) -> bool:
+        return self.contents == "weights"
+
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(TargetOptions):
+    """The options of `export` and `plan`. Field names are the keys of a job file; flags have dashes."""
+
+    checkpoint: Path = _option("Megatron checkpoint: its root (with the tracker file) or an iteration folder")
+    iteration: int | None = _option("iteration to export; default: the tracker file's", None)
+    pipeline_parallel: int | None = _option(
+        "the export's own number of stages; default: chosen from the world size", None, positive=True
+    )
+    tensor_parallel: int | None = _option(
+        "ranks over which a stage's tensor parts are dealt; default: chosen", None, positive=True
+    )
+    expert_parallel: int | None = _option(
+        "ranks over which a stage's experts are dealt; default: chosen", None, positive=True
+    )
+    check_source: bool = _option(
+        "check the CRC-32 that torch stored with every record while reading it", True
+    )
+
+
+Options = TypeVar("Options", bound=TargetOptions)
 
 
 def flag(name: str) -> str:
@@ -123,9 +146,9 @@ def flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def options_from(values: Mapping[str, Any], origin: str) -> ExportOptions:
-    """Options from raw values; unknown, missing and ill-typed keys are refused."""
-    fields = {option.name: option for option in dataclasses.fields(ExportOptions)}
+def options_from(values: Mapping[str, Any], origin: str, kind: type[Options]) -> Options:
+    """Options of a kind from raw values; unknown, missing and ill-typed keys are refused."""
+    fields = {option.name: option for option in dataclasses.fields(kind)}
     check_keys(values, fields, origin)
     missing = [n for n, o in fields.items() if o.default is dataclasses.MISSING and values.get(n) is None]
     if missing:
@@ -134,9 +157,7 @@ def options_from(values: Mapping[str, Any], origin: str) -> ExportOptions:
             where={"given in": origin},
             findings=[f"--{flag(name)}" for name in missing],
         )
-    return ExportOptions(
-        **{name: _convert(name, str(fields[name].type), value) for name, value in values.items()}
-    )
+    return kind(**{name: _convert(name, str(fields[name].type), value) for name, value in values.items()})
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], origin: str) -> None:

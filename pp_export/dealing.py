@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from pp_export.accounting import Account
+from pp_export.dealers import Dealer, GridDealer, HolderDealer, Slices, Unit
 from pp_export.layout import arrange
 from pp_export.plan import Bucket, ExportPlan, Part, ShardPlan
 from pp_export.tensors import Shape, Slice, TensorSpec
@@ -21,39 +22,52 @@ BUCKET_BYTES = 8 << 20
 _DIGITS = re.compile(r"(\d+)")
 
 
-def units_of(account: Account) -> list[tuple[int, int]]:
+def units_of(account: Account) -> list[Unit]:
     """The units in file order: embedding, decoder layers, MTP layers, head."""
     return sorted(set(account.unit_of.values()))
 
 
 def make_plan(
     account: Account,
-    slices: Mapping[str, tuple[Slice, ...]],
+    slices: Slices,
     grid: Grid,
     *,
     max_shard_bytes: int,
     leaders_per_stage: int | None,
+    holders: Sequence[Sequence[int]] | None = None,
 ) -> ExportPlan:
     """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
     leads.
+
+    `holders` are the ranks that can read each record; None where every rank can read all, and `grid` decides.
     """
-    names_of: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    names_of: defaultdict[Unit, list[str]] = defaultdict(list)
     for name, unit in account.unit_of.items():
         names_of[unit].append(name)
     units = units_of(account)
     files = [
         (unit, tensors) for unit in units for tensors in _split(account, names_of[unit], max_shard_bytes)
     ]
-    unit_bytes = [sum(account.outputs[name].num_bytes for name in names_of[unit]) for unit in units]
-    stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
-    dealer = _Dealer(grid, account, leaders_per_stage)
+    sources_of = {unit: _sources(account, names) for unit, names in names_of.items()}
+    if holders is None:
+        unit_bytes = [sum(account.outputs[name].num_bytes for name in names_of[unit]) for unit in units]
+        stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
+        dealer: Dealer = GridDealer(grid, account, stage_of, leaders_per_stage)
+    else:
+        records_of = {
+            unit: sorted({piece.record for source in sources_of[unit] for piece in slices[source]})
+            for unit in units
+        }
+        dealer = HolderDealer(holders, records_of, leaders_per_stage)
     shards: list[ShardPlan] = []
     number = 0
     for position, (unit, tensors) in enumerate(files, start=1):
-        stage = stage_of[unit]
-        sources = list(dict.fromkeys(source for name in tensors for source in account.sources_of[name]))
+        stage = dealer.stage_of[unit]
+        leader = dealer.lead(stage, sum(spec.num_bytes for spec in tensors.values()))
+        sources = _sources(account, tensors)
         buckets = [
-            Bucket(number + i, parts) for i, parts in enumerate(dealer.buckets(stage, sources, slices))
+            Bucket(number + i, parts)
+            for i, parts in enumerate(_buckets(dealer, stage, leader, sources, slices))
         ]
         number += len(buckets)
         shards.append(
@@ -61,13 +75,39 @@ def make_plan(
                 file=f"model-{position:05d}-of-{len(files):05d}.safetensors",
                 unit=_unit_name(unit),
                 stage=stage,
-                leader=dealer.lead(stage, sum(spec.num_bytes for spec in tensors.values())),
+                leader=leader,
                 tensors=arrange(tensors),
                 placements={s: tuple(p for p in account.placements[s] if p.name in tensors) for s in sources},
                 buckets=tuple(buckets),
             )
         )
-    return ExportPlan(grid, tuple(shards))
+    return ExportPlan(grid.world_size, dealer.stages, tuple(shards))
+
+
+def _sources(account: Account, names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(source for name in names for source in account.sources_of[name]))
+
+
+def _buckets(
+    dealer: Dealer, stage: int, leader: int, sources: Sequence[str], slices: Slices
+) -> list[tuple[Part, ...]]:
+    """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
+
+    Slices of one record stay in byte order, so that its CRC can run along.
+    """
+    filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
+    size = 0
+    for source in sources:
+        shape = _extent(slices[source])
+        for piece in sorted(slices[source], key=lambda piece: (piece.record, piece.begin)):
+            owner = dealer.owner(stage, leader, shape, piece)
+            for row in piece.rows(BUCKET_BYTES):
+                if size and size + row.num_bytes > BUCKET_BYTES:
+                    filled.append(defaultdict(list))
+                    size = 0
+                filled[-1][owner].append(row)
+                size += row.num_bytes
+    return [tuple(Part(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled]
 
 
 def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:
@@ -120,84 +160,6 @@ def _fill(weights: Sequence[int], num_stages: int, capacity: int) -> list[int]:
     return stages
 
 
-class _Dealer:
-    """Deals slices to the ranks of a stage and shards to its leaders, keeping count of the bytes."""
-
-    def __init__(self, grid: Grid, account: Account, leaders_per_stage: int | None) -> None:
-        self._grid, self._account = grid, account
-        self._num_leaders = min(leaders_per_stage or grid.stage_size, grid.stage_size)
-        self._num_experts = max(account.expert_of.values(), default=0) + 1
-        self._read: defaultdict[int, int] = defaultdict(int)
-        self._led: defaultdict[int, int] = defaultdict(int)
-        self._owner_of_record: dict[int, int] = {}
-        self._ranks_near: dict[tuple[int, int | None, int | None], list[int]] = {}
-
-    def lead(self, stage: int, num_bytes: int) -> int:
-        """The leader of the stage's next shard: the one that leads the fewest bytes so far."""
-        leader = min(
-            self._grid.stage_ranks(stage)[: self._num_leaders], key=lambda rank: (self._led[rank], rank)
-        )
-        self._led[leader] += num_bytes
-        return leader
-
-    def buckets(
-        self, stage: int, sources: Sequence[str], slices: Mapping[str, tuple[Slice, ...]]
-    ) -> list[tuple[Part, ...]]:
-        """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
-
-        Slices of one record stay in byte order and with one rank, so that its CRC can run along.
-        """
-        filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
-        size = 0
-        for source in sources:
-            shape = _extent(slices[source])
-            for piece in sorted(slices[source], key=lambda piece: piece.box.offset):
-                owner = self._owner(stage, source, shape, piece)
-                for row in piece.rows(BUCKET_BYTES):
-                    if size and size + row.num_bytes > BUCKET_BYTES:
-                        filled.append(defaultdict(list))
-                        size = 0
-                    filled[-1][owner].append(row)
-                    size += row.num_bytes
-        return [tuple(Part(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled]
-
-    def _owner(self, stage: int, source: str, shape: Shape, piece: Slice) -> int:
-        if piece.record not in self._owner_of_record:
-            near = self._near(stage, self._tensor_part(source, shape, piece), self._expert_part(source))
-            owner = min(near, key=lambda rank: (self._read[rank], rank))
-            self._owner_of_record[piece.record] = owner
-        owner = self._owner_of_record[piece.record]
-        self._read[owner] += piece.num_bytes
-        return owner
-
-    def _near(self, stage: int, tensor: int | None, expert: int | None) -> list[int]:
-        """The ranks of a stage that hold a tensor part and an expert part; None is any."""
-        at = (stage, tensor, expert)
-        if at not in self._ranks_near:
-            places = {rank: self._grid.position(rank) for rank in self._grid.stage_ranks(stage)}
-            self._ranks_near[at] = [
-                rank
-                for rank, place in places.items()
-                if tensor in (None, place.tensor) and expert in (None, place.expert)
-            ]
-        return self._ranks_near[at]
-
-    def _tensor_part(self, source: str, shape: Shape, piece: Slice) -> int | None:
-        """The TP part that the slice lies in, or None where it spans several or the tensor is not split."""
-        cut = [d for d in range(len(shape)) if piece.box.shape[d] < shape[d]]
-        if len(cut) != 1:
-            return None
-        dim = cut[0]
-        length = shape[dim] // (self._account.num_parts_of[source] if dim == 0 else 1)
-        begin = piece.box.offset[dim] % length
-        first, last = (at * self._grid.tensor // length for at in (begin, begin + piece.box.shape[dim] - 1))
-        return first if first == last else None
-
-    def _expert_part(self, source: str) -> int | None:
-        expert = self._account.expert_of.get(source)
-        return None if expert is None else expert * self._grid.expert // self._num_experts
-
-
 def _extent(slices: Sequence[Slice]) -> Shape:
     return tuple(
         max(ends) for ends in zip(*[[o + n for o, n in zip(s.box.offset, s.box.shape)] for s in slices])
@@ -209,6 +171,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
 
 
-def _unit_name(unit: tuple[int, int]) -> str:
+def _unit_name(unit: Unit) -> str:
     kind, number = unit
     return ("embed", f"layer {number}", f"mtp {number}", "head")[kind]

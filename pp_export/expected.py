@@ -19,9 +19,9 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from pp_export import child
 from pp_export.config_json import QUANTIZATION_KEYS, without
 from pp_export.errors import ReferenceFolderError
 from pp_export.tensors import Shape
@@ -35,8 +35,6 @@ _IGNORED_KEYS = (
     "experts_implementation",
     "_experts_implementation",
 )
-_PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, Shape] | None:
@@ -73,9 +71,9 @@ class ExpectedTensors:
                 stdin=question,
                 stdout=self._answer,
                 stderr=self._complaint,
-                env=_child_environment(),
+                env=child.environment(),
                 # `-m` may put the working directory first on the path, and that may be the reference folder.
-                cwd=_PACKAGE_PARENT,
+                cwd=child.PACKAGE_PARENT,
             )
 
     @classmethod
@@ -181,20 +179,6 @@ def _tied_away(model: Any) -> set[str]:
             matching = sorted(name for name in names if any(pattern.search(name) for pattern in declared))
             tied.update(matching[: len(names) - 1])
     return tied
-
-
-def _child_environment() -> dict[str, str]:
-    """Offline, without GPU, no member of torchrun's group, and with the import path of this process."""
-    inherited = {key: value for key, value in os.environ.items() if key not in _LAUNCHER_VARIABLES}
-    import_path = [os.path.abspath(entry) for entry in sys.path if entry]
-    return inherited | {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((*import_path, _PACKAGE_PARENT)),
-        "PYTHONSAFEPATH": "1",
-    }
 
 
 def _refused(name: str, reason: str) -> ReferenceFolderError:

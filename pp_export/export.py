@@ -21,16 +21,16 @@ from pathlib import Path
 
 from pp_export import assets, config_json, errors, files, interrupt, merge
 from pp_export.assets import Reference
-from pp_export.checkpoint.torch_dist import TorchDistReader
-from pp_export.collectives import World
-from pp_export.config import ExportOptions
+from pp_export.config import TargetOptions
 from pp_export.errors import ExportError, TargetError, VerificationError
 from pp_export.manifest import RECORDS_FOLDER
+from pp_export.origin import Origin
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Question, Sources, ask, plan_export, read_sources
 from pp_export.report import Clock, ExportReport, peak_anonymous_bytes
 from pp_export.stream import Progress, Stream, run_workers
 from pp_export.verify import verify_shard, verify_structure
+from pp_export.world import World
 
 _SPARE_BYTES = 64 << 20
 _GRACE_SECONDS = 6.0
@@ -40,30 +40,31 @@ OnPoll = Callable[[str], None]
 
 
 def export(
-    options: ExportOptions,
+    origin: Origin,
+    options: TargetOptions,
     world: World,
     *,
     asked: Future[Question] | None = None,
     on_plan: OnPlan = lambda *_: None,
     on_poll: OnPoll = lambda _: None,
 ) -> ExportReport:
-    """Export `options.checkpoint` to `options.output`; called by all ranks of `world`, which share a
-    filesystem.
+    """Export what `origin` has to `options.output`; called by all ranks of `world`, which share a filesystem.
 
-    Returns the report (complete on rank 0). If anything fails on any rank, raises ExportError on every rank;
-    the target is then what it was before, and nothing is left beside it. `asked` is rank 0's `prepare.ask`,
-    if it was called ahead. `on_plan` and `on_poll` are for showing progress.
+    Returns the report (complete on rank 0). If anything fails on any rank, raises the same ExportError on
+    every rank; the target is then what it was before, and nothing is left beside it. `asked` is rank 0's
+    `prepare.ask`, if it was called ahead. `on_plan` and `on_poll` are for showing progress.
     """
     target = Path(options.output).absolute()
     staging = files.staging_path(target, world.run_id)
     try:
-        return _export(options, world, target, staging, asked, on_plan, on_poll)
+        return _export(origin, options, world, target, staging, asked, on_plan, on_poll)
     except BaseException as error:
-        raise _abandon(world, staging, error) from error
+        raise abandon(world, staging, error) from error
 
 
 def _export(
-    options: ExportOptions,
+    origin: Origin,
+    options: TargetOptions,
     world: World,
     target: Path,
     staging: Path,
@@ -72,7 +73,7 @@ def _export(
     on_poll: OnPoll,
 ) -> ExportReport:
     clock = Clock()
-    sources, reference = _describe(options, world, target, asked)
+    sources, reference = _describe(origin, options, world, target, asked)
     plan = plan_export(sources, options, world.size)
     world.same("the plan", plan.fingerprint)
     on_plan(sources, plan)
@@ -81,9 +82,8 @@ def _export(
 
     progress = Progress()
     world.counters = progress.snapshot
-    with TorchDistReader(sources.catalog, check_source=options.check_source) as reader:
-        Stream(plan, world, reader.read, staging, progress).run(lambda: on_poll("export"))
-        reader.check_finished()
+    with origin.open(sources.catalog) as reader:
+        Stream(plan, world, reader, staging, progress).run(lambda: on_poll("export"))
     world.together(lambda: None)
     clock.lap("export")
 
@@ -109,14 +109,15 @@ def _export(
 
 
 def _describe(
-    options: ExportOptions, world: World, target: Path, asked: Future[Question] | None
+    origin: Origin, options: TargetOptions, world: World, target: Path, asked: Future[Question] | None
 ) -> tuple[Sources, Reference | None]:
     """Step 1. Rank 0 reads and checks all metadata; the others get what they need of it."""
     kept: list[tuple[Sources, Reference]] = []
+    origin.prepare(world)
 
     def read() -> bytes:
-        files.check_target(target, overwrite=options.overwrite)
-        kept.append(read_sources(options, (asked or ask(options)).result()))
+        files.check_target(target, overwrite=options.overwrite, keep_others=options.weights_only)
+        kept.append(read_sources(origin, options, (asked or ask(options)).result()))
         return kept[0][0].to_bytes()
 
     image = world.share(read)
@@ -145,10 +146,13 @@ def _stage(world: World, target: Path, staging: Path, plan: ExportPlan) -> None:
 
 
 def _complete(
-    staging: Path, plan: ExportPlan, sources: Sources, reference: Reference | None, options: ExportOptions
+    staging: Path, plan: ExportPlan, sources: Sources, reference: Reference | None, options: TargetOptions
 ) -> bytes:
-    """Step 8, on rank 0: assets, config.json, index. Returns the corrections of config.json, a line each."""
+    """Step 8, on rank 0: index, assets, config.json. Returns the corrections of config.json, a line each."""
     assert reference is not None
+    merge.write_index(staging, plan, merge.merge_shards(staging, plan))
+    if options.weights_only:
+        return b""
     assets.copy_assets(reference, staging)
     config, corrections = config_json.corrected(
         reference.config,
@@ -157,7 +161,6 @@ def _complete(
         num_mtp_layers=0 if options.mtp == "drop" else None,
     )
     files.write_file(staging / "config.json", [config_json.to_bytes(config)])
-    merge.write_index(staging, plan, merge.merge_shards(staging, plan))
     return "\n".join(corrections).encode()
 
 
@@ -191,22 +194,21 @@ def _verify_shards(
 def _seal(staging: Path, plan: ExportPlan, report: ExportReport) -> bytes:
     """Step 9, on rank 0: manifest and SHA256SUMS, then the structure of the whole folder."""
     records = [merge.read_record(staging, shard.file) for shard in plan.shards]
-    merge.seal(staging, plan, records, report.provenance())
+    merge.seal(staging, plan, records, report.provenance(), report.options.contents)
     faults = verify_structure(staging)
     if faults:
         raise VerificationError("the finished folder has faults", findings=[str(fault) for fault in faults])
     return b""
 
 
-def _publish(staging: Path, target: Path, options: ExportOptions) -> bytes:
+def _publish(staging: Path, target: Path, options: TargetOptions) -> bytes:
     """Step 10, on rank 0."""
-    files.publish(staging, target, overwrite=options.overwrite)
+    files.publish(staging, target, overwrite=options.overwrite, keep_others=options.weights_only)
     return b""
 
 
-def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
-    """Stop all ranks, wait until they have, and leave nothing behind. The error to raise here, with those of
-    the others.
+def abandon(world: World, staging: Path | None, error: BaseException) -> ExportError:
+    """Stop all ranks, wait until they have, and leave nothing behind. The error that all ranks raise.
 
     Ranks write into the staging folder, so one rank removes it, when each has reported or stayed silent too
     long.
@@ -215,8 +217,13 @@ def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
     own = error if isinstance(error, ExportError) else errors.unforeseen(error)
     own.at(rank=world.rank)
     world.fail(own)
-    if not world.take_the_floor(_GRACE_SECONDS):
-        return own
+    speaks = world.take_the_floor(_GRACE_SECONDS)
+    world.break_off()
+    return world.agree(_clean_up(world, staging, own) if speaks else None) or own
+
+
+def _clean_up(world: World, staging: Path | None, own: ExportError) -> ExportError:
+    """What the rank that speaks does: find the cause, and remove the staging folder."""
     failures, silent = world.failures(_GRACE_SECONDS if world.rank == 0 else 1.0)
     origin = next((failure for failure in failures if failure.is_origin), None)
     is_own = origin is None or origin.rank == world.rank
@@ -229,7 +236,8 @@ def _abandon(world: World, staging: Path, error: BaseException) -> ExportError:
         for rank in silent
     ]
     try:
-        files.discard_folder(staging)
+        if staging is not None:
+            files.discard_folder(staging)
     except ExportError as left:
         findings.append(f"the staging folder could not be removed: {left.what}: {staging}")
     cause.findings = (*cause.findings, *findings)

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from pp_export.digest import STEP_BYTES
 from pp_export.errors import TargetError
+from pp_export.manifest import MANIFEST_FILE, SUMS_FILE
 
 Buffer = bytes | memoryview
 T = TypeVar("T")
@@ -179,13 +180,20 @@ def staging_path(target: Path, run_id: str) -> Path:
     return target.with_name(f".{target.name}.pp_export-{run_id}")
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raise TargetError unless `target` may be made (or, with `overwrite`, replaced)."""
+def make_parents(target: Path) -> None:
+    """Make the folders above `target` that are missing; any rank may."""
+    _call("make folder", target.parent, lambda: target.parent.mkdir(parents=True, exist_ok=True))
+
+
+def check_target(target: Path, *, overwrite: bool, keep_others: bool = False) -> None:
+    """Raise TargetError unless `target` may be made (or, with `overwrite`, replaced). A folder without
+    weights may take some.
+    """
     if not target.parent.is_dir():
         raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise TargetError("the output exists and is not a folder", where={"output": target})
-    if target.exists() and not overwrite:
+    if target.exists() and not overwrite and not (keep_others and not holds_weights(target)):
         raise TargetError(
             "the output exists",
             where={"output": target},
@@ -237,13 +245,40 @@ def sync_folder(path: Path) -> None:
         _call("close folder", path, lambda: os.close(descriptor))
 
 
-def publish(staging: Path, target: Path, *, overwrite: bool) -> None:
-    """Give the finished `staging` folder its final name; with `overwrite` an old folder is swapped out, then
-    removed.
+def holds_weights(folder: Path) -> bool:
+    """Whether an earlier export, of anybody, lies in `folder`."""
+    return folder.is_dir() and any(_is_of_weights(path) for path in folder.iterdir())
+
+
+def adopt(folder: Path, staging: Path) -> None:
+    """Link the files of `folder` into `staging`, all but weights and what describes them: those are
+    replaced.
     """
+    for path in sorted(folder.rglob("*")):
+        other = staging / path.relative_to(folder)
+        if path.is_dir() and not path.is_symlink():
+            _call("make folder", other, partial(other.mkdir, exist_ok=True))
+        elif not (path.parent == folder and _is_of_weights(path)):
+            _call("link", path, partial(os.link, path, other, follow_symlinks=False))
+
+
+def _is_of_weights(path: Path) -> bool:
+    return path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in (
+        MANIFEST_FILE,
+        SUMS_FILE,
+    )
+
+
+def publish(staging: Path, target: Path, *, overwrite: bool, keep_others: bool = False) -> None:
+    """Give the finished `staging` folder its final name; an old folder is swapped out, then removed.
+
+    With `keep_others` the old folder's other files are kept: they appear in the new one with the weights.
+    """
+    check_target(target, overwrite=overwrite, keep_others=keep_others)
+    if keep_others and target.exists():
+        adopt(target, staging)
     sync_folder(staging)
     _call("set mode", staging, lambda: os.chmod(staging, 0o777 & ~_read_umask()))
-    check_target(target, overwrite=overwrite)
     if target.exists():
         _call("swap", target, lambda: _exchange(staging, target))
         sync_folder(target.parent)

@@ -64,13 +64,16 @@ def manifest(
     total_size: int,
     total_parameters: int,
     provenance: Mapping[str, Any],
+    contents: str = "model",
 ) -> dict[str, Any]:
     """`export_manifest.json`: everything that is needed to verify the folder offline, and where it came from.
 
-    `files` gives bytes and SHA-256 of every file but the manifest and SHA256SUMS.
+    `files` gives bytes and SHA-256 of every file but the manifest and SHA256SUMS; of the weights' files only
+    where `contents` is `weights` and others put the rest beside them.
     """
     value = {
         "format": MANIFEST_FORMAT,
+        "contents": contents,
         "files": {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sorted(files.items())},
         "shards": [shard.to_json() for shard in shards],
         "total_size": total_size,

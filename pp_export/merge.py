@@ -67,7 +67,13 @@ def write_index(staging: Path, plan: ExportPlan, records: list[ShardRecord]) -> 
     files.write_file(staging / manifest.INDEX_FILE, [_json_bytes(value)])
 
 
-def seal(staging: Path, plan: ExportPlan, records: list[ShardRecord], provenance: Mapping[str, Any]) -> None:
+def seal(
+    staging: Path,
+    plan: ExportPlan,
+    records: list[ShardRecord],
+    provenance: Mapping[str, Any],
+    contents: str,
+) -> None:
     """Fold the shard JSONs into the manifest, and write it and SHA256SUMS after everything else."""
     files.remove_folder(staging / RECORDS_FOLDER)
     digests = {record.file: (record.bytes, record.sha256) for record in records}
@@ -81,6 +87,7 @@ def seal(staging: Path, plan: ExportPlan, records: list[ShardRecord], provenance
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         provenance=provenance,
+        contents=contents,
     )
     files.write_file(staging / manifest.MANIFEST_FILE, [_json_bytes(value)])
     files.write_file(staging / manifest.SUMS_FILE, [manifest.sums(digests).encode()])

@@ -14,7 +14,6 @@ from pp_export.digest import json_digest
 from pp_export.dtypes import DType
 from pp_export.layout import TensorPlace, header
 from pp_export.tensors import Slice
-from pp_export.topology import Grid
 
 SHARDS_IN_FLIGHT = 2
 READ_AHEAD = 2
@@ -77,9 +76,10 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All shards in file order, and the grid of ranks that makes them."""
+    """All shards in file order, and the ranks of each stage that makes them."""
 
-    grid: Grid
+    world_size: int
+    stages: tuple[tuple[int, ...], ...]
     shards: tuple[ShardPlan, ...]
 
     @property
@@ -116,6 +116,11 @@ class ExportPlan:
             ]
         )
 
+    @cached_property
+    def stage_of_rank(self) -> dict[int, int]:
+        """The stage of each rank that has one; in a live model, a rank may hold nothing."""
+        return {rank: stage for stage, ranks in enumerate(self.stages) for rank in ranks}
+
     def led_by(self, rank: int) -> list[ShardPlan]:
         """The shards that `rank` gathers and writes, in file order."""
         return self._led_by.get(rank, [])
@@ -142,7 +147,7 @@ class ExportPlan:
 
     def verifiers(self) -> list[int]:
         """The rank that re-reads each shard: never the one that wrote it, unless there is no other."""
-        loads = [(0, rank) for rank in range(self.grid.world_size)]
+        loads = [(0, rank) for rank in range(self.world_size)]
         chosen = []
         for shard in self.shards:
             load, rank = heapq.heappop(loads)

@@ -13,11 +13,11 @@ from pp_export import accounting, assets, config_json, dtypes, rules, sizes
 from pp_export.accounting import Account
 from pp_export.assets import Reference
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.torch_dist import read_catalog
-from pp_export.config import ExportOptions, parse_bytes, parse_leaders
+from pp_export.config import TargetOptions, parse_bytes, parse_leaders
 from pp_export.dealing import make_plan, units_of
 from pp_export.errors import RuleError
 from pp_export.expected import ExpectedTensors
+from pp_export.origin import Origin, holders_of
 from pp_export.plan import ExportPlan
 from pp_export.rules import Architecture
 from pp_export.sizes import ModelSizes
@@ -46,7 +46,7 @@ class Sources:
         return len(config).to_bytes(8, "little") + config + self.catalog.to_bytes()
 
     @classmethod
-    def from_bytes(cls, image: bytes, options: ExportOptions) -> Sources:
+    def from_bytes(cls, image: bytes, options: TargetOptions) -> Sources:
         """The same sources on another rank."""
         end = 8 + int.from_bytes(image[:8], "little")
         return _sources(
@@ -66,7 +66,7 @@ class Question:
     expecting: ExpectedTensors
 
 
-def ask(options: ExportOptions) -> Future[Question]:
+def ask(options: TargetOptions) -> Future[Question]:
     """Start finding out what the model expects; called on rank 0 only.
 
     It takes seconds in a process of its own, so it comes before everything else that takes time. What is
@@ -82,24 +82,38 @@ def ask(options: ExportOptions) -> Future[Question]:
     return asked
 
 
-def read_sources(options: ExportOptions, question: Question) -> tuple[Sources, Reference]:
+def forget(asked: Future[Question]) -> None:
+    """End the child process of `ask`, if it still runs."""
+    if asked.exception() is None:
+        with asked.result().expecting:
+            """Leaving it ends the child."""
+
+
+def read_sources(origin: Origin, options: TargetOptions, question: Question) -> tuple[Sources, Reference]:
     """Read all metadata and settle the account; called on rank 0 only. No tensor byte is read."""
     with question.expecting as expecting:
-        catalog = read_catalog(options.checkpoint, options.iteration)
+        catalog = origin.describe()
         answer = partial(_expected, expecting, question.reference)
         return _sources(catalog, question.config, options, answer), question.reference
 
 
-def plan_export(sources: Sources, options: ExportOptions, world_size: int) -> ExportPlan:
-    """The plan for `world_size` ranks; pure, so that every rank comes to the same."""
-    num_units = len(units_of(sources.account))
-    parallel = (options.pipeline_parallel, options.tensor_parallel, options.expert_parallel)
+def plan_export(sources: Sources, options: TargetOptions, world_size: int) -> ExportPlan:
+    """The plan for `world_size` ranks; pure, so that every rank comes to the same.
+
+    A grid that the user asks for goes before that of a checkpoint with one file per rank: any rank can read
+    any file.
+    """
+    pipeline, tensor, expert = asked = [
+        getattr(options, f"{axis}_parallel", None) for axis in ("pipeline", "tensor", "expert")
+    ]
+    is_asked = any(size is not None for size in asked)
     return make_plan(
         sources.account,
         sources.catalog.slices,
-        choose_grid(world_size, *parallel, num_units),
+        choose_grid(world_size, pipeline, tensor, expert, len(units_of(sources.account))),
         max_shard_bytes=parse_bytes(options.max_shard_size),
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
+        holders=None if is_asked else holders_of(sources.catalog, world_size),
     )
 
 
@@ -120,7 +134,7 @@ def _expected(expecting: ExpectedTensors, reference: Reference) -> Expected:
 def _sources(
     catalog: Catalog,
     config: Mapping[str, Any],
-    options: ExportOptions,
+    options: TargetOptions,
     expect: Callable[[], Expected],
 ) -> Sources:
     """Sizes are settled first: if they disagree, saying so helps more than what follows from it."""

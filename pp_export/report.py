@@ -12,7 +12,7 @@ from typing import Any
 
 from pp_export import files
 from pp_export.assets import Reference
-from pp_export.config import ExportOptions
+from pp_export.config import TargetOptions
 from pp_export.errors import ExportError, OptionError
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Sources
@@ -37,7 +37,7 @@ class ExportReport:
 
     sources: Sources
     plan: ExportPlan
-    options: ExportOptions
+    options: TargetOptions
     reference: Reference | None
     corrections: tuple[str, ...]
     peaks: tuple[int, ...]
@@ -61,7 +61,6 @@ class ExportReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report of success."""
-        grid = self.plan.grid
         return {
             "status": "ok",
             "output": str(Path(self.options.output).absolute()),
@@ -70,25 +69,23 @@ class ExportReport:
             "num_tensors": sum(len(shard.tensors) for shard in self.plan.shards),
             "total_size": self.plan.total_size,
             "total_parameters": self.plan.total_parameters,
-            "grid": {
-                "pipeline": grid.pipeline,
-                "tensor": grid.tensor,
-                "expert": grid.expert,
-                "data": grid.data,
-            },
+            "stages": [len(ranks) for ranks in self.plan.stages],
             "config_corrections": list(self.corrections),
             "assets_copied": list(self.reference.assets) if self.reference else [],
             "assets_left": list(self.reference.left) if self.reference else [],
-            "notes": list(self.reference.notes) if self.reference else [],
+            "notes": [
+                *(self.reference.notes if self.reference else ()),
+                *self.sources.catalog.description.notes,
+            ],
             "verified": self.options.verify,
-            "source_checked": self.options.check_source,
+            "source_checked": getattr(self.options, "check_source", None),
             "seconds": self.seconds,
             "peak_anonymous_bytes": list(self.peaks),
-            "planned_peak_bytes": [self.plan.peak_bytes(rank) for rank in range(grid.world_size)],
+            "planned_peak_bytes": [self.plan.peak_bytes(rank) for rank in range(self.plan.world_size)],
         }
 
 
-def failure_json(error: ExportError, options: ExportOptions) -> dict[str, Any]:
+def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
     """The report of a failure."""
     return {
         "status": "failed",
@@ -98,7 +95,7 @@ def failure_json(error: ExportError, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def check_path(options: ExportOptions) -> None:
+def check_path(options: TargetOptions) -> None:
     """Raise OptionError where a report could not be written: that must not be found out at the end."""
     if options.report is None:
         return

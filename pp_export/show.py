@@ -17,13 +17,14 @@ from pp_export.log import logger
 
 if TYPE_CHECKING:
     from pp_export.checkpoint.catalog import Catalog
-    from pp_export.collectives import World
     from pp_export.diff import Difference
     from pp_export.plan import ExportPlan
     from pp_export.prepare import Sources
     from pp_export.report import ExportReport
     from pp_export.verify import Verification
+    from pp_export.world import World
 
+_CHECKED = {True: "CRC-32 of every record checked", False: "not checked", None: "a live model"}
 _LINE_SECONDS = 5.0
 _MAX_ROWS = 40
 _WIDTH_OF_FILES = 200
@@ -84,8 +85,8 @@ class ExportView:
                 sum(len(shard.tensors) for shard in plan.shards),
                 human_bytes(plan.total_size),
                 len(plan.shards),
-                plan.grid.world_size,
-                plan.grid.pipeline,
+                plan.world_size,
+                len(plan.stages),
             )
 
     def poll(self, phase: str) -> None:
@@ -104,15 +105,14 @@ class ExportView:
         self._shown = now
         posted = self._world.progress_of(range(self._world.size))
         counter = "written" if phase == "export" else "verified"
-        for stage in range(self._plan.grid.pipeline):
-            ranks = self._plan.grid.stage_ranks(stage)
+        for stage, ranks in enumerate(self._plan.stages):
             done = sum(posted.get(rank, {}).get(counter, 0) for rank in ranks)
             shards = sum(posted.get(rank, {}).get("shards", 0) for rank in ranks)
             self._show(phase, stage, done, shards, now - begun)
 
     def _show(self, phase: str, stage: int, done: int, num_done: int, seconds: float) -> None:
         assert self._plan is not None
-        writers, ranks = [s.leader for s in self._plan.shards], self._plan.grid.stage_ranks(stage)
+        writers, ranks = [s.leader for s in self._plan.shards], self._plan.stages[stage]
         doers = writers if phase == "export" else self._verifiers
         shards = [shard for shard, rank in zip(self._plan.shards, doers) if rank in ranks]
         total = sum(shard.num_bytes for shard in shards)
@@ -144,7 +144,7 @@ class ExportView:
             "files": f"{len(plan.shards)} shards, {human_bytes(plan.total_size)}",
             "accounted": f"every tensor once, against {report.sources.account.truth}",
             "dropped": ", ".join(report.sources.account.dropped) or "nothing",
-            "source": "CRC-32 of every record checked" if report.options.check_source else "not checked",
+            "source": _CHECKED[getattr(report.options, "check_source", None)],
             "export": f"{seconds['export']:.1f} s, {human_bytes(rate)}/s",
             "verified": f"every byte re-read, {seconds['verify']:.1f} s"
             if report.options.verify
@@ -186,13 +186,13 @@ def plan_json(sources: Sources, plan: ExportPlan) -> dict[str, Any]:
         "ranks": [
             {
                 "rank": rank,
-                "stage": plan.grid.position(rank).stage,
+                "stage": plan.stage_of_rank.get(rank),
                 "read_bytes": plan.read_bytes(rank),
                 "sent_bytes": plan.sent_bytes(rank),
                 "written_bytes": sum(shard.num_bytes for shard in plan.led_by(rank)),
                 "peak_bytes": plan.peak_bytes(rank),
             }
-            for rank in range(plan.grid.world_size)
+            for rank in range(plan.world_size)
         ],
     }
 
@@ -212,9 +212,7 @@ def print_plan(sources: Sources, plan: ExportPlan) -> None:
     if len(plan.shards) > _MAX_ROWS:
         shards.add_row(f"and {len(plan.shards) - _MAX_ROWS} more (--json lists all)")
     console.print(shards)
-    ranks = Table(
-        title=f"{plan.grid.world_size} ranks: {plan.grid.pipeline} stages of {plan.grid.stage_size}"
-    )
+    ranks = Table(title=f"{plan.world_size} ranks in {len(plan.stages)} stages")
     for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
         ranks.add_column(column, justify="right")
     for rank in value["ranks"][:_MAX_ROWS]:
@@ -236,7 +234,9 @@ def catalog_json(catalog: Catalog) -> dict[str, Any]:
         "folder": description.folder,
         "format": description.format,
         "iteration": description.iteration,
-        "stacked": description.stacked,
+        "writer": description.writer,
+        "layout": dict(description.layout),
+        "stacked": catalog.is_stacked,
         "args": description.args,
         "weights": {
             "num_tensors": len(catalog.specs),

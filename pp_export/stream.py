@@ -18,21 +18,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from pp_export import errors, files, write
 from pp_export.arena import Arena, Region
-from pp_export.collectives import World
 from pp_export.errors import ExportError
 from pp_export.freeze import FrozenShard, Mould
 from pp_export.manifest import ShardRecord
 from pp_export.plan import Bucket, ExportPlan, Part, ShardPlan
 from pp_export.tensors import Slice
+from pp_export.world import World
 
 _Item = TypeVar("_Item")
-ReadSlice = Callable[[Slice, memoryview], None]
+
+
+class Reader(Protocol):
+    """Gives the values of slices; used by one thread."""
+
+    def read(self, piece: Slice, into: memoryview) -> None:
+        """Fill `into` (exactly the slice's bytes) with the slice in C order."""
+
+    def finish(self) -> None:
+        """After the last slice: check what could not be checked slice by slice."""
 
 
 class Progress:
@@ -68,7 +77,7 @@ def run_workers(
     """Run `workers` in threads while the calling (main) thread listens to the other ranks.
 
     Raises the first error of a worker, or of another rank. `stop` then asks the workers to end; one that is
-    blocked in a transfer can't, and is left behind as a daemon.
+    blocked in a transfer ends by `World.break_off`.
     """
     raised: list[BaseException] = []
 
@@ -82,6 +91,7 @@ def run_workers(
             stop.set()
 
     threads = [threading.Thread(target=guard, args=(work,), daemon=True) for work in workers]
+    world.workers = threads
     for thread in threads:
         thread.start()
 
@@ -93,11 +103,8 @@ def run_workers(
 
     try:
         world.wait(finished)
-    except BaseException:
+    finally:
         stop.set()
-        for thread in threads:
-            thread.join(timeout=1.0)
-        raise
     if raised:
         raise raised[0]
 
@@ -106,15 +113,10 @@ class Stream:
     """Reads, gathers, freezes and writes all shards that this rank takes part in."""
 
     def __init__(
-        self, plan: ExportPlan, world: World, read: ReadSlice, staging: Path, progress: Progress
+        self, plan: ExportPlan, world: World, reader: Reader, staging: Path, progress: Progress
     ) -> None:
-        self._plan, self._world, self._read, self._staging, self._progress = (
-            plan,
-            world,
-            read,
-            staging,
-            progress,
-        )
+        self._plan, self._world, self._reader = plan, world, reader
+        self._staging, self._progress = staging, progress
         self._stop = threading.Event()
         self._images = Arena(plan.image_bytes(world.rank))
         self._ahead = Arena(plan.ahead_bytes(world.rank))
@@ -139,7 +141,7 @@ class Stream:
             for piece, begin in zip(part.slices, part.offsets):
                 self._progress.doing("reader", f"reading {piece.name}")
                 with self._located(operation="read", stage=shard.stage, tensor=piece.name, unit=shard.unit):
-                    self._read(piece, region.view[begin : begin + piece.num_bytes])
+                    self._reader.read(piece, region.view[begin : begin + piece.num_bytes])
                 self._progress.add("read", piece.num_bytes)
             if shard.leader == self._world.rank:
                 self._own.put((part, region))
@@ -148,6 +150,9 @@ class Stream:
                 with self._located(operation="send", stage=shard.stage, file=shard.file):
                     self._world.send(_tensor(region.view), shard.leader, bucket.number)
                 self._ahead.give_back(region)
+        self._progress.doing("reader", "checking what is left of the source's records")
+        with self._located(operation="read"):
+            self._reader.finish()
 
     def _gather(self) -> None:
         incoming = torch.empty(self._plan.incoming_bytes(self._world.rank), dtype=torch.uint8)

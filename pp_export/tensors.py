@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pp_export.dtypes import DType
 from pp_export.errors import CheckpointError
@@ -51,8 +51,8 @@ def whole(shape: Shape) -> Box:
 class Slice:
     """A box of the canonical tensor `name`, without values.
 
-    Its values are `num_bytes` contiguous bytes of stored record number `record`, from byte `begin` of that
-    record's data, in C order. Readers say what a record is; nothing else needs to know.
+    Its values lie in record number `record`, from byte `begin` of that record's data: contiguous and in C
+    order, or `strides` elements apart. Readers say what a record is; nothing else needs to know.
     """
 
     name: str
@@ -60,33 +60,31 @@ class Slice:
     dtype: DType
     record: int
     begin: int = 0
+    strides: Shape | None = None
 
     @property
     def num_bytes(self) -> int:
         return self.box.volume * self.dtype.itemsize
 
+    def part(self, row: int, count: int, *, dim: int = 0, at: int | None = None) -> Slice:
+        """`count` rows along `dim`, from the slice's own row number `row`; they lie at row `at` of the tensor
+        (default: where the box says).
+        """
+        offset, shape = self.box.offset, self.box.shape
+        step = self.strides[dim] if self.strides is not None else math.prod(shape[dim + 1 :])
+        box = Box(_replace(offset, dim, offset[dim] + row if at is None else at), _replace(shape, dim, count))
+        return replace(self, box=box, begin=self.begin + row * step * self.dtype.itemsize)
+
     def rows(self, max_bytes: int) -> list[Slice]:
-        """This slice cut into consecutive slices of at most `max_bytes` (at least one row each), in byte
-        order.
+        """This slice cut into consecutive slices of at most `max_bytes` (at least one row each), in the order
+        of its rows.
         """
         dim = next((d for d, n in enumerate(self.box.shape) if n > 1), None)
         if self.num_bytes <= max_bytes or dim is None:
             return [self]
-        row_bytes = self.num_bytes // self.box.shape[dim]
-        step = max(1, max_bytes // row_bytes)
-        return [
-            Slice(
-                self.name,
-                Box(
-                    _replace(self.box.offset, dim, self.box.offset[dim] + row),
-                    _replace(self.box.shape, dim, min(step, self.box.shape[dim] - row)),
-                ),
-                self.dtype,
-                self.record,
-                self.begin + row * row_bytes,
-            )
-            for row in range(0, self.box.shape[dim], step)
-        ]
+        length = self.box.shape[dim]
+        step = max(1, max_bytes // (self.num_bytes // length))
+        return [self.part(row, min(step, length - row), dim=dim) for row in range(0, length, step)]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""What a checkpoint holds, as one value: made once on rank 0, sent to every rank in a compact form."""
+"""What a checkpoint, or a live model, holds, as one value: made once on rank 0, sent to every rank in a
+compact form.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -12,57 +14,86 @@ from typing import Any
 from pp_export import dtypes
 from pp_export.checkpoint.canonical import canonical
 from pp_export.dtypes import DType
+from pp_export.errors import CheckpointError
 from pp_export.tensors import Box, Shape, Slice, TensorSpec
+
+LIVE, LEGACY = "live model", "torch"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
+
+    Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
+    their CRC; otherwise they are the bytes themselves. In a live model a record is one parameter, `file` the
+    number of the set of ranks that hold it, and `offset` its number on each of them.
+    """
+
+    file: int
+    offset: int
+    length: int
+    crc: int | None = None
 
 
 @dataclass(frozen=True)
 class StoredBox:
-    """A box of a stored tensor and the item that holds it: `length` bytes from `offset` of file number
-    `file`.
+    """A box of a stored tensor: it begins at byte `begin` of the data of record number `record`.
+
+    `strides` (elements) are those of torch, where the box's values are not in C order one after another.
     """
 
     box: Box
-    file: int
-    offset: int
-    length: int
+    record: int
+    begin: int = 0
+    strides: Shape | None = None
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor under its stored key; `shape` and boxes include stacking axes."""
+    """A tensor under its stored key; `shape` and boxes include stacking axes.
+
+    `glu_interleave` is the number of rows that gate and up projection take in turn in each TP part, 0 where
+    all of the gate comes first.
+    """
 
     key: str
     shape: Shape
     dtype: DType
     boxes: tuple[StoredBox, ...]
+    glu_interleave: int = 0
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says about itself. `other` counts what is no model weight: kind -> (items, bytes)."""
+    """What a checkpoint says about itself. `other` counts what is no model weight: kind -> (items, bytes).
+
+    `writer` is what is known of the program and release that wrote it; `layout` holds the parallel sizes of
+    the run, in Megatron's words; `notes` are sentences for the user.
+    """
 
     folder: str
     format: str
+    writer: str
     iteration: int | None
     args: Mapping[str, Any] | None
+    layout: Mapping[str, int]
     other: Mapping[str, tuple[int, int]]
-    stacked: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Catalog:
     """The model weights of a checkpoint without their values.
 
-    A *record* is one stored box; `slices` name records by their position over all tensors.
+    `slices` name records by their position in `records`. In a live model there are no `files`; `holders`
+    says for each number which ranks hold the records that name it.
     """
 
     description: Description
     files: tuple[str, ...]
+    records: tuple[Record, ...]
     tensors: tuple[StoredTensor, ...]
-
-    @cached_property
-    def records(self) -> tuple[tuple[StoredTensor, StoredBox], ...]:
-        return tuple((tensor, box) for tensor in self.tensors for box in tensor.boxes)
+    holders: tuple[tuple[int, ...], ...] | None = None
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -78,47 +109,116 @@ class Catalog:
     def slices(self) -> dict[str, tuple[Slice, ...]]:
         """The stored slices of every canonical tensor."""
         found: dict[str, list[Slice]] = {}
-        record = 0
         for tensor in self.tensors:
-            key = canonical(tensor.key)
             for stored in tensor.boxes:
-                begin = 0
-                for name, box in key.expand(stored.box):
-                    piece = Slice(name, box, tensor.dtype, record, begin)
-                    found.setdefault(name, []).append(piece)
-                    begin += piece.num_bytes
-                record += 1
+                for piece in slices_of(tensor, stored):
+                    found.setdefault(piece.name, []).append(piece)
         return {name: tuple(slices) for name, slices in found.items()}
+
+    @cached_property
+    def key_of_record(self) -> dict[int, str]:
+        """The stored key of (one of) the tensors in each record, for errors."""
+        return {stored.record: tensor.key for tensor in self.tensors for stored in tensor.boxes}
+
+    @cached_property
+    def spec_of_record(self) -> dict[int, TensorSpec]:
+        """Shape and type of the one tensor that a record without a CRC of its own archives."""
+        return {
+            stored.record: TensorSpec(stored.box.shape, tensor.dtype)
+            for tensor in self.tensors
+            for stored in tensor.boxes
+            if self.records[stored.record].crc is None
+        }
+
+    @property
+    def is_one_file_per_rank(self) -> bool:
+        """Whether each file is what one rank of the training job held."""
+        return self.description.format == LEGACY
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether layers are stacked under one key per parameter."""
+        return any(".layers." in t.key and ".layers.{}." in canonical(t.key).template for t in self.tensors)
 
     def to_bytes(self) -> bytes:
         """A compact image, linear in the number of stored boxes."""
-        tensors = [
-            [
-                t.key,
-                t.shape,
-                t.dtype.torch_name,
-                [[b.box.offset, b.box.shape, b.file, b.offset, b.length] for b in t.boxes],
-            ]
-            for t in self.tensors
-        ]
-        value = {"description": asdict(self.description), "files": self.files, "tensors": tensors}
+        value = {
+            "description": asdict(self.description),
+            "files": self.files,
+            "holders": self.holders,
+            "records": [[r.file, r.offset, r.length, r.crc] for r in self.records],
+            "tensors": [
+                [
+                    t.key,
+                    t.shape,
+                    t.dtype.torch_name,
+                    t.glu_interleave,
+                    [[b.box.offset, b.box.shape, b.record, b.begin, b.strides] for b in t.boxes],
+                ]
+                for t in self.tensors
+            ],
+        }
         return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
 
     @classmethod
     def from_bytes(cls, image: bytes) -> Catalog:
         """The catalog that `to_bytes` wrote."""
         value = json.loads(zlib.decompress(image))
-        description = Description(**value["description"])
         tensors = tuple(
             StoredTensor(
                 key,
                 tuple(shape),
                 dtypes.from_torch(dtype),
                 tuple(
-                    StoredBox(Box(tuple(at), tuple(of)), file, begin, size)
-                    for at, of, file, begin, size in boxes
+                    StoredBox(Box(tuple(at), tuple(of)), record, begin, strides and tuple(strides))
+                    for at, of, record, begin, strides in boxes
                 ),
+                interleave,
             )
-            for key, shape, dtype, boxes in value["tensors"]
+            for key, shape, dtype, interleave, boxes in value["tensors"]
         )
-        return cls(description, tuple(value["files"]), tensors)
+        holders = value["holders"]
+        return cls(
+            Description(**value["description"]),
+            tuple(value["files"]),
+            tuple(Record(*record) for record in value["records"]),
+            tensors,
+            None if holders is None else tuple(map(tuple, holders)),
+        )
+
+
+def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:
+    """The slices of canonical tensors that one stored box holds, in the order of its bytes."""
+    key, begin = canonical(tensor.key), stored.begin
+    for name, box in key.expand(stored.box):
+        piece = Slice(name, box, tensor.dtype, stored.record, begin, stored.strides)
+        begin += piece.num_bytes
+        if tensor.glu_interleave:
+            yield from _disentangled(piece, tensor.shape[key.num_stacked], tensor.glu_interleave)
+        else:
+            yield piece
+
+
+def _disentangled(piece: Slice, num_rows: int, block: int) -> Iterator[Slice]:
+    """The parts of a slice at their true rows, where gate and up rows take turns in blocks.
+
+    megatron-core cuts a TP part, in which they take turns, in the middle as if it were gate and up, and
+    stores the halves `num_rows / 2` rows apart (`apply_swiglu_sharded_factory`,
+    megatron/core/transformer/mlp.py). So a half's rows tell which TP part it is of.
+    """
+    half, rows = num_rows // 2, piece.box.shape[0]
+    second, at = divmod(piece.box.offset[0], half)
+    if half % rows or at % rows or 2 * rows % (2 * block):
+        raise CheckpointError(
+            "the rows of gate and up projection can't be disentangled",
+            where={"tensor": piece.name},
+            expected=f"equal TP parts, each of whole blocks of {block} rows",
+            got=f"rows {piece.box.offset[0]} to {piece.box.offset[0] + rows} of {num_rows}",
+        )
+    row = 0
+    while row < rows:
+        number = second * rows + row
+        count = min(block - number % block, rows - row)
+        pair, is_up = divmod(number // block, 2)
+        yield piece.part(row, count, at=is_up * half + at + pair * block + number % block)
+        row += count

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pp_export.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+DCP, LEGACY = "DCP", "torch"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _ITERATION_FOLDER = re.compile(r"(?:iter_(\d{7,})|release)")
 
 
@@ -20,9 +24,9 @@ def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
     """
     if not checkpoint.is_dir():
         raise CheckpointError("the checkpoint folder does not exist", where={"folder": checkpoint})
-    if any((checkpoint / marker).exists() for marker in (".metadata", "metadata.json")) or _is_unfinished(
-        checkpoint
-    ):
+    if (checkpoint / "weights").is_dir() and (checkpoint / "context").is_dir():
+        return checkpoint / "weights"  # NeMo 2
+    if _is_iteration_folder(checkpoint):
         if iteration is not None and iteration_of(checkpoint) not in (iteration, None):
             raise CheckpointError(
                 "--iteration contradicts the iteration folder",
@@ -47,14 +51,25 @@ def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
     return folder
 
 
+def _is_iteration_folder(folder: Path) -> bool:
+    markers = (".metadata", "metadata.json", *_ADAPTER_FILES)
+    return (
+        any((folder / marker).exists() for marker in markers)
+        or _legacy_folders(folder)
+        or _is_unfinished(folder)
+    )
+
+
 def iteration_of(folder: Path) -> int | None:
     """The iteration number in a folder's name; None for `release` and other names."""
     match = _ITERATION_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match and match[1] else None
 
 
-def require_torch_dist(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` is a finished torch_dist save, saying what it is instead."""
+def format_of(folder: Path) -> str:
+    """`torch` or `DCP`. Raises CheckpointError where `folder` is no finished save of weights, saying what it
+    is instead.
+    """
     where = {"folder": folder}
     if (folder / "modelopt_state").exists():
         raise CheckpointError(
@@ -62,45 +77,86 @@ def require_torch_dist(folder: Path) -> None:
             where=where,
             advice="export it with ModelOpt's own exporter",
         )
-    if any(folder.glob("mp_rank_*")):
+    if any((folder / name).exists() for name in _ADAPTER_FILES):
         raise CheckpointError(
-            "this is a checkpoint in the legacy `torch` format (mp_rank_* folders)",
+            "the folder holds an adapter (LoRA) in the format of PEFT, not a model",
             where=where,
-            expected="torch_dist",
-            advice="save or convert it with Megatron's --ckpt-format torch_dist",
+            advice="merge it into the base model's weights, and export those",
         )
+    if _legacy_folders(folder):
+        return LEGACY
     if _is_unfinished(folder):
         raise CheckpointError(
             "the save is unfinished: there are .distcp files but no .metadata, which is written last",
             where=where,
             advice="wait for an asynchronous save to end, or take an earlier iteration",
         )
-    if not (folder / ".metadata").is_file() and not (folder / "metadata.json").is_file():
-        raise CheckpointError("there is no Megatron checkpoint here (no .metadata)", where=where)
     backend = _sharded_backend(folder)
-    if backend != "torch_dist":
+    if backend is None and (folder / "common.pt").exists():
+        raise unfinished(folder)
+    if backend == "zarr":
+        raise CheckpointError(
+            "the checkpoint is stored as zarr arrays, which megatron-core dropped in release 0.16",
+            where=where,
+            expected="torch_dist",
+            advice="load and save it with megatron-core 0.15 or older and --ckpt-format torch_dist",
+        )
+    if backend not in (None, "torch_dist"):
         raise CheckpointError(
             "the checkpoint was written by another backend", where=where, expected="torch_dist", got=backend
         )
     if not (folder / ".metadata").is_file():
-        raise CheckpointError("the checkpoint has metadata.json but no .metadata", where=where)
+        what = (
+            "has metadata.json but no .metadata" if backend else "holds no Megatron checkpoint (no .metadata)"
+        )
+        raise CheckpointError(f"the folder {what}", where=where)
+    return DCP
+
+
+def unfinished(folder: Path) -> CheckpointError:
+    """For a save of megatron-core without metadata.json, which comes last of all and tells it from plain
+    DCP.
+    """
+    return CheckpointError(
+        "the checkpoint has no metadata.json: the save is unfinished",
+        where={"folder": folder},
+        advice="wait for an asynchronous save to end, or take an earlier iteration",
+    )
+
+
+def dcp_format(folder: Path, args: Mapping[str, Any] | None) -> str:
+    """The name of a DCP folder's format: `torch_dist`, or what the args say of a plain one."""
+    if (folder / "metadata.json").is_file():
+        return "torch_dist"
+    return str((args or {}).get("ckpt_format") or "plain DCP")
+
+
+def read(path: Path, offset: int = 0, length: int = -1) -> bytes:
+    """The bytes of a small file, or some of them; CheckpointError where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"can't read: {error.strerror}", where={"file": path}) from error
+
+
+def _legacy_folders(folder: Path) -> bool:
+    return any(folder.glob("mp_rank_*"))
 
 
 def _is_unfinished(folder: Path) -> bool:
     return not (folder / ".metadata").exists() and any(folder.glob("*.distcp"))
 
 
-def _sharded_backend(folder: Path) -> str:
+def _sharded_backend(folder: Path) -> str | None:
+    """What metadata.json says; None where there is none, as in plain DCP."""
     path = folder / "metadata.json"
     if not path.is_file():
-        raise CheckpointError(
-            "the checkpoint has no metadata.json: the save is unfinished, or this is a plain DCP folder",
-            where={"folder": folder},
-            expected="torch_dist as megatron-core's dist_checkpointing writes it",
-        )
+        return None
     try:
         return str(json.loads(path.read_text())["sharded_backend"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"metadata.json can't be read: {error!r}", where={"file": path}) from error
 
 

@@ -15,24 +15,11 @@ import zipfile
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export import dtypes
-from pp_export.checkpoint import unpickle
+from pp_export.checkpoint import archive, unpickle
 from pp_export.errors import CheckpointError
-from pp_export.tensors import Shape, TensorSpec
+from pp_export.tensors import TensorSpec
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
-_STORAGES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "DoubleStorage": "float64",
-    "ByteStorage": "uint8",
-    "CharStorage": "int8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "BoolStorage": "bool",
-}
 
 
 @dataclass(frozen=True)
@@ -170,28 +157,12 @@ def _check_tensor(stored: Any, spec: TensorSpec) -> None:
     """The pickle beside the bytes must describe one contiguous tensor of the expected shape that owns its
     storage.
     """
-    kind = getattr(stored, "kind", "")
-    if kind not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
+    view = archive.view_of(stored)
+    if view is None:
         raise ValueError(f"the item holds {stored!r}, not a tensor")
-    storage, storage_offset, shape, strides, _, _, *more = stored.args
-    _, storage_kind, member, _, size = storage
-    if kind.endswith("v2"):
-        name, full = _STORAGES.get(storage_kind.__name__, storage_kind.__name__), spec.num_elements
-    else:  # types that came after typed storages: a storage of bytes, and the type beside it
-        name, full = more.pop(0), spec.num_bytes
-    found = TensorSpec(tuple(shape), dtypes.from_torch(name))
+    found = TensorSpec(view.shape, view.dtype)
     if found != spec:
         raise ValueError(f"the item holds {found}, expected {spec}")
-    if (member, storage_offset, size) != ("0", 0, full) or not _is_contiguous(tuple(shape), tuple(strides)):
+    (_, _, _, _, size), full = stored.args[0], (spec.num_elements, spec.num_bytes)
+    if (view.storage, view.offset) != ("0", 0) or size not in full or not view.is_contiguous:
         raise ValueError("the item's tensor does not fill its storage contiguously")
-    if any(more):
-        raise ValueError(f"the item's tensor is another one seen through {more[0]}")
-
-
-def _is_contiguous(shape: Shape, strides: Shape) -> bool:
-    step = 1
-    for size, stride in zip(reversed(shape), reversed(strides)):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True

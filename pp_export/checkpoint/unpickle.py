@@ -108,9 +108,10 @@ _RECORDS: dict[str, tuple[str, ...]] = {
     "types": ("SimpleNamespace",),
     "pathlib": ("PosixPath", "PurePosixPath", "Path"),
     "signal": ("Signals",),
-    "io": ("BytesIO",),
+    "_io": ("BytesIO",),
     "torch": (
         "device",
+        "Tensor",
         *(
             f"{kind}Storage"
             for kind in [
@@ -128,7 +129,11 @@ _RECORDS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "torch.storage": ("UntypedStorage", "TypedStorage", "_load_from_bytes"),
-    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"),
+    "torch._utils": (
+        *("_rebuild_tensor_v2", "_rebuild_tensor_v3"),
+        *("_rebuild_parameter", "_rebuild_parameter_with_state"),
+    ),
+    "torch._tensor": ("_rebuild_from_type_v2",),
     "torch._C": ("Generator",),
     "torch.distributed.checkpoint.metadata": (
         *(
@@ -202,7 +207,10 @@ def load(data: bytes, origin: str) -> Any:
 
 def plain(value: Any) -> Any:
     """`value` as JSON: records become the text of their name and arguments, tuples and sets become lists."""
-    return _plain(value, itertools.count())
+    try:
+        return _plain(value, itertools.count())
+    except RecursionError:
+        raise CheckpointError("the training args nest without end; the file is damaged") from None
 
 
 def _plain(value: Any, visited: Iterator[int]) -> Any:

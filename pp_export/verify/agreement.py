@@ -47,6 +47,10 @@ def check_manifest(survey: Survey) -> None:
     for name in sorted((records.keys() | sums.keys()) - present):
         lister = MANIFEST_NAME if name in records else SUMS_NAME
         survey.fault("missing-file", name, f"{lister} lists it; it is not there")
+    if manifest is not None and manifest.contents == "weights":
+        others = {name for name in present - records.keys() - sums.keys() if not _is_weights(name)}
+        survey.notes += [f"not covered by {MANIFEST_NAME}: {', '.join(sorted(others))}"] if others else []
+        present -= others
     for name in sorted(present):
         lacking = [
             lister
@@ -67,6 +71,10 @@ def check_manifest(survey: Survey) -> None:
             survey.fault("manifest-mismatch", name, text)
     if manifest is not None:
         _check_shard_records(survey, manifest)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
 
 
 def record_faults(header: Header, record: ShardRecord) -> Iterator[Fault]:

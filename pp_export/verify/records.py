@@ -54,6 +54,8 @@ class Manifest:
 
     files: dict[str, FileRecord] = field(default_factory=dict)
     shards: dict[str, ShardRecord] = field(default_factory=dict)
+    contents: object = None
+    """`weights` where the rest of the folder is not pp_export's."""
     total_size: object = None
     total_parameters: object = None
     is_readable: bool = False
@@ -84,6 +86,7 @@ def parse_manifest(data: bytes) -> Manifest:
         _collect_file(manifest, name, record)
     for record in shards:
         _collect_shard(manifest, record)
+    manifest.contents = value.get("contents")
     manifest.total_size, manifest.total_parameters = value.get("total_size"), value.get("total_parameters")
     return manifest
 

@@ -22,7 +22,6 @@ def survey_folder(folder: Path) -> Survey:
     survey.faults += listing.faults
     if listing.ignored:
         survey.notes.append(f"not looked at: {', '.join(sorted(listing.ignored))}")
-    _check_config(survey)
     _read_headers(survey)
     read_index(survey)
     check_weight_map(survey)
@@ -33,6 +32,7 @@ def survey_folder(folder: Path) -> Survey:
         check_manifest(survey)
     else:
         survey.notes.append(f"no {MANIFEST_NAME}: not made by pp_export, or stripped of its records")
+    _check_config(survey)
     check_totals(survey)
     survey.faults = once(survey.faults)
     return survey
@@ -41,6 +41,8 @@ def survey_folder(folder: Path) -> Survey:
 def _check_config(survey: Survey) -> None:
     if CONFIG_NAME in survey.listing.sizes:
         survey.parse(CONFIG_NAME, MAX_CONFIG_BYTES, allow_nonfinite=True)
+    elif survey.manifest is not None and survey.manifest.contents == "weights":
+        survey.notes.append(f"weights only: there is no {CONFIG_NAME} yet")
     elif "adapter_config.json" not in survey.listing.sizes:
         survey.fault("missing-file", CONFIG_NAME, "a model folder needs it")
 

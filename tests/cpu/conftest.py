@@ -37,8 +37,17 @@ class Launch:
 
 DENSE = ("tp1", "tp2", "tp4", "tp2pp2", "pp2", "pp2vpp3", "pp4first1last1")
 MOE = ("tp1", "tp2ep2etp1", "ep2etp2", "pp2ep2", "ep4")
+LEGACY_DENSE = ("tp1", "tp4", "tp2pp2", "pp2vpp3", "pp4first1last1")
+LEGACY_MOE = ("tp2ep2etp1", "tp2ep2", "pp2ep2", "ep4")
 LAUNCHES = (
-    Launch(4, (Written("qwen2", "qwen2", DENSE),)),
+    Launch(
+        4,
+        (
+            Written("qwen2", "qwen2", DENSE),
+            Written("qwen2_legacy", "qwen2", LEGACY_DENSE, ("--legacy",)),
+            Written("qwen3_moe_legacy", "qwen3_moe", LEGACY_MOE, ("--legacy",)),
+        ),
+    ),
     Launch(3, (Written("qwen2", "qwen2", ("pp3first1last2",), source=("qwen2", "tp4")),)),
     Launch(
         4,
@@ -57,6 +66,7 @@ LAUNCHES = (
             Written("qwen3", "qwen3", ("tp2",)),
             Written("qwen3_moe_list", "qwen3_moe_list", ("tp2",)),
             Written("mixtral", "mixtral", ("ep2",)),
+            Written("qwen2_tied_legacy", "qwen2_tied", ("pp2",), ("--legacy",)),
         ),
     ),
 )

@@ -194,7 +194,7 @@ def test_unknown_keys_of_a_job_name_the_file_and_the_nearest(run: Run, tmp_path:
 @pytest.mark.parametrize("job", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_jobs_are_valid(job: Path) -> None:
     """The job files that people start from have known keys and possible values."""
-    options_from(read_job(job), str(job))
+    options_from(read_job(job), str(job), ExportOptions)
 
 
 # --- commands

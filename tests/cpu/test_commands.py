@@ -74,7 +74,7 @@ def test_the_report_says_what_was_done(exported: Exported, checkpoint: Checkpoin
     assert report["checkpoint"] == str(checkpoint("qwen2", "tp2pp2") / "iter_0000010")
     assert (report["format"], report["iteration"]) == ("torch_dist", 10)
     assert report["expected_from"] == "the model's own definition (transformers)"
-    assert report["grid"] == {"pipeline": 2, "tensor": 2, "expert": 1, "data": 1}
+    assert report["stages"] == [2, 2]
     assert report["options"]["max_shard_size"] == "100KB"
     assert report["num_tensors"] == len(index["weight_map"])
     assert report["num_files"] == len(set(index["weight_map"].values()))

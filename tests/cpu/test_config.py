@@ -19,7 +19,7 @@ NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "o
 
 
 def _options(**values: Any) -> ExportOptions:
-    return options_from(NEEDED | values, "the test")
+    return options_from(NEEDED | values, "the test", ExportOptions)
 
 
 def test_defaults_need_only_the_three_folders() -> None:
@@ -35,8 +35,8 @@ def test_defaults_need_only_the_three_folders() -> None:
 def test_every_missing_option_is_listed() -> None:
     """All required options that are absent or empty are named at once, as the flags that give them."""
     with pytest.raises(OptionError, match="options are missing") as caught:
-        options_from({"reference": "ref", "output": None}, "job.yaml")
-    assert caught.value.findings == ("--checkpoint", "--output")
+        options_from({"reference": "ref", "output": None}, "job.yaml", ExportOptions)
+    assert caught.value.findings == ("--output", "--checkpoint")
     assert caught.value.where == {"given in": "job.yaml"}
 
 
@@ -183,7 +183,7 @@ def test_options_become_json_and_come_back() -> None:
     options = _options(iteration=3, report="r.json", verify=False)
     value = json.loads(json.dumps(options.to_json()))
     assert value.keys() == {option.name for option in dataclasses.fields(ExportOptions)}
-    assert options_from(value, "report") == options
+    assert options_from(value, "report", ExportOptions) == options
 
 
 def test_every_option_has_a_help_text() -> None:

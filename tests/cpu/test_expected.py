@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from pp_export import child as child_process
 from pp_export import expected
 from pp_export.errors import ReferenceFolderError
 from pp_export.expected import ExpectedTensors, expected_tensors
@@ -235,7 +236,7 @@ def test_child_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is offline, has no GPU and is no member of torchrun's group."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    environment = expected._child_environment()
+    environment = child_process.environment()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert not {"RANK", "MASTER_ADDR"} & set(environment)

@@ -19,7 +19,7 @@ MAX_LINES = 400
 FLOORS: tuple[tuple[str, set[str]], ...] = (
     (
         "words",
-        {"", "arena", "config", "digest", "dtypes", "errors", "interrupt", "log", "tensors", "topology"},
+        {"arena", "child", "config", "digest", "dtypes", "errors", "interrupt", "log", "tensors", "topology"},
     ),
     (
         "knowledge",
@@ -31,19 +31,22 @@ FLOORS: tuple[tuple[str, set[str]], ...] = (
             "freeze",
             "layout",
             "manifest",
+            "dealers",
             "dealing",
             "plan",
             "rules",
             "sizes",
+            "stages",
+            "transformer_config",
             "transforms",
         },
     ),
     ("files", {"files"}),
-    ("hands", {"assets", "checkpoint", "collectives", "diff", "merge", "verify", "write"}),
-    ("story", {"export", "prepare", "report", "stream"}),
-    ("door", {"__main__", "cli", "show"}),
+    ("hands", {"assets", "checkpoint", "diff", "merge", "verify", "world", "write"}),
+    ("story", {"export", "origin", "prepare", "report", "stream"}),
+    ("door", {"", "__main__", "api", "background", "cli", "integrations", "show"}),
 )
-SHARED_ROOMS = {"watch": "collectives"}
+SHARED_ROOMS = {"watch": "world", "collectives": "world"}
 FLOOR_OF = {room: number for number, (_, rooms) in enumerate(FLOORS) for room in rooms}
 NAMES = {name: number for number, (name, _) in enumerate(FLOORS)}
 
@@ -166,7 +169,7 @@ def test_doors_are_used_by_those_who_own_them() -> None:
     reached = {m for m in MODULES for node in ast.walk(tree_of(m)) if is_torch_distributed(node)}
     assert reached == set()
     assert importers_of("pickle") == {"checkpoint.unpickle"}
-    assert importers_of("mmap") <= {"arena"}
+    assert importers_of("mmap") <= {"arena", "checkpoint.reader"}
     assert importers_of("megatron") == set()
     for library in (
         "cloudpickle",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.checkpoint.locate import TRACKER, iteration_folder, iteration_of, require_torch_dist
+from pp_export.checkpoint.locate import DCP, LEGACY, TRACKER, format_of, iteration_folder, iteration_of
 from pp_export.errors import CheckpointError
 
 TORCH_DIST = json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
@@ -102,8 +102,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=TRACKER) as caught:
         iteration_folder(tmp_path / "empty", None)
     assert "iter_*" in str(caught.value.advice)
-    with pytest.raises(CheckpointError, match="no Megatron checkpoint here"):
-        require_torch_dist(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="holds no Megatron checkpoint"):
+        format_of(tmp_path / "empty")
 
 
 def test_iteration_numbers_come_from_folder_names() -> None:
@@ -119,35 +119,43 @@ def test_an_unfinished_save_is_refused(root: Path) -> None:
     for given in (root, folder):
         assert iteration_folder(given, None) == folder
     with pytest.raises(CheckpointError, match="the save is unfinished") as caught:
-        require_torch_dist(folder)
+        format_of(folder)
     assert caught.value.where == {"folder": str(folder)}
     assert "earlier iteration" in str(caught.value.advice)
 
 
 def test_a_save_without_its_last_file_is_refused(root: Path) -> None:
-    """`metadata.json` is written last of all; without it the save is unfinished or of another kind."""
+    """`metadata.json` is written last of all; without it a save by megatron-core is unfinished, and one
+    without megatron-core's files is plain DCP.
+    """
     (root / "iter_0000010" / "metadata.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no metadata\.json: the save is unfinished, or"):
-        require_torch_dist(root / "iter_0000010")
+    assert format_of(root / "iter_0000010") == DCP
+    (root / "iter_0000010" / "common.pt").write_bytes(b"...")
+    with pytest.raises(CheckpointError, match=r"no metadata\.json: the save is unfinished"):
+        format_of(root / "iter_0000010")
     (root / "iter_0000020" / ".metadata").unlink()
     (root / "iter_0000020" / "__0_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"metadata\.json but no \.metadata"):
-        require_torch_dist(root / "iter_0000020")
+        format_of(root / "iter_0000020")
 
 
 def test_other_formats_are_refused_by_their_name(root: Path) -> None:
-    """zarr, legacy torch and ModelOpt checkpoints are refused as what they are."""
-    zarr, legacy, modelopt = (root / name for name in ("iter_0000010", "iter_0000020", "release"))
+    """zarr, other backends, adapters and ModelOpt checkpoints are refused as what they are."""
+    zarr, adapter, modelopt = (root / name for name in ("iter_0000010", "iter_0000020", "release"))
     (zarr / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "sharded_backend_version": 1}))
+    with pytest.raises(CheckpointError, match="stored as zarr arrays") as caught:
+        format_of(zarr)
+    assert "0.15" in str(caught.value.advice)
+    (zarr / "metadata.json").write_text(json.dumps({"sharded_backend": "other"}))
     with pytest.raises(CheckpointError, match="another backend") as caught:
-        require_torch_dist(zarr)
-    assert (caught.value.expected, caught.value.got) == ("torch_dist", "zarr")
-    (legacy / "mp_rank_00").mkdir()
-    with pytest.raises(CheckpointError, match="legacy `torch` format"):
-        require_torch_dist(legacy)
+        format_of(zarr)
+    assert (caught.value.expected, caught.value.got) == ("torch_dist", "other")
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"an adapter \(LoRA\)"):
+        format_of(adapter)
     (modelopt / "modelopt_state").mkdir()
     with pytest.raises(CheckpointError, match="ModelOpt"):
-        require_torch_dist(modelopt)
+        format_of(modelopt)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"torch_dist"', "null"])
@@ -156,12 +164,23 @@ def test_a_damaged_metadata_json_is_refused(root: Path, text: str) -> None:
     path = root / "iter_0000010" / "metadata.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"metadata\.json can't be read") as caught:
-        require_torch_dist(path.parent)
+        format_of(path.parent)
     assert caught.value.where == {"file": str(path)}
 
 
 def test_a_finished_save_is_accepted(root: Path) -> None:
-    """The marks of a finished torch_dist save are enough, whatever else lies there."""
+    """The marks of a finished save are enough, whatever else lies there; legacy folders are known by name."""
+    (root / "release" / "mp_rank_00_001").mkdir()
+    assert format_of(root / "release") == LEGACY
     (root / "iter_0000010" / "tokenizer").mkdir()
     (root / "iter_0000010" / "metadata.json").write_text(TORCH_DIST[:-1] + ', "new_field": 1}')
-    require_torch_dist(root / "iter_0000010")
+    assert format_of(root / "iter_0000010") == DCP
+
+
+def test_folders_of_nemo_and_single_iterations_are_found(tmp_path: Path) -> None:
+    """NeMo 2 keeps the weights in a folder of their own; a legacy iteration folder may be given itself."""
+    weights = finished(tmp_path / "nemo" / "weights")
+    (tmp_path / "nemo" / "context").mkdir()
+    assert iteration_folder(tmp_path / "nemo", None) == weights
+    (tmp_path / "iter_0000030" / "mp_rank_00").mkdir(parents=True)
+    assert iteration_folder(tmp_path / "iter_0000030", None) == tmp_path / "iter_0000030"

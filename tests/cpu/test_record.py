@@ -203,7 +203,7 @@ def test_a_tensor_seen_through_negation_is_refused(store: Store) -> None:
     """
     negated = torch._neg_view(BASE[:12].clone().view(3, 4))
     where = store(archive_of(negated))
-    with pytest.raises(CheckpointError, match="another one seen through"):
+    with pytest.raises(CheckpointError, match="another tensor seen through"):
         locate(*where, spec((3, 4), "float32"))
 
 

@@ -17,13 +17,13 @@ import torch
 import yaml
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pp_export import errors
-from pp_export.collectives import World
+from pp_export import collectives, errors
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError
 from pp_export.export import export
+from pp_export.world import World
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import export_here, files_of, remembering
+from tests.fixtures.exports import export_here, files_of, origin_of, remembering
 from tests.fixtures.stored import read_stored, write_stored
 
 METADATA, COMMON, TRACKER = ".metadata", "common.pt", "latest_checkpointed_iteration.txt"
@@ -440,13 +440,14 @@ def test_ranks_that_do_not_share_the_filesystem(inputs: Inputs, tmp_path: Path) 
     """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    store = HashStore()
+    store = collectives.SharedKeys(HashStore())
     raised: dict[int, ExportError] = {}
 
     def rank(number: int, output: Path) -> None:
         world = World(number, 2, store, None, stall_seconds=60)
         try:
-            export(ExportOptions(**inputs.options | {"output": output}), world)
+            options = ExportOptions(**inputs.options | {"output": output})
+            export(origin_of(options), options, world)
         except ExportError as error:
             raised[number] = error
         world.leave_after_failure()
@@ -461,6 +462,7 @@ def test_ranks_that_do_not_share_the_filesystem(inputs: Inputs, tmp_path: Path) 
     assert not any(thread.is_alive() for thread in threads)
     assert set(raised) == {0, 1}
     assert all("do not share a filesystem" in str(error) for error in raised.values())
+    assert raised[0].to_json() == raised[1].to_json()
     assert isinstance(raised[0], errors.TargetError)
     assert raised[0].where["rank"] == "1"
     assert raised[0].where["folder"].startswith(str(elsewhere))

@@ -16,14 +16,16 @@ import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pp_export import show
-from pp_export.checkpoint.torch_dist import read_catalog
-from pp_export.collectives import World
+from pp_export.checkpoint import read_catalog
+from pp_export.collectives import SharedKeys
 from pp_export.config import ExportOptions
+from pp_export.origin import CheckpointOrigin
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Sources, ask, plan_export, read_sources
 from pp_export.report import ExportReport
 from pp_export.show import ExportView, human_bytes
 from pp_export.verify import Fault, Verification
+from pp_export.world import World
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.undefined import without_definition
 
@@ -46,7 +48,9 @@ def planned(checkpoint: Checkpoint, reference: Reference) -> Planned:
         pipeline_parallel=2,
     )
     with without_definition():
-        sources, _ = read_sources(options, ask(options).result())
+        sources, _ = read_sources(
+            CheckpointOrigin(options.checkpoint, None, check_source=True), options, ask(options).result()
+        )
     return Planned(options, sources, plan_export(sources, options, 4))
 
 
@@ -54,7 +58,7 @@ class OneOfFour(World):
     """A rank of four that has no process group: progress is what the test says it is."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(0, 1, HashStore(), None, stall_seconds=60)
+        super().__init__(0, 1, SharedKeys(HashStore()), None, stall_seconds=60)
         self.rank, self.size = rank, 4
         self.posted: dict[int, dict[str, Any]] = {}
 
@@ -145,7 +149,7 @@ def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.Ca
             str(len(shard.tensors)),
             human_bytes(shard.num_bytes),
         ]
-    assert "4 ranks: 2 stages of 2" in shown
+    assert "4 ranks in 2 stages" in shown
     assert human_bytes(planned.plan.peak_bytes(0)) in shown
     assert "dropped: nothing" in shown
 

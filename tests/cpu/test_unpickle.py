@@ -31,8 +31,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pp_export.checkpoint import unpickle
-from pp_export.checkpoint.torch_dist import read_catalog
+from pp_export.checkpoint import read_catalog, unpickle
 from pp_export.checkpoint.unpickle import Record
 from pp_export.errors import CheckpointError, UnsafePickleError
 from tests.fixtures.models import MODELS
@@ -396,5 +395,5 @@ def test_args_that_contain_themselves_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"args": argparse.Namespace(a=endless)}, buffer)
     (folder / "common.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match=r"common\.pt can't be read"):
+    with pytest.raises(CheckpointError, match="nest without end"):
         read_catalog(folder, None)

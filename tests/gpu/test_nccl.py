@@ -115,7 +115,7 @@ def test_two_ranks_give_the_bytes_of_gloo(
     report = tmp_path / "report.json"
     options = ("--backend", "nccl", "--max-shard-size", "5GB", "--report", str(report), *grid)
     assert export(inputs, tmp_path / "nccl", 2, *options) == over_gloo
-    assert json.loads(report.read_text())["grid"]["tensor"] == 2
+    assert json.loads(report.read_text())["stages"] == [2]
 
 
 def test_the_carrier_stages_messages_through_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_the_carrier_stages_messages_through_the_gpu(monkeypatch: pytest.MonkeyP
     dist: Any = torch.distributed
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        carrier = collectives._NcclCarrier(0, 1)
+        carrier = collectives._nccl()
         monkeypatch.setattr(dist, "send", send)
         monkeypatch.setattr(dist, "recv", receive)
         for size in (1, 64, 1 << 20, (32 << 20) + 3):

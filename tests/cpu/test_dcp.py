@@ -1,4 +1,4 @@
-"""Claims of `pp_export.checkpoint.torch_dist`: what is read is what torch would load, or the fault is
+"""Claims of `pp_export.checkpoint.dcp` and `reader`: what is read is what torch would load, or the fault is
 named.
 """
 
@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import pp_export
+from pp_export.checkpoint import read_catalog
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.torch_dist import TorchDistReader, read_catalog
+from pp_export.checkpoint.reader import FileReader
 from pp_export.errors import CheckpointError
 from pp_export.tensors import Slice, whole
 from tests.cpu.conftest import Checkpoint, Reference
@@ -47,7 +50,7 @@ FC2 = "decoder.layers.mlp.linear_fc2.weight"
 EDIT = Callable[[Metadata], object]
 
 
-def read(reader: TorchDistReader, piece: Slice) -> bytes:
+def read(reader: FileReader, piece: Slice) -> bytes:
     into = bytearray(piece.num_bytes)
     reader.read(piece, memoryview(into))
     return bytes(into)
@@ -136,7 +139,8 @@ def test_the_catalog_is_what_torch_reads(checkpoint: Checkpoint, model: str, lay
         assert f"torch.{tensor.dtype.torch_name}" == str(meta.properties.dtype)
         places = [truth.storage_data[MetadataIndex(tensor.key, box.offsets)] for box in meta.chunks]
         assert [
-            (b.box.offset, b.box.shape, catalog.files[b.file], b.offset, b.length) for b in tensor.boxes
+            (b.box.offset, b.box.shape, catalog.files[r.file], r.offset, r.length)
+            for b, r in ((b, catalog.records[b.record]) for b in tensor.boxes)
         ] == [
             (tuple(box.offsets), tuple(box.sizes), place.relative_path, place.offset, place.length)
             for box, place in zip(meta.chunks, places)
@@ -174,7 +178,7 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
     truth = canonical_values(read_stored(root)[0])
     assert catalog.slices.keys() == catalog.specs.keys() == truth.keys()
     num_cut = 0
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         for name, slices in catalog.slices.items():
             spec = catalog.specs[name]
             assert (spec.shape, str(truth[name].dtype)) == (
@@ -186,14 +190,16 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
             for piece in slices:
                 values = truth[name][piece.box.within(whole(spec.shape))]
                 assert read(reader, piece) == bytes_of(values), (name, piece.box)
-        reader.check_finished()
+        reader.finish()
     assert num_cut > 10
 
 
 def test_the_description_says_what_the_checkpoint_is(checkpoint: Checkpoint, folder: Path) -> None:
     """Iteration, format, args and kind of keys are described; args are None where there is no common.pt."""
     real = read_catalog(checkpoint("qwen2", "tp2pp2"), None).description
-    assert (real.format, real.iteration, real.stacked) == ("torch_dist", 10, True)
+    assert (real.format, real.iteration) == ("torch_dist", 10)
+    assert read_catalog(checkpoint("qwen2", "tp2pp2"), None).is_stacked
+    assert real.layout["tensor_model_parallel_size"] == real.layout["pipeline_model_parallel_size"] == 2
     assert real.args is not None
     assert Path(real.folder) == checkpoint("qwen2", "tp2pp2") / "iter_0000010"
     described = read_catalog(folder, None).description
@@ -220,7 +226,7 @@ def test_boxes_in_any_order_become_slices(boxed: Path) -> None:
     catalog = read_catalog(boxed, None)
     assert len(catalog.slices["w"]) == 3
     full = TENSORS["embedding.word_embeddings.weight"]
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         for piece in catalog.slices["w"]:
             assert read(reader, piece) == bytes_of(full[piece.box.within(whole((8, 6)))])
 
@@ -230,11 +236,11 @@ def test_a_stacked_record_is_read_in_parts(folder: Path) -> None:
     catalog = read_catalog(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
     assert len({piece.record for piece in layers}) == 1
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         rows = [row for piece in layers for row in piece.rows(24)]
         assert len(rows) == 6
         assert b"".join(read(reader, row) for row in rows) == bytes_of(TENSORS[FC2])
-        reader.check_finished()
+        reader.finish()
 
 
 # --- damage
@@ -249,21 +255,21 @@ def test_a_flipped_bit_in_a_record_is_named(checkpoint: Checkpoint, tmp_path: Pa
     chance = random.Random(0)
     pieces = [piece for slices in catalog.slices.values() for piece in slices]
     for piece in chance.sample(pieces, 25):
-        _, stored = catalog.records[piece.record]
+        stored = catalog.records[piece.record]
         path = tmp_path / "ckpt" / "iter_0000010" / catalog.files[stored.file]
-        with TorchDistReader(catalog, check_source=True) as reader:
+        with FileReader(catalog, check_source=True) as reader:
             good = read(reader, piece)
         before = path.read_bytes()
         begin = before.index(good, stored.offset, stored.offset + stored.length)
         image = bytearray(before)
         image[begin + chance.randrange(len(good))] ^= 1 << chance.randrange(8)
         path.write_bytes(image)
-        with TorchDistReader(catalog, check_source=True) as reader:
+        with FileReader(catalog, check_source=True) as reader:
             with pytest.raises(CheckpointError, match="CRC-32 is not the one") as caught:
                 read(reader, piece)
             assert caught.value.where == {"tensor": piece.name, "file": str(path)}
             assert caught.value.expected != caught.value.got
-        with TorchDistReader(catalog, check_source=False) as reader:
+        with FileReader(catalog, check_source=False) as reader:
             assert read(reader, piece) == image[begin : begin + len(good)]
         path.write_bytes(before)
 
@@ -274,14 +280,14 @@ def test_a_flipped_bit_in_an_archive_s_frame_is_named(folder: Path) -> None:
     """
     catalog = read_catalog(folder, None)
     piece = catalog.slices["decoder.final_layernorm.weight"][0]
-    _, stored = catalog.records[piece.record]
+    stored = catalog.records[piece.record]
     path = folder / catalog.files[stored.file]
     before = path.read_bytes()
     for at in (0, 31, 100, before.index(b"PK\1\2", stored.offset) - stored.offset):
         image = bytearray(before)
         image[stored.offset + at] ^= 1
         path.write_bytes(image)
-        with TorchDistReader(catalog, check_source=True) as reader, pytest.raises(CheckpointError) as caught:
+        with FileReader(catalog, check_source=True) as reader, pytest.raises(CheckpointError) as caught:
             read(reader, piece)
         assert caught.value.where == {"tensor": piece.name, "file": str(path)}
 
@@ -292,35 +298,57 @@ def test_the_check_covers_records_that_are_read_in_parts(folder: Path) -> None:
     """
     catalog = read_catalog(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
-    _, stored = catalog.records[layers[0].record]
+    stored = catalog.records[layers[0].record]
     path = folder / catalog.files[stored.file]
     image = bytearray(path.read_bytes())
     image[image.index(bytes_of(TENSORS[FC2]))] ^= 1
     path.write_bytes(image)
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         read(reader, layers[0])
         read(reader, layers[1])
         with pytest.raises(CheckpointError, match="are damaged"):
             read(reader, layers[2])
-    with TorchDistReader(catalog, check_source=False) as reader:
+    with FileReader(catalog, check_source=False) as reader:
         assert read(reader, layers[2]) == bytes_of(TENSORS[FC2][2])
         assert read(reader, layers[0]) != bytes_of(TENSORS[FC2][0])
-        reader.check_finished()
+        reader.finish()
 
 
-def test_a_record_must_be_read_in_order_and_to_its_end(folder: Path) -> None:
-    """Parts out of order are a defect of the plan and end at once; a record left half read is refused by
-    key.
-    """
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1,), (0,), (0, 2)])
+def test_a_record_is_checked_whole_in_whatever_order_it_is_read(folder: Path, order: tuple[int, ...]) -> None:
+    """Parts read in any order, or left out, don't keep damage in any part of a record from being found."""
     catalog = read_catalog(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
-    with TorchDistReader(catalog, check_source=True) as reader:
-        with pytest.raises(AssertionError, match="out of order"):
-            read(reader, layers[1])
-        read(reader, layers[0])
-        with pytest.raises(CheckpointError, match="read in part") as caught:
-            reader.check_finished()
-        assert caught.value.findings == (FC2,)
+    with FileReader(catalog, check_source=True) as reader:
+        assert [read(reader, layers[i]) for i in order] == [bytes_of(TENSORS[FC2][i]) for i in order]
+        reader.finish()
+    path = folder / catalog.files[0]
+    image = path.read_bytes()
+    for damaged in range(3):
+        at = image.index(bytes_of(TENSORS[FC2][damaged]))
+        path.write_bytes(image[:at] + bytes([image[at] ^ 1]) + image[at + 1 :])
+        with FileReader(catalog, check_source=True) as reader:
+            steps: list[Callable[[], object]] = [partial(read, reader, layers[i]) for i in order]
+            with pytest.raises(CheckpointError, match="are damaged"):
+                [step() for step in [*steps, reader.finish]]
+
+
+def test_values_that_do_not_lie_together_are_read_by_their_strides(tmp_path: Path) -> None:
+    """A slice with strides, such as a part of a transposed tensor, is read in C order, and bounded by its
+    record.
+    """
+    full = random_bits((6, 8), "bfloat16", 4)
+    folder = write_stored(tmp_path / "iter_0000010", {"w": full}, None)
+    catalog = read_catalog(folder, None)
+    turned = replace(catalog.slices["w"][0], box=whole((8, 6)), strides=(1, 8))
+    with FileReader(catalog, check_source=True) as reader:
+        assert read(reader, turned) == bytes_of(full.T.contiguous())
+        rows = turned.rows(24)
+        assert len(rows) == 4
+        assert b"".join(read(reader, row) for row in rows) == bytes_of(full.T.contiguous())
+        with pytest.raises(CheckpointError, match="reaches beyond its record"):
+            read(reader, replace(turned, strides=(1, 9)))
+        reader.finish()
 
 
 def test_files_are_closed_and_losing_one_is_named(folder: Path) -> None:
@@ -331,7 +359,7 @@ def test_files_are_closed_and_losing_one_is_named(folder: Path) -> None:
     catalog = read_catalog(folder, None)
     piece = catalog.slices["decoder.final_layernorm.weight"][0]
     path = folder / catalog.files[0]
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         read(reader, piece)
         layers = catalog.slices["decoder.layers.0.mlp.linear_fc2.weight"]
         assert read(reader, layers[0])
@@ -341,7 +369,7 @@ def test_files_are_closed_and_losing_one_is_named(folder: Path) -> None:
             read(reader, following)
     assert len(os.listdir("/proc/self/fd")) == before
     path.unlink()
-    with TorchDistReader(catalog, check_source=True) as reader:
+    with FileReader(catalog, check_source=True) as reader:
         with pytest.raises(CheckpointError, match="can't open: No such file") as caught:
             read(reader, piece)
         assert caught.value.where == {"tensor": piece.name, "file": str(path)}
@@ -522,13 +550,11 @@ _ALONE = """
 import json, sys
 
 sys.modules["megatron"] = None  # its import would fail
-from pp_export.collectives import World
-from pp_export.config import options_from
-from pp_export.export import export
+from pp_export.api import export_checkpoint
 from tests.fixtures.undefined import without_definition
 
 with without_definition():
-    report = export(options_from(json.loads(sys.argv[1]), "test"), World.join("gloo", stall_seconds=60))
+    report = export_checkpoint(**json.loads(sys.argv[1]))
 import torch
 
 print(json.dumps({

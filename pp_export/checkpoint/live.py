@@ -1,0 +1,236 @@
+"""Reads the parameters of a running Megatron job, which stay where they are.
+
+The geometry comes from `sharded_state_dict()`, which every Megatron module has for saving: keys, global
+shapes and offsets are those of the checkpoint that the same job would save
+(megatron/core/dist_checkpointing/mapping.py). Megatron is not imported; its objects are known by their
+attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pp_export import dtypes, transformer_config
+from pp_export.checkpoint.canonical import framework_prefix
+from pp_export.checkpoint.catalog import LIVE, Catalog, Description, Record, StoredBox, StoredTensor
+from pp_export.checkpoint.dcp import check_names, interleave_of
+from pp_export.checkpoint.training import layout_of
+from pp_export.errors import CheckpointError
+from pp_export.tensors import Box, Shape, Slice, check_coverage
+
+_STATE = "megatron.core.parallel_state"
+
+
+@dataclass(frozen=True)
+class LocalBox:
+    """A box of a stored tensor that this rank holds, with its values (without the stacking axes)."""
+
+    key: str
+    shape: Shape
+    box: Box
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """Everything that this rank holds, and the config of the model in the words of training args."""
+
+    args: Mapping[str, Any]
+    boxes: tuple[LocalBox, ...]
+
+    def to_json(self) -> str:
+        """All but the values."""
+        boxes = [
+            [b.key, b.shape, str(b.values.dtype).removeprefix("torch."), b.box.offset, b.box.shape]
+            for b in self.boxes
+        ]
+        return json.dumps({"args": self.args, "boxes": boxes}, separators=(",", ":"))
+
+
+def look_at(model: Sequence[Any]) -> LocalModel:
+    """What this rank holds of the model, given as the list of its parts (one per virtual stage), wrapped or
+    not.
+
+    Changes nothing. Raises CheckpointError where a part is no Megatron module or holds parameters in a form
+    that has no whole slices (FSDP).
+    """
+    parts = [_unwrapped(part) for part in model]
+    boxes: list[LocalBox] = []
+    for number, part in enumerate(parts):
+        if not callable(getattr(part, "sharded_state_dict", None)):
+            raise CheckpointError(
+                "a part of the model has no sharded_state_dict()",
+                where={"part": number},
+                expected="megatron-core modules, one per virtual stage, wrapped or not",
+                got=type(part).__name__,
+            )
+        with _virtual_rank(number, len(parts)):
+            state = part.sharded_state_dict()
+        boxes += [_local_box(entry) for entry in _entries(state) if _is_held(entry)]
+    prefix = framework_prefix(box.key for box in boxes)
+    named = tuple(LocalBox(b.key.removeprefix(prefix), b.shape, b.box, b.values) for b in boxes)
+    return LocalModel(_args(parts[0]) if parts else {}, named)
+
+
+def merge(gathered: Sequence[str]) -> Catalog:
+    """The catalog of the whole model from what every rank (in order) said of its own part.
+
+    Boxes that several ranks hold are replicas: each is one record, with all of them as its holders.
+    """
+    found: defaultdict[tuple[str, Shape, str], dict[Box, list[int]]] = defaultdict(lambda: defaultdict(list))
+    parts = [json.loads(text) for text in gathered]
+    for rank, part in enumerate(parts):
+        for key, shape, dtype, offset, size in part["boxes"]:
+            found[key, tuple(shape), dtype][Box(tuple(offset), tuple(size))].append(rank)
+    args = max((part["args"] for part in parts), key=len)
+    _check_same(parts, args, {key for key, _, _ in found}, len(found))
+    interleave = interleave_of(args)
+    holders: dict[tuple[int, ...], int] = {}
+    records: list[Record] = []
+    tensors = []
+    for (key, shape, dtype), boxes in sorted(found.items()):
+        check_coverage(key, shape, list(boxes))
+        stored = []
+        for box, ranks in sorted(boxes.items(), key=lambda item: item[0].offset):
+            size = box.volume * dtypes.from_torch(dtype).itemsize
+            stored.append(StoredBox(box, len(records)))
+            records.append(Record(holders.setdefault(tuple(sorted(ranks)), len(holders)), 0, size))
+        tensors.append(StoredTensor(key, shape, dtypes.from_torch(dtype), tuple(stored), interleave(key)))
+    description = Description(LIVE, LIVE, "the running job", None, args, layout_of(args), {})
+    catalog = Catalog(description, (), tuple(records), tuple(tensors), tuple(holders))
+    check_names(catalog)
+    return catalog
+
+
+class LiveReader:
+    """Copies slices of this rank's parameters to host memory."""
+
+    def __init__(self, local: LocalModel, catalog: Catalog) -> None:
+        held = {(box.key, box.box): box.values for box in local.boxes}
+        self._values = {
+            stored.record: held[tensor.key, stored.box]
+            for tensor in catalog.tensors
+            for stored in tensor.boxes
+            if (tensor.key, stored.box) in held
+        }
+
+    def read(self, piece: Slice, into: memoryview) -> None:
+        """Fill `into` (exactly the slice's bytes) with the slice in C order."""
+        values = self._values[piece.record]
+        target = torch.frombuffer(into, dtype=values.dtype).view(piece.box.shape)
+        target.copy_(_part(values, piece).view(piece.box.shape) if piece.box.shape else values.view(()))
+
+    def finish(self) -> None:
+        """Parameters have no checksum of their own."""
+
+    def __enter__(self) -> LiveReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._values.clear()
+
+
+def _part(values: torch.Tensor, piece: Slice) -> torch.Tensor:
+    """A view of the slice: `piece.begin` bytes into `values` in C order, of the slice's shape."""
+    at = piece.begin // piece.dtype.itemsize
+    position: list[int] = []
+    for size in reversed(values.shape):
+        at, index = divmod(at, size)
+        position.insert(0, index)
+    shape = (1,) * (values.dim() - len(piece.box.shape)) + piece.box.shape
+    part = values.detach()[tuple(slice(i, i + n) for i, n in zip(position, shape))]
+    return part[(0,) * (values.dim() - len(piece.box.shape))]
+
+
+def _unwrapped(part: Any) -> Any:
+    """The Megatron module inside DDP, Float16Module and the like, which keep it as `module`."""
+    while isinstance(inner := getattr(part, "module", None), torch.nn.Module):
+        part = inner
+    return part
+
+
+@contextmanager
+def _virtual_rank(number: int, count: int) -> Iterator[None]:
+    """Releases before 0.13 took a part's layer numbers from this global, not from the part."""
+    state = sys.modules.get(_STATE)
+    if count == 1 or state is None or not hasattr(state, "set_virtual_pipeline_model_parallel_rank"):
+        yield
+        return
+    before = state.get_virtual_pipeline_model_parallel_rank()
+    state.set_virtual_pipeline_model_parallel_rank(number)
+    try:
+        yield
+    finally:
+        state.set_virtual_pipeline_model_parallel_rank(before)
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """Every sharded tensor in a nested state, those that a factory would cut included (as views)."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _entries(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _entries(item)
+    elif hasattr(value, "build_fn"):
+        yield from _entries(value.build())
+    elif hasattr(value, "global_offset") and isinstance(getattr(value, "data", None), torch.Tensor):
+        yield value
+
+
+def _is_held(entry: Any) -> bool:
+    """Not the copy of a tied embedding on another stage: the first number of a replica tells the stage's."""
+    replica = entry.replica_id
+    return not (isinstance(replica, tuple) and len(replica) > 1 and replica[0] != 0)
+
+
+def _local_box(entry: Any) -> LocalBox:
+    values, stacked = entry.data, int(entry.prepend_axis_num)
+    if type(values) not in (torch.Tensor, torch.nn.Parameter):
+        raise CheckpointError(
+            "a parameter is not a plain tensor, so that no rank holds a whole slice of it, or not its values",
+            where={"tensor": entry.key},
+            expected="torch.Tensor",
+            got=type(values).__name__,
+            advice="save a checkpoint (FSDP, quantized training) and export that",
+        )
+    if getattr(entry, "flattened_range", None) is not None:
+        raise CheckpointError("a parameter is flattened", where={"tensor": entry.key})
+    box = Box(tuple(entry.global_offset), (1,) * stacked + tuple(values.shape))
+    return LocalBox(entry.key, tuple(map(int, entry.global_shape)), box, values)
+
+
+def _args(part: Any) -> dict[str, Any]:
+    """The model's sizes: its config's, and those that megatron-core keeps on the model itself."""
+    config = getattr(part, "config", None)
+    values = dict(vars(config)) if config is not None else {}
+    for name in ("share_embeddings_and_output_weights", "position_embedding_type", "rotary_base"):
+        if hasattr(part, name):
+            values[name] = getattr(part, name)
+    values.pop("vocab_size", None)  # a model knows its padded one
+    values.pop("should_pad_vocab", None)
+    return transformer_config.as_args(values)
+
+
+def _check_same(parts: Sequence[Any], args: Mapping[str, Any], keys: set[str], num_found: int) -> None:
+    """All ranks must be of one model: the same config, one shape and type for each key."""
+    if not keys:
+        raise CheckpointError("the model has no parameters on any rank", expected="the list of model parts")
+    findings = [
+        f"rank {rank}: {name} is {part['args'][name]!r}, elsewhere {args[name]!r}"
+        for rank, part in enumerate(parts)
+        for name in part["args"]
+        if part["args"][name] != args.get(name)
+    ]
+    if num_found != len(keys):
+        findings.append("a tensor has another shape or type on another rank")
+    if findings:
+        raise CheckpointError("the ranks hold parts of different models", findings=findings)

@@ -1,0 +1,91 @@
+"""Where values come from: a checkpoint's files, or the parameters of a running job. An export asks either the
+same three things: what it has, who may read it, and the values of a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pp_export.checkpoint import live, read_catalog
+from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.live import LiveReader
+from pp_export.checkpoint.reader import FileReader
+from pp_export.stream import Reader
+from pp_export.world import World
+
+
+class OpenReader(Reader, AbstractContextManager["OpenReader"], Protocol):
+    """A reader that is closed at the end."""
+
+
+class Origin(Protocol):
+    """What an export asks."""
+
+    def prepare(self, world: World) -> None:
+        """What every rank has to say before rank 0 can describe it; called by all."""
+
+    def describe(self) -> Catalog:
+        """What there is, without values; called on rank 0."""
+
+    def open(self, catalog: Catalog) -> OpenReader:
+        """The reader of this rank."""
+
+
+class CheckpointOrigin:
+    """Files that every rank can read."""
+
+    def __init__(self, checkpoint: Path, iteration: int | None, *, check_source: bool) -> None:
+        self._checkpoint, self._iteration, self._check_source = checkpoint, iteration, check_source
+
+    def prepare(self, world: World) -> None:
+        """Rank 0 reads the metadata alone."""
+
+    def describe(self) -> Catalog:
+        return read_catalog(self._checkpoint, self._iteration)
+
+    def open(self, catalog: Catalog) -> FileReader:
+        return FileReader(catalog, check_source=self._check_source)
+
+
+class ModelOrigin:
+    """The model parts (one per virtual stage) of this rank of a training job; nothing of them is copied
+    here.
+    """
+
+    def __init__(self, model: Sequence[Any]) -> None:
+        self._model = model
+        self._local: live.LocalModel | None = None
+        self._gathered: list[str] = []
+
+    def prepare(self, world: World) -> None:
+        """Every rank tells rank 0 which slices it holds."""
+        self._local = live.look_at(self._model)
+        self._gathered = world.gather(self._local.to_json())
+
+    def describe(self) -> Catalog:
+        return live.merge(self._gathered)
+
+    def open(self, catalog: Catalog) -> LiveReader:
+        assert self._local is not None
+        return LiveReader(self._local, catalog)
+
+
+def holders_of(catalog: Catalog, world_size: int) -> list[Sequence[int]] | None:
+    """The ranks that can read each record, or None where all can.
+
+    In the legacy format each file is one rank's part of the model. Files go to ranks in order: as many ranks
+    as files get one each, more ranks share a file, fewer take several.
+    """
+    if catalog.holders is not None:
+        return [catalog.holders[record.file] for record in catalog.records]
+    if not catalog.is_one_file_per_rank:
+        return None
+    num_files = len(catalog.files)
+    readers = []
+    for file in range(num_files):
+        first, end = file * world_size // num_files, (file + 1) * world_size // num_files
+        readers.append(range(first, max(first + 1, end)))
+    return [readers[record.file] for record in catalog.records]

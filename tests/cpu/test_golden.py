@@ -1,0 +1,83 @@
+"""Claims: what megatron-core's releases from 0.8 to 0.19 really wrote is read bit for bit.
+
+`tests/golden/README.md` says which release wrote which folder, and how. The expected tensors were drawn
+before they were saved, and never read back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pp_export.checkpoint import read_catalog
+from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.reader import FileReader
+from pp_export.tensors import whole
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.safetensors"))
+RELEASES = {f"0.{minor}" for minor in range(8, 20)}
+
+
+def read_all(catalog: Catalog) -> dict[str, torch.Tensor]:
+    """Every canonical tensor, pasted together of its slices."""
+    found = {}
+    with FileReader(catalog, check_source=True) as reader:
+        for name, slices in catalog.slices.items():
+            spec = catalog.specs[name]
+            full = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype.torch_name))
+            for piece in slices:
+                data = bytearray(piece.num_bytes)
+                reader.read(piece, memoryview(data))
+                values = torch.frombuffer(data, dtype=full.dtype).view(piece.box.shape)
+                full[piece.box.within(whole(spec.shape))] = values
+            found[name] = full
+        reader.finish()
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_release_s_checkpoint_is_read_bit_for_bit(folder: str) -> None:
+    """Names, shapes, types and values of all tensors are those that were saved."""
+    catalog = read_catalog(GOLDEN / folder, None)
+    found, expected = read_all(catalog), load_file(GOLDEN / folder / "expected.safetensors")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype, name
+        assert torch.equal(found[name], values), name
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_release_s_checkpoint_is_described(folder: str) -> None:
+    """Format, iteration, sizes and layout are found, wherever the release keeps them, and what is no
+    weight.
+    """
+    description = read_catalog(GOLDEN / folder, None).description
+    release, _, kind = folder.partition("-")
+    assert description.format == ("torch" if "legacy" in kind else "torch_dist")
+    assert description.iteration == 10
+    assert description.args is not None
+    assert (description.args["num_layers"], description.args["hidden_size"]) == (2, 16)
+    size = 1 if kind.endswith(("-ep", "legacy-pp")) else 2
+    assert description.layout["tensor_model_parallel_size"] == size
+    assert "optimizer" in description.other
+    minor = int(release.split(".")[1])
+    if description.format == "torch_dist":
+        expected = {True: "megatron-core 0.8 to 0.15", False: "unknown"}[minor < 16]
+        assert description.writer == ("megatron-core 0.19 or newer" if minor >= 19 else expected)
+
+
+def test_all_releases_are_there() -> None:
+    """Each minor release from 0.8 to 0.19 wrote at least one of the folders."""
+    assert {".".join(name.split(".")[:2]) for name in FOLDERS} == RELEASES
+
+
+def test_a_box_of_several_experts_is_read(tmp_path: Path) -> None:
+    """GroupedMLP stores all experts of a rank in one record; each expert is a part of it."""
+    catalog = read_catalog(GOLDEN / "0.16.1-grouped", None)
+    experts = [n for n in catalog.slices if ".mlp.experts." in n]
+    records = {piece.record for name in experts for piece in catalog.slices[name]}
+    assert len(records) < len(experts)
