@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from pp_export.world import World
 
 _CHECKED = {True: "CRC-32 of every record checked", False: "not checked", None: "a live model"}
+_LAYOUT = (
+    ("TP", "tensor_model_parallel_size"),
+    ("PP", "pipeline_model_parallel_size"),
+    ("VPP", "virtual_pipeline_model_parallel_size"),
+    ("EP", "expert_model_parallel_size"),
+    ("ETP", "expert_tensor_parallel_size"),
+    ("CP", "context_parallel_size"),
+    ("DP", "data_parallel_size"),
+)
+_SIZES = (
+    *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"),
+    *("num_experts", "padded_vocab_size"),
+)
 _LINE_SECONDS = 5.0
 _MAX_ROWS = 40
 _WIDTH_OF_FILES = 200
@@ -240,7 +253,7 @@ def catalog_json(catalog: Catalog) -> dict[str, Any]:
         "args": description.args,
         "weights": {
             "num_tensors": len(catalog.specs),
-            "num_boxes": len(catalog.records),
+            "num_boxes": sum(len(tensor.boxes) for tensor in catalog.tensors),
             "num_parameters": sum(spec.num_elements for spec in catalog.specs.values()),
             "bytes": sum(spec.num_bytes for spec in catalog.specs.values()),
             "files": list(catalog.files),
@@ -250,6 +263,7 @@ def catalog_json(catalog: Catalog) -> dict[str, Any]:
             for t in catalog.tensors
         },
         "other": {kind: {"items": items, "bytes": size} for kind, (items, size) in description.other.items()},
+        "notes": list(description.notes),
     }
 
 
@@ -257,38 +271,22 @@ def print_catalog(catalog: Catalog) -> None:
     """A checkpoint for people."""
     value, console = catalog_json(catalog), _console()
     about = Table(title=value["folder"], show_header=False)
-    args = value["args"] or {}
-    weights = value["weights"]
-    layout = ", ".join(
-        f"{short}{args[name]}"
-        for short, name in (
-            ("TP", "tensor_model_parallel_size"),
-            ("PP", "pipeline_model_parallel_size"),
-            ("VPP", "virtual_pipeline_model_parallel_size"),
-            ("EP", "expert_model_parallel_size"),
-            ("ETP", "expert_tensor_parallel_size"),
-            ("CP", "context_parallel_size"),
-            ("DP", "data_parallel_size"),
-        )
-        if args.get(name) is not None
-    )
-    sizes = (
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "num_query_groups",
-        "ffn_hidden_size",
-        "num_experts",
-    )
+    args, weights = value["args"] or {}, value["weights"]
+    sizes = ", ".join(f"{name} {args[name]}" for name in _SIZES if args.get(name) is not None)
+    layout = ", ".join(f"{short}{args[name]}" for short, name in _LAYOUT if args.get(name) is not None)
+    kind = "all layers" if value["stacked"] else "each layer"
+    keys = "one file per rank" if catalog.is_one_file_per_rank else f"one key for {kind}"
     rows = {
-        "format": f"{value['format']}, one key for {'all layers' if value['stacked'] else 'each layer'}",
+        "format": f"{value['format']}, {keys}",
+        "written by": value["writer"],
         "iteration": str(value["iteration"]),
-        "written by": layout or "unknown layout (no training args)",
-        "model": ", ".join(f"{name} {args[name]}" for name in sizes if args.get(name) is not None)
-        or "unknown",
+        "layout": layout or "unknown (no training args)",
+        "model": sizes or "unknown",
         "weights": f"{weights['num_tensors']:,} tensors, {weights['num_parameters']:,} parameters,"
-        f" {human_bytes(weights['bytes'])} in {weights['num_boxes']:,} stored boxes",
+        f" {human_bytes(weights['bytes'])} in {weights['num_boxes']:,} stored boxes"
+        f" of {len(weights['files']):,} files",
         **{kind: f"{o['items']:,} items, {human_bytes(o['bytes'])}" for kind, o in value["other"].items()},
+        **{f"note {number}": note for number, note in enumerate(value["notes"], start=1)},
     }
     for name, text in rows.items():
         about.add_row(name, text)

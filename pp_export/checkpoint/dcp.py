@@ -25,6 +25,7 @@ from pp_export.tensors import Box, check_coverage
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
 _KEY = re.compile(r"[A-Za-z0-9_.\-]+")
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
+_ADAPTER = re.compile(r"\.adapters?\.|lora_")
 _ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
 _SHARED = re.compile(r"\.mlp\.shared_experts\.linear_fc1\.(weight|bias)$")
 
@@ -51,6 +52,13 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
     is_by_megatron = any(key.startswith(training.COMMON_STATE) for key in stored.items)
     if is_by_megatron and not (folder / "metadata.json").is_file():
         raise locate.unfinished(folder)
+    if stored.tensors and all(_ADAPTER.search(key) for key in stored.tensors):
+        raise CheckpointError(
+            "the checkpoint holds an adapter (LoRA) only, as a run of Megatron-Bridge's PEFT saves it",
+            where={"folder": folder},
+            got=f"{len(stored.tensors)} tensors, all of adapters",
+            advice="merge it into the base model's weights, save those, and export them",
+        )
     found = training.read(folder, stored.items)
     interleave = interleave_of(None if found.is_bridge else found.args)  # Bridge undoes it when it saves
     prefix = framework_prefix(stored.tensors)
@@ -209,6 +217,8 @@ def _writer(metadata: Any, stored: _Stored) -> list[str]:
         signs.append("megatron-core 0.19 or newer")
     elif metadata.kind.startswith("megatron.") or metadata.get("mcore_data") is not None:
         signs.append("megatron-core 0.8 to 0.15")
+    elif metadata.get("all_local_plans") is not None:
+        signs.append("megatron-core 0.16 to 0.18")
     states = (meta.properties.__dict__.get("state") for meta in stored.tensors.values())
     if any(isinstance(state, tuple) and len(state) > 5 for state in states):
         signs.append("torch 2.15 or newer")

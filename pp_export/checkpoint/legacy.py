@@ -49,7 +49,7 @@ def _catalog(folder: Path) -> Catalog:
     description = Description(
         folder=str(folder),
         format=LEGACY,
-        writer=f"checkpoint_version {state['checkpoint_version']}",
+        writer=f"Megatron-LM, checkpoint_version {state['checkpoint_version']}",
         iteration=iteration if isinstance(iteration, int) else locate.iteration_of(folder),
         args=args,
         layout=training.layout_of(args),

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from pp_export.errors import CheckpointError
 from pp_export.tensors import Slice, whole
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.element_types import bytes_of, random_bits
-from tests.fixtures.stored import read_stored, write_stored
+from tests.fixtures.stored import canonical_values, read_stored, write_stored
 
 ROOT = Path(pp_export.__file__).resolve().parents[1]
 REAL = [("qwen2", "tp2pp2"), ("qwen3_moe", "pp2ep2")]
@@ -54,24 +54,6 @@ def read(reader: FileReader, piece: Slice) -> bytes:
     into = bytearray(piece.num_bytes)
     reader.read(piece, memoryview(into))
     return bytes(into)
-
-
-def canonical_values(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stored tensors under the names of single layers and experts, written from Megatron's key layout."""
-    found: dict[str, torch.Tensor] = {}
-    for key, values in stored.items():
-        parts = {key: values}
-        for stack, single in (
-            (r"layers\.(?!\d)", "layers.{}."),
-            (r"experts\.experts\.(?!\d)", "experts.{}."),
-        ):
-            parts = {
-                (re.sub(stack, single.format(number), name) if re.search(stack, name) else name): part
-                for name, of in parts.items()
-                for number, part in (enumerate(of) if re.search(stack, name) else [(0, of)])
-            }
-        found |= parts
-    return found
 
 
 @pytest.fixture

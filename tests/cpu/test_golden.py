@@ -6,12 +6,14 @@ before they were saved, and never read back.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pp_export import cli
 from pp_export.checkpoint import read_catalog
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.reader import FileReader
@@ -65,9 +67,9 @@ def test_a_release_s_checkpoint_is_described(folder: str) -> None:
     assert description.layout["tensor_model_parallel_size"] == size
     assert "optimizer" in description.other
     minor = int(release.split(".")[1])
-    if description.format == "torch_dist":
-        expected = {True: "megatron-core 0.8 to 0.15", False: "unknown"}[minor < 16]
-        assert description.writer == ("megatron-core 0.19 or newer" if minor >= 19 else expected)
+    age = "0.8 to 0.15" if minor < 16 else "0.16 to 0.18" if minor < 19 else "0.19 or newer"
+    writer = "Megatron-LM, checkpoint_version 3.0" if "legacy" in kind else f"megatron-core {age}"
+    assert description.writer == writer
 
 
 def test_all_releases_are_there() -> None:
@@ -75,9 +77,25 @@ def test_all_releases_are_there() -> None:
     assert {".".join(name.split(".")[:2]) for name in FOLDERS} == RELEASES
 
 
-def test_a_box_of_several_experts_is_read(tmp_path: Path) -> None:
+def test_a_box_of_several_experts_is_read() -> None:
     """GroupedMLP stores all experts of a rank in one record; each expert is a part of it."""
     catalog = read_catalog(GOLDEN / "0.16.1-grouped", None)
     experts = [n for n in catalog.slices if ".mlp.experts." in n]
     records = {piece.record for name in experts for piece in catalog.slices[name]}
     assert len(records) < len(experts)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_inspect_shows_any_of_them(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`inspect` prints format, writer, layout, sizes, every tensor, and what is no weight, of every format."""
+    assert cli.main(["inspect", str(GOLDEN / folder)]) == 0
+    shown = capsys.readouterr().out
+    catalog = read_catalog(GOLDEN / folder, None)
+    for text in (catalog.description.format, catalog.description.writer, "hidden_size 16", "optimizer"):
+        assert text in shown
+    assert all(f" {tensor.key} " in shown for tensor in catalog.tensors)
+    assert ("one file per rank" in shown) == ("legacy" in folder)
+    assert cli.main(["inspect", str(GOLDEN / folder), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["layout"]["pipeline_model_parallel_size"] == (2 if "-pp" in folder else 1)
+    assert value["weights"]["num_boxes"] == sum(len(tensor.boxes) for tensor in catalog.tensors)

@@ -213,7 +213,7 @@ def test_a_checkpoint_without_args_is_shown_too(planned: Planned, capsys: pytest
     description = replace(planned.sources.catalog.description, args=None)
     show.print_catalog(replace(planned.sources.catalog, description=description))
     shown = capsys.readouterr().out
-    assert "unknown layout (no training args)" in shown
+    assert "unknown (no training args)" in shown
 
 
 def test_a_verification_is_shown_fault_by_fault(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,83 @@
+"""Claims of `pp_export.checkpoint.catalog`: slices say where values truly belong, also where gate and up rows
+take turns.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pp_export.checkpoint.catalog import Catalog, Description, Record, StoredBox, StoredTensor, slices_of
+from pp_export.dtypes import from_torch
+from pp_export.errors import CheckpointError
+from pp_export.tensors import Box, whole
+
+HIDDEN, FFN = 3, 24
+
+
+def interleaved(gate: torch.Tensor, up: torch.Tensor, block: int) -> torch.Tensor:
+    """A rank's parameter as a fused activation wants it: `block` rows of gate, as many of up, and so on."""
+    pairs = zip(gate.split(block), up.split(block))
+    return torch.cat([rows for pair in pairs for rows in pair])
+
+
+def stored(full: torch.Tensor, tensor_parallel: int, block: int) -> tuple[StoredTensor, list[torch.Tensor]]:
+    """What megatron-core stores of `full` (gate, then up) when every rank's rows take turns, and each box's
+    values.
+
+    Each rank's parameter is cut in the middle, as its factory for gated linears does without knowing better;
+    the halves go to slots r and r + TP of 2 TP.
+    """
+    gates, ups = (half.chunk(tensor_parallel) for half in full.chunk(2))
+    boxes, values = [], []
+    for rank, (gate, up) in enumerate(zip(gates, ups)):
+        for half, part in enumerate(interleaved(gate, up, block).chunk(2)):
+            slot = rank + half * tensor_parallel
+            offset = (slot * len(part), *(0,) * (full.dim() - 1))
+            boxes.append(StoredBox(Box(offset, tuple(part.shape)), len(boxes)))
+            values.append(part.contiguous())
+    name = "decoder.layers.0.mlp.experts.3.linear_fc1.weight"
+    return StoredTensor(name, tuple(full.shape), from_torch("int64"), tuple(boxes), block), values
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+@pytest.mark.parametrize("block", [1, 2, 3, 6])
+@pytest.mark.parametrize("shape", [(2 * FFN, HIDDEN), (2 * FFN,)], ids=["weight", "bias"])
+def test_interleaved_rows_go_where_they_belong(
+    tensor_parallel: int, block: int, shape: tuple[int, ...]
+) -> None:
+    """For every TP size and block, the slices put each row of gate and up back in its place."""
+    full = torch.arange(torch.Size(shape).numel()).view(shape)
+    tensor, values = stored(full, tensor_parallel, block)
+    found = torch.full_like(full, -1)
+    for box, part in zip(tensor.boxes, values):
+        for piece in slices_of(tensor, box):
+            begin = piece.begin // piece.dtype.itemsize
+            rows = part.flatten()[begin : begin + piece.box.volume].view(piece.box.shape)
+            found[piece.box.within(whole(tuple(full.shape)))] = rows
+    assert torch.equal(found, full)
+
+
+def test_rows_that_can_t_be_disentangled_are_refused() -> None:
+    """Parts that don't hold whole blocks of both are refused by the tensor's name."""
+    tensor, _ = stored(torch.arange(2 * FFN * HIDDEN).view(2 * FFN, HIDDEN), 2, 2)
+    broken = StoredTensor(tensor.key, tensor.shape, tensor.dtype, tensor.boxes, 5)
+    with pytest.raises(CheckpointError, match="can't be disentangled") as caught:
+        list(slices_of(broken, tensor.boxes[0]))
+    assert caught.value.where == {"tensor": tensor.key}
+
+
+def test_a_catalog_of_any_kind_travels_as_bytes() -> None:
+    """Strides, offsets in records, holders, notes and checksums arrive on another rank as they were."""
+    box = StoredBox(Box((0, 0), (2, 3)), 0, 8, (1, 2))
+    tensor = StoredTensor("decoder.w", (2, 3), from_torch("bfloat16"), (box,), 4)
+    description = Description("f", "torch", "w", 3, {"a": 1}, {"tensor": 2}, {"optimizer": (1, 2)}, ("note",))
+    catalog = Catalog(description, ("a", "b"), (Record(1, 5, 20, 77),), (tensor,), ((0, 2), (1,)))
+    received = Catalog.from_bytes(catalog.to_bytes())
+    assert (received.files, received.records, received.tensors) == (
+        catalog.files,
+        catalog.records,
+        catalog.tensors,
+    )
+    assert received.holders == catalog.holders
+    assert tuple(received.description.notes) == ("note",)
