@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 DEMO := build/demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench format clean help
+.PHONY: demo test test-frameworks check bench format clean help
 
 help:
 	@echo "make demo    write a real Megatron checkpoint, export it, verify it, compare logits (under 3 minutes)"
 	@echo "make test    run the tests (CPU; tests/gpu is skipped without a GPU)"
+	@echo "make test-frameworks    run verl's own checkpoint manager through the bridge (installs verl, 500 MB)"
 	@echo "make check   lint, types, import floors"
 	@echo "make bench   measure against the usual converter and against cp (needs 20 GB of disk, about 15 minutes)"
 
@@ -37,6 +38,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Real frameworks are large, so they live beside the tests' own packages, not among them.
+FRAMEWORKS := $(VENV)/frameworks
+$(FRAMEWORKS)/.ready: tests/frameworks/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FRAMEWORKS) -r $<
+	@touch $@
+
+test-frameworks: $(FRAMEWORKS)/.ready
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=$(CURDIR)/$(FRAMEWORKS) $(BIN)/python -m pytest tests/frameworks
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -95,7 +95,8 @@ def export_model(
             assert wrong is not None
             raise abandon(world, None, wrong)
         asked = prepare.ask(chosen) if world.rank == 0 else None
-        parts = [model] if isinstance(model, torch.nn.Module) else list(model)
+        is_list = isinstance(model, (Sequence, torch.nn.ModuleList))
+        parts = list(model) if is_list else [model]  # type: ignore[arg-type]
         with _shown(world, show_progress) as show:
             return export(ModelOrigin(parts), chosen, world, asked=asked, **show)
     finally:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 # Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
 _GROUP_TIMEOUT = timedelta(days=7)
 _STORE_TIMEOUT = timedelta(seconds=60)
+_PIECE_BYTES = 4 << 20
+_WHOLE, _PIECES = b"=", b"#"
 _NO_TAG = 2**31 - 1  # of no bucket
 _AT_ONCE = timedelta(milliseconds=1)
 _numbers = itertools.count()
@@ -106,19 +108,32 @@ def _check(backend: str) -> None:
 
 
 class SharedKeys:
-    """A rendezvous store. It lives with another process, so whatever goes wrong with it is a PeerError."""
+    """A rendezvous store. It lives with another process, so whatever goes wrong with it is a PeerError.
+
+    torch's TCPStore takes 8 MB per value and breaks the connection above, so larger values go in pieces.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def set(self, key: str, value: bytes) -> None:
-        self._guard(lambda: self._store.set(key, value))  # type: ignore[arg-type]
+        pieces = [value[begin : begin + _PIECE_BYTES] for begin in range(0, len(value), _PIECE_BYTES)]
+        if len(pieces) < 2:
+            self._set(key, _WHOLE + value)
+            return
+        for number, piece in enumerate(pieces):
+            self._set(f"{key}.{number}", piece)
+        self._set(key, _PIECES + b"%d" % len(pieces))
 
     def set_first(self, key: str, value: str) -> bytes:
-        return bytes(self._guard(lambda: self._store.compare_set(key, "", value)))
+        return self._guard(lambda: self._store.compare_set(key, "", _WHOLE.decode() + value))[1:]
 
     def get(self, key: str) -> bytes:
-        return bytes(self._guard(lambda: self._store.get(key)))
+        value = bytes(self._guard(lambda: self._store.get(key)))
+        if value[:1] == _WHOLE:
+            return value[1:]
+        pieces = (self._guard(partial(self._store.get, f"{key}.{n}")) for n in range(int(value[1:])))
+        return b"".join(pieces)
 
     def add(self, key: str, amount: int) -> int:
         return self._guard(lambda: self._store.add(key, amount))
@@ -127,7 +142,14 @@ class SharedKeys:
         return self._guard(lambda: self._store.check([key]))
 
     def delete(self, key: str) -> None:
-        self._guard(lambda: self._store.delete_key(key))
+        if self.check(key):
+            value = bytes(self._guard(lambda: self._store.get(key)))
+            for number in range(int(value[1:]) if value[:1] == _PIECES else 0):
+                self._guard(partial(self._store.delete_key, f"{key}.{number}"))
+            self._guard(lambda: self._store.delete_key(key))
+
+    def _set(self, key: str, value: bytes) -> None:
+        self._guard(lambda: self._store.set(key, value))  # type: ignore[arg-type]
 
     def _guard(self, call: Callable[[], T]) -> T:
         try:

@@ -92,7 +92,7 @@ def _export(
         _verify_shards(world, staging, plan, progress, lambda: on_poll("verify"))
     clock.lap("verify")
 
-    peaks = world.gather(str(peak_anonymous_bytes()))
+    peaks = world.gather(b"%d" % peak_anonymous_bytes())
     report = ExportReport(
         sources,
         plan,

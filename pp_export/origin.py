@@ -58,12 +58,12 @@ class ModelOrigin:
     def __init__(self, model: Sequence[Any]) -> None:
         self._model = model
         self._local: live.LocalModel | None = None
-        self._gathered: list[str] = []
+        self._gathered: list[bytes] = []
 
     def prepare(self, world: World) -> None:
         """Every rank tells rank 0 which slices it holds."""
         self._local = live.look_at(self._model)
-        self._gathered = world.gather(self._local.to_json())
+        self._gathered = world.gather(self._local.to_bytes())
 
     def describe(self) -> Catalog:
         return live.merge(self._gathered)

@@ -7,6 +7,7 @@ whose calls block, so only worker threads make them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -81,6 +82,7 @@ class World:
         self._stall_seconds = stall_seconds
         self.counters: Callable[[], Mapping[str, Any]] = dict
         self.workers: list[threading.Thread] = []
+        self._gathered: list[str] = []
         self._poll_seconds = max(0.02, size / 16384)
         self._num_steps = 0
         if rank == 0:
@@ -117,13 +119,21 @@ class World:
         self._wait(lambda: self._store.add(name, 0) == self.size, range(self.size), f"{name}/")
         return value
 
-    def gather(self, value: str) -> list[str]:
-        """The values of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all."""
+    def gather(self, value: bytes) -> list[bytes]:
+        """The values of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all.
+
+        Values that are the same on several ranks (replicas) are sent once.
+        """
         name = self._next_step()
-        self._store.set(f"{name}/{self.rank}", value.encode())
+        digest = hashlib.sha256(value).hexdigest()
+        if not self._store.check(f"{name}/{digest}"):
+            self._store.set(f"{name}/{digest}", value)
+        self._store.set(f"{name}/{self.rank}", digest.encode())
         self.together(lambda: None)
-        ranks = range(self.size) if self.rank == 0 else ()
-        return [self._store.get(f"{name}/{rank}").decode() for rank in ranks]
+        digests = [self._store.get(f"{name}/{r}").decode() for r in range(self.size if self.rank == 0 else 0)]
+        values = {digest: self._store.get(f"{name}/{digest}") for digest in set(digests)}
+        self._gathered += [f"{name}/{digest}" for digest in values]
+        return [values[digest] for digest in digests]
 
     def same(self, what: str, value: str) -> None:
         """Raise on every rank unless `value` is the same on all."""
@@ -150,7 +160,8 @@ class World:
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
         if self.size > 1 and self._store.check(_FAILURE):
-            failure = Failure(**json.loads(self._store.get(_FAILURE)))
+            first = self._store.get(_FAILURE).decode()
+            failure = Failure(**json.loads(self._store.get(f"failed/{first}")))
             raise PeerError(
                 f"rank {failure.rank} failed: {failure.error['what']}", where={"rank": failure.rank}
             )
@@ -177,7 +188,7 @@ class World:
         record = json.dumps({"rank": self.rank, "error": error.to_json()})
         with suppress(PeerError):  # the store may be what failed
             self._store.set(f"failed/{self.rank}", record.encode())
-            self._store.set_first(_FAILURE, record)
+            self._store.set_first(_FAILURE, str(self.rank))
 
     def take_the_floor(self, grace_seconds: float) -> bool:
         """Whether this rank cleans up and reports after the failure: rank 0, or, where that gives no sign of
@@ -265,7 +276,8 @@ class World:
         while self._store.add("left", 0) < self.size and time.monotonic() < deadline:
             time.sleep(self._poll_seconds)
         common = (_FAILURE, _SPEAKER, _RELEASED, _PULSE, _VERDICT, "run", "left")
-        for name in (*common, *(f"step/{n}" for n in range(1, self._num_steps + 1))):
+        steps = (f"step/{n}" for n in range(1, self._num_steps + 1))
+        for name in (*common, *steps, *self._gathered):
             self._store.delete(name)
 
     def _end_pulse(self) -> None:

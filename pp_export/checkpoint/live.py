@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,13 +47,13 @@ class LocalModel:
     args: Mapping[str, Any]
     boxes: tuple[LocalBox, ...]
 
-    def to_json(self) -> str:
+    def to_bytes(self) -> bytes:
         """All but the values."""
         boxes = [
             [b.key, b.shape, str(b.values.dtype).removeprefix("torch."), b.box.offset, b.box.shape]
             for b in self.boxes
         ]
-        return json.dumps({"args": self.args, "boxes": boxes}, separators=(",", ":"))
+        return zlib.compress(json.dumps({"args": self.args, "boxes": boxes}).encode(), 1)
 
 
 def look_at(model: Sequence[Any]) -> LocalModel:
@@ -80,13 +81,13 @@ def look_at(model: Sequence[Any]) -> LocalModel:
     return LocalModel(_args(parts[0]) if parts else {}, named)
 
 
-def merge(gathered: Sequence[str]) -> Catalog:
+def merge(gathered: Sequence[bytes]) -> Catalog:
     """The catalog of the whole model from what every rank (in order) said of its own part.
 
     Boxes that several ranks hold are replicas: each is one record, with all of them as its holders.
     """
     found: defaultdict[tuple[str, Shape, str], dict[Box, list[int]]] = defaultdict(lambda: defaultdict(list))
-    parts = [json.loads(text) for text in gathered]
+    parts = [json.loads(zlib.decompress(image)) for image in gathered]
     for rank, part in enumerate(parts):
         for key, shape, dtype, offset, size in part["boxes"]:
             found[key, tuple(shape), dtype][Box(tuple(offset), tuple(size))].append(rank)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn
@@ -22,6 +22,7 @@ from pp_export.errors import OptionError
 from pp_export.report import ExportReport
 
 Model = Sequence[torch.nn.Module] | torch.nn.Module
+Bridge = TypeVar("Bridge", bound="ExportBridge")
 
 
 class ExportBridge:
@@ -38,8 +39,8 @@ class ExportBridge:
 
     @classmethod
     def from_hf_pretrained(
-        cls, path: Folder, trust_remote_code: bool | None = None, **options: Any
-    ) -> ExportBridge:
+        cls: type[Bridge], path: Folder, trust_remote_code: bool | None = None, **options: Any
+    ) -> Bridge:
         """As `AutoBridge.from_hf_pretrained`. No code of the folder is ever run, whatever
         `trust_remote_code` says.
         """

@@ -17,7 +17,7 @@ HIDDEN, FFN = 3, 24
 
 def interleaved(gate: torch.Tensor, up: torch.Tensor, block: int) -> torch.Tensor:
     """A rank's parameter as a fused activation wants it: `block` rows of gate, as many of up, and so on."""
-    pairs = zip(gate.split(block), up.split(block))
+    pairs = zip(torch.split(gate, block), torch.split(up, block))
     return torch.cat([rows for pair in pairs for rows in pair])
 
 
@@ -29,7 +29,8 @@ def stored(full: torch.Tensor, tensor_parallel: int, block: int) -> tuple[Stored
     the halves go to slots r and r + TP of 2 TP.
     """
     gates, ups = (half.chunk(tensor_parallel) for half in full.chunk(2))
-    boxes, values = [], []
+    boxes: list[StoredBox] = []
+    values: list[torch.Tensor] = []
     for rank, (gate, up) in enumerate(zip(gates, ups)):
         for half, part in enumerate(interleaved(gate, up, block).chunk(2)):
             slot = rank + half * tensor_parallel

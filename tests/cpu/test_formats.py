@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.distributed.checkpoint.metadata import TensorProperties
 
 from pp_export.checkpoint import read_catalog
 from pp_export.errors import AccountingError, CheckpointError
@@ -190,6 +191,21 @@ def test_prefixes_of_frameworks(source: Source, tmp_path: Path, prefix: str) -> 
     tensors = {f"{prefix}{key}": values for key, values in source.stored.items()}
     folder = write_stored(tmp_path / "iter_0000010", tensors, source.args)
     assert source.export(folder, f"prefix-{prefix}") == source.sums
+
+
+def test_torch_2_15(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer torch pickles a sixth field (strides) of a tensor's properties, which this release can't load.
+
+    Key level: the state that torch 2.15 pickles, put in by this release's classes.
+    """
+    folder = write_stored(tmp_path / "iter_0000010", source.stored, source.args)
+    five: Callable[[Any], tuple[Any, ...]] = TensorProperties.__getstate__
+    monkeypatch.setattr(TensorProperties, "__getstate__", lambda properties: (*five(properties), (1,)))
+    edited(folder, lambda metadata: None)
+    with pytest.raises(ValueError, match="too many values"):
+        pickle.loads((folder / ".metadata").read_bytes())
+    assert read_catalog(folder, None).description.writer == "torch 2.15 or newer"
+    assert source.export(folder, "torch-2.15") == source.sums
 
 
 # --- plain DCP

@@ -87,7 +87,9 @@ def test_a_box_of_several_experts_is_read() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_inspect_shows_any_of_them(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`inspect` prints format, writer, layout, sizes, every tensor, and what is no weight, of every format."""
+    """`inspect` prints format, writer, layout, sizes, every tensor, and what is no weight, of every
+    format.
+    """
     assert cli.main(["inspect", str(GOLDEN / folder)]) == 0
     shown = capsys.readouterr().out
     catalog = read_catalog(GOLDEN / folder, None)
