@@ -61,7 +61,11 @@ class ModelOrigin:
         self._gathered: list[bytes] = []
 
     def prepare(self, world: World) -> None:
-        """Every rank tells rank 0 which slices it holds."""
+        """Every rank tells rank 0 which slices it holds. Nobody settles before all are known to be able
+        to.
+        """
+        world.together(lambda: live.check(self._model))
+        live.settle(self._model)
         self._local = live.look_at(self._model)
         self._gathered = world.gather(self._local.to_bytes())
 

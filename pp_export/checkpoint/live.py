@@ -56,23 +56,39 @@ class LocalModel:
         return zlib.compress(json.dumps({"args": self.args, "boxes": boxes}).encode(), 1)
 
 
-def look_at(model: Sequence[Any]) -> LocalModel:
-    """What this rank holds of the model, given as the list of its parts (one per virtual stage), wrapped or
-    not.
-
-    Changes nothing. Raises CheckpointError where a part is no Megatron module or holds parameters in a form
-    that has no whole slices (FSDP).
-    """
-    parts = [_unwrapped(part) for part in model]
-    boxes: list[LocalBox] = []
-    for number, part in enumerate(parts):
-        if not callable(getattr(part, "sharded_state_dict", None)):
+def check(model: Sequence[Any]) -> None:
+    """Raise CheckpointError unless every part of the model is a Megatron module, wrapped or not."""
+    for number, part in enumerate(model):
+        inner = list(_unwrapped(part))[-1]
+        if not callable(getattr(inner, "sharded_state_dict", None)):
             raise CheckpointError(
                 "a part of the model has no sharded_state_dict()",
                 where={"part": number},
                 expected="megatron-core modules, one per virtual stage, wrapped or not",
-                got=type(part).__name__,
+                got=type(inner).__name__,
             )
+
+
+def settle(model: Sequence[Any]) -> None:
+    """Where parameters are gathered during the next forward pass (--overlap-param-gather), gather them now,
+    as Megatron-LM does before it saves: until then a rank has new values of its own share only. Called by
+    all.
+    """
+    for wrapper in (wrapper for part in model for wrapper in _unwrapped(part)):
+        if getattr(wrapper, "remove_forward_pre_hook_handles", None):
+            wrapper.start_param_sync(force_sync=True)
+
+
+def look_at(model: Sequence[Any]) -> LocalModel:
+    """What this rank holds of the model, given as the list of its parts (one per virtual stage), wrapped or
+    not.
+
+    Changes nothing. Raises CheckpointError where parameters have a form in which no rank holds whole slices
+    (FSDP).
+    """
+    parts = [list(_unwrapped(part))[-1] for part in model]
+    boxes: list[LocalBox] = []
+    for number, part in enumerate(parts):
         with _virtual_rank(number, len(parts)):
             state = part.sharded_state_dict()
         boxes += [_local_box(entry) for entry in _entries(state) if _is_held(entry)]
@@ -103,7 +119,7 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
         for box, ranks in sorted(boxes.items(), key=lambda item: item[0].offset):
             size = box.volume * dtypes.from_torch(dtype).itemsize
             stored.append(StoredBox(box, len(records)))
-            records.append(Record(holders.setdefault(tuple(sorted(ranks)), len(holders)), 0, size))
+            records.append(Record(holders.setdefault(tuple(sorted(set(ranks))), len(holders)), 0, size))
         tensors.append(StoredTensor(key, shape, dtypes.from_torch(dtype), tuple(stored), interleave(key)))
     description = Description(LIVE, LIVE, "the running job", None, args, layout_of(args), {})
     catalog = Catalog(description, (), tuple(records), tuple(tensors), tuple(holders))
@@ -151,11 +167,14 @@ def _part(values: torch.Tensor, piece: Slice) -> torch.Tensor:
     return part[(0,) * (values.dim() - len(piece.box.shape))]
 
 
-def _unwrapped(part: Any) -> Any:
-    """The Megatron module inside DDP, Float16Module and the like, which keep it as `module`."""
+def _unwrapped(part: Any) -> Iterator[Any]:
+    """The wrappers (DDP, Float16Module and the like, which keep what they wrap as `module`), and at last the
+    Megatron module.
+    """
+    yield part
     while isinstance(inner := getattr(part, "module", None), torch.nn.Module):
         part = inner
-    return part
+        yield part
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def entry(key: str, values: torch.Tensor, **changes: Any) -> SimpleNamespace:
 def test_what_is_no_megatron_module_is_refused() -> None:
     """A part without `sharded_state_dict` is refused with its type and number."""
     with pytest.raises(CheckpointError, match="no sharded_state_dict") as caught:
-        live.look_at([Part({}), torch.nn.Linear(2, 2)])
+        live.check([Part({}), torch.nn.Linear(2, 2)])
     assert (caught.value.where, caught.value.got) == ({"part": "1"}, "Linear")
 
 
@@ -242,3 +242,23 @@ def test_the_copy_of_a_tied_embedding_is_left_out() -> None:
     twin = entry("decoder.w", torch.ones(2), replica_id=(0, 3, 5))
     local = live.look_at([Part({"a": copy, "b": twin})])
     assert [box.key for box in local.boxes] == ["decoder.w"]
+
+
+def test_parameters_that_are_still_to_be_gathered_are_gathered_first() -> None:
+    """With --overlap-param-gather the wrapper gathers at once, as before Megatron's own save; else it isn't
+    asked.
+    """
+    asked: list[dict[str, bool]] = []
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, handles: dict[int, object]) -> None:
+            super().__init__()
+            self.module, self.remove_forward_pre_hook_handles = Part({}), handles
+
+        def start_param_sync(self, **options: bool) -> None:
+            asked.append(options)
+
+    live.settle([Wrapper({}), Part({})])
+    assert asked == []
+    live.settle([Wrapper({1: object()}), Wrapper({})])
+    assert asked == [{"force_sync": True}]
