@@ -61,9 +61,7 @@ class ModelOrigin:
         self._gathered: list[bytes] = []
 
     def prepare(self, world: World) -> None:
-        """Every rank tells rank 0 which slices it holds. Nobody settles before all are known to be able
-        to.
-        """
+        """Every rank tells rank 0 what it holds; nobody gathers before all are known to be able to."""
         world.together(lambda: live.check(self._model))
         live.settle(self._model)
         self._local = live.look_at(self._model)

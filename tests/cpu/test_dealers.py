@@ -315,7 +315,9 @@ def test_a_record_stays_with_one_reader() -> None:
 # --- who can read a file
 
 
-def catalog(num_files: int, kind: str = LEGACY, holders: tuple[tuple[int, ...], ...] | None = None) -> Catalog:
+def catalog(
+    num_files: int, kind: str = LEGACY, holders: tuple[tuple[int, ...], ...] | None = None
+) -> Catalog:
     """A catalog with three records in each file."""
     records = tuple(Record(file, 0, 8) for file in range(num_files) for _ in range(3))
     about = Description("", kind, "", None, None, {}, {})
@@ -333,7 +335,9 @@ def catalog(num_files: int, kind: str = LEGACY, holders: tuple[tuple[int, ...], 
         (3, 4, [[0], [1], [2, 3]]),
     ],
 )
-def test_files_of_ranks_go_to_ranks_in_order(num_files: int, world_size: int, readers: list[list[int]]) -> None:
+def test_files_of_ranks_go_to_ranks_in_order(
+    num_files: int, world_size: int, readers: list[list[int]]
+) -> None:
     """As many ranks as files get one each, more share a file, fewer take several; all records of a file go
     along.
     """

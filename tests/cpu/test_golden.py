@@ -15,30 +15,11 @@ from safetensors.torch import load_file
 
 from pp_export import cli
 from pp_export.checkpoint import read_catalog
-from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.reader import FileReader
-from pp_export.tensors import whole
+from tests.fixtures.stored import read_all
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.safetensors"))
 RELEASES = {f"0.{minor}" for minor in range(8, 20)}
-
-
-def read_all(catalog: Catalog) -> dict[str, torch.Tensor]:
-    """Every canonical tensor, pasted together of its slices."""
-    found = {}
-    with FileReader(catalog, check_source=True) as reader:
-        for name, slices in catalog.slices.items():
-            spec = catalog.specs[name]
-            full = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype.torch_name))
-            for piece in slices:
-                data = bytearray(piece.num_bytes)
-                reader.read(piece, memoryview(data))
-                values = torch.frombuffer(data, dtype=full.dtype).view(piece.box.shape)
-                full[piece.box.within(whole(spec.shape))] = values
-            found[name] = full
-        reader.finish()
-    return found
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

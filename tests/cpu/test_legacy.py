@@ -18,11 +18,11 @@ import torch
 
 from pp_export.checkpoint import archive, legacy
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.reader import FileReader
 from pp_export.errors import CheckpointError, UnsafePickleError
-from pp_export.tensors import check_coverage, whole
+from pp_export.tensors import check_coverage
 from tests.fixtures.element_types import bytes_of
 from tests.fixtures.legacy import FILE, Run, Tensors, folder_name, toy_args, toy_tensors, write_ranks
+from tests.fixtures.stored import read_all
 
 ONE_STAGE = [[[0, 1]]]
 TWO_STAGES = [[[0]], [[1]]]
@@ -109,22 +109,6 @@ def dense(tmp_path: Path) -> Written:
 def moe(tmp_path: Path) -> Written:
     """Two tensor parallel ranks, of which each has half of the experts."""
     return written(tmp_path, *MOE["tp2ep2etp1"])
-
-
-def read_all(catalog: Catalog) -> dict[str, torch.Tensor]:
-    """Every canonical tensor, pasted together from its slices."""
-    found = {}
-    with FileReader(catalog, check_source=True) as reader:
-        for name, spec in catalog.specs.items():
-            pasted = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.torch_name))
-            for piece in catalog.slices[name]:
-                values = bytearray(piece.num_bytes)
-                reader.read(piece, memoryview(values))
-                part = torch.frombuffer(values, dtype=pasted.dtype).view(piece.box.shape)
-                pasted[piece.box.within(whole(spec.shape))] = part
-            found[name] = pasted
-        reader.finish()
-    return found
 
 
 def assert_reads(source: Written) -> Catalog:
