@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from pp_export.manifest import MANIFEST_FILE
 from tests.cpu.conftest import Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.live import Case
+from tests.fixtures.parts import Part, entry
 from tests.fixtures.processes import run_python, torchrun
 
 # (model, layout, wrapper) for each number of ranks.
@@ -157,30 +157,6 @@ def test_a_wrong_option_is_the_same_error_everywhere(found: Found) -> None:
 
 
 # --- without a process group
-
-
-class Part(torch.nn.Module):
-    """A model part that says what a test wants of its state."""
-
-    def __init__(self, state: dict[str, Any], **config: Any) -> None:
-        super().__init__()
-        self.state, self.config = state, SimpleNamespace(**config)
-
-    def sharded_state_dict(self) -> dict[str, Any]:
-        return self.state
-
-
-def entry(key: str, values: torch.Tensor, **changes: Any) -> SimpleNamespace:
-    """What megatron-core's ShardedTensor says of a whole tensor."""
-    fields = {
-        "key": key,
-        "data": values,
-        "global_shape": tuple(values.shape),
-        "global_offset": (0,) * values.dim(),
-        "prepend_axis_num": 0,
-        "replica_id": (0, 0, 0),
-    }
-    return SimpleNamespace(**fields | changes)
 
 
 def test_what_is_no_megatron_module_is_refused() -> None:
