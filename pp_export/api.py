@@ -5,21 +5,27 @@ memory.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from pp_export import collectives, prepare
+from pp_export import collectives, prepare, report
 from pp_export.background import BackgroundExport
 from pp_export.config import ExportOptions, TargetOptions, options_from
-from pp_export.errors import OptionError
+from pp_export.errors import ExportError, OptionError
 from pp_export.export import abandon, export
 from pp_export.origin import CheckpointOrigin, ModelOrigin
 from pp_export.report import ExportReport
 from pp_export.world import World
+
+if TYPE_CHECKING:
+    from pp_export.plan import ExportPlan
+    from pp_export.prepare import Sources
+    from pp_export.show import ExportView
 
 Folder = str | Path
 
@@ -52,13 +58,16 @@ def export_checkpoint(
     """
     values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
     chosen = options_from(values, "export_checkpoint", ExportOptions)
+    report.check_path(chosen)
     if background:
         return BackgroundExport(chosen)
     origin = CheckpointOrigin(chosen.checkpoint, chosen.iteration, check_source=chosen.check_source)
     world = collectives.alone(stall_seconds=chosen.stall_seconds)
+    asked = prepare.ask(chosen)
     try:
-        return export(origin, chosen, world, asked=prepare.ask(chosen))
+        return _reporting(chosen, world, partial(export, origin, chosen, world, asked=asked))
     finally:
+        prepare.forget(asked)
         world.close()
 
 
@@ -85,10 +94,13 @@ def export_model(
     wrong: OptionError | None = None
     try:
         chosen = options_from(values, "export_model", TargetOptions)
+        report.check_path(chosen)
     except OptionError as error:  # raised below, where all ranks hear it
         wrong = error
-    backend, seconds = (chosen.backend, chosen.stall_seconds) if chosen else ("gloo", 600.0)
-    world = collectives.beside(backend, stall_seconds=seconds)
+    world = collectives.beside(
+        chosen.backend if chosen else "gloo", stall_seconds=chosen.stall_seconds if chosen else 600.0
+    )
+    shown = _Progress(world) if show_progress and world.rank == 0 else None
     asked = None
     try:
         if chosen is None or wrong is not None:
@@ -96,28 +108,63 @@ def export_model(
             raise abandon(world, None, wrong)
         asked = prepare.ask(chosen) if world.rank == 0 else None
         is_list = isinstance(model, (Sequence, torch.nn.ModuleList))
-        parts = list(model) if is_list else [model]  # type: ignore[arg-type]
-        with _shown(world, show_progress) as show:
-            return export(ModelOrigin(parts), chosen, world, asked=asked, **show)
+        origin = ModelOrigin(list(model) if is_list else [model])  # type: ignore[arg-type]
+        callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
+        act = partial(export, origin, chosen, world, asked=asked, **callbacks)
+        return _reporting(chosen, world, act)
     finally:
+        if shown is not None:
+            shown.close()
         if asked is not None:
             prepare.forget(asked)
         world.close()
 
 
-@contextmanager
-def _shown(world: World, is_wanted: bool) -> Iterator[dict[str, Any]]:
-    """What shows progress on rank 0. rich draws random numbers for its styles, which must not be the
-    job's.
+def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:
+    """Do an export and write its report, of success or failure, where the options ask for one; by one
+    rank.
     """
-    if not is_wanted or world.rank != 0:
-        yield {}
-        return
+    try:
+        done = act()
+    except ExportError as error:
+        if options.report is not None and world.speaks:
+            report.write_report(options.report, report.failure_json(error, options))
+        raise
+    if options.report is not None and world.rank == 0:
+        report.write_report(options.report, done.to_json())
+    return done
+
+
+class _Progress:
+    """Shows progress on rank 0. rich draws random numbers for its styles, which must not be the job's."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._view: ExportView | None = None
+
+    def plan(self, sources: Sources, plan: ExportPlan) -> None:
+        with _same_random_numbers():
+            from pp_export.show import ExportView
+
+            self._view = ExportView(self._world)
+            self._view.__enter__()
+            self._view.plan(sources, plan)
+
+    def poll(self, phase: str) -> None:
+        if self._view is not None:
+            with _same_random_numbers():
+                self._view.poll(phase)
+
+    def close(self) -> None:
+        if self._view is not None:
+            with _same_random_numbers():
+                self._view.__exit__(None, None, None)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
     state = random.getstate()
     try:
-        from pp_export.show import ExportView
-
-        with ExportView(world) as view:
-            yield {"on_plan": view.plan, "on_poll": view.poll}
+        yield
     finally:
         random.setstate(state)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,15 @@ class BackgroundExport:
 
     def __init__(self, options: ExportOptions) -> None:
         self.options = options
-        self._folder = tempfile.TemporaryDirectory(prefix="pp_export-", ignore_cleanup_errors=True)
-        self._report = options.report or Path(self._folder.name) / "report.json"
-        self._log = Path(self._folder.name) / "log"
+        self._folder = Path(tempfile.mkdtemp(prefix="pp_export-"))  # stays until somebody has waited
+        self._report = (options.report or self._folder / "report.json").absolute()
+        self._log = self._folder / "log"
+        self._outcome: dict[str, Any] | ExportError | None = None
         job = {name: value for name, value in options.to_json().items() if value is not None}
         for name in ("checkpoint", "reference", "output", "architecture"):
             if name in job and (name != "architecture" or job[name].endswith((".yaml", ".yml"))):
                 job[name] = str(Path(job[name]).absolute())  # the child works elsewhere
-        job["report"] = str(self._report.absolute())
+        job["report"] = str(self._report)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pp_export", "export", "/dev/stdin"],
@@ -40,10 +43,11 @@ class BackgroundExport:
                 stderr=subprocess.STDOUT,
                 env=child.environment(),
                 cwd=child.PACKAGE_PARENT,
+                start_new_session=True,  # Ctrl-C in the trainer's terminal is not meant for it
             )
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
-            pipe.write(json.dumps(job).encode())
+            pipe.write(json.dumps(job, ensure_ascii=False).encode())
 
     @property
     def done(self) -> bool:
@@ -58,23 +62,33 @@ class BackgroundExport:
             status = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"the export of {self.options.checkpoint} still runs") from None
-        try:
-            report: dict[str, Any] = json.loads(self._report.read_text())
-        except (OSError, ValueError):
-            report = {}
-        if status == 0 and report.get("status") == "ok":
-            return report
-        if report.get("status") == "failed":
-            raise errors.from_json(report["error"])
-        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        raise ExportError(
-            "the export in the background ended without a report",
-            where={"checkpoint": self.options.checkpoint},
-            got=f"exit status {status}",
-            findings=lines,
-        )
+        if self._outcome is None:
+            self._outcome = self._read_outcome(status)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(self._outcome, ExportError):
+            raise self._outcome
+        return self._outcome
 
     def cancel(self) -> None:
         """Stop it; the target stays what it was, and nothing is left beside it."""
         self._process.terminate()
         self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read_outcome(self, status: int) -> dict[str, Any] | ExportError:
+        report: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            report = json.loads(self._report.read_text())
+        if status == 0 and report.get("status") == "ok":
+            return report
+        if report.get("status") == "failed":
+            return errors.from_json(report["error"])
+        lines: list[str] = []
+        with suppress(OSError):
+            lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return ExportError(
+            "the export in the background ended without a report",
+            where={"checkpoint": self.options.checkpoint},
+            got=f"exit status {status}",
+            findings=lines,
+        )

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from pp_export.errors import OptionError, PeerError
 from pp_export.world import Carrier, World
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 # Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
 _GROUP_TIMEOUT = timedelta(days=7)
+_MEETING_TIMEOUT = timedelta(minutes=5)
 _STORE_TIMEOUT = timedelta(seconds=60)
 _PIECE_BYTES = 4 << 20
 _WHOLE, _PIECES = b"=", b"#"
@@ -36,7 +37,7 @@ _numbers = itertools.count()
 
 def alone(*, stall_seconds: float) -> World:
     """A world of this process, without launcher and process group."""
-    return World(0, 1, SharedKeys(HashStore()), None, stall_seconds=stall_seconds)
+    return World(0, 1, SharedKeys(HashStore()), stall_seconds=stall_seconds)
 
 
 def join(backend: str, *, stall_seconds: float) -> World:
@@ -45,7 +46,7 @@ def join(backend: str, *, stall_seconds: float) -> World:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return alone(stall_seconds=stall_seconds)
-    _check(backend)
+    check_backend(backend)
     try:
         store, rank, size = next(iter(rendezvous("env://")))
         store.set_timeout(_STORE_TIMEOUT)
@@ -60,31 +61,41 @@ def join(backend: str, *, stall_seconds: float) -> World:
             where={"rank": os.environ.get("RANK")},
             advice="check MASTER_ADDR, MASTER_PORT and that every node started with the same world size",
         ) from error
-    return World(
-        rank, size, SharedKeys(PrefixStore("pp_export", store)), carrier, stall_seconds=stall_seconds
-    )
+    control = SharedKeys(PrefixStore("pp_export", store))
+    return World(rank, size, control, lambda: carrier, stall_seconds=stall_seconds)
 
 
 def beside(backend: str, *, stall_seconds: float) -> World:
     """The ranks of the running job's default process group, which stays as it is; called by all.
 
-    Control goes over a connection of its own to the job's store, under a prefix, data over groups of its own;
-    `World.close` removes both. Without a process group it is a world of one.
+    Control goes over a connection of its own to the job's store, under a prefix. `World.connect` makes groups
+    of its own for the data, when all ranks are known to be there; `World.close` removes both. Without a
+    process group it is a world of one.
     """
+    number = next(_numbers)  # first of all, so that ranks agree on it whatever happens
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return alone(stall_seconds=stall_seconds)
-    _check(backend)
-    try:
-        store = _get_default_store().clone()  # type: ignore[attr-defined]  # so that its timeout is ours to set
-        store.set_timeout(_STORE_TIMEOUT)
-        carrier = _nccl() if backend == "nccl" else _GlooCarrier(_new_group("gloo"))
-    except (RuntimeError, ValueError) as error:
-        raise PeerError(
-            f"no process group could be made beside the job's own: {_first_line(error)}",
-            where={"rank": dist.get_rank()},
-        ) from error
-    control = SharedKeys(PrefixStore(f"pp_export/{next(_numbers)}", store))
-    return World(dist.get_rank(), dist.get_world_size(), control, carrier, stall_seconds=stall_seconds)
+    store = _get_default_store().clone()  # type: ignore[attr-defined]  # so that its timeout is ours to set
+    store.set_timeout(_STORE_TIMEOUT)
+
+    def connect() -> Carrier:
+        check_backend(backend)
+        try:
+            return _nccl() if backend == "nccl" else _GlooCarrier(_new_group("gloo"))
+        except (RuntimeError, ValueError) as error:
+            raise PeerError(
+                f"no process group could be made beside the job's own: {_first_line(error)}",
+                where={"rank": dist.get_rank()},
+            ) from error
+
+    control = SharedKeys(PrefixStore(f"pp_export/{number}", store))
+    return World(dist.get_rank(), dist.get_world_size(), control, connect, stall_seconds=stall_seconds)
+
+
+def check_backend(backend: str) -> None:
+    """Raise OptionError where `backend` can't work here."""
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend gloo")
 
 
 def _nccl() -> Carrier:
@@ -92,7 +103,11 @@ def _nccl() -> Carrier:
 
 
 def _new_group(backend: str) -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(backend=backend, timeout=_GROUP_TIMEOUT)
+    """A group of all ranks. To find each other they have minutes, for a transfer as long as there is
+    progress.
+    """
+    group: dist.ProcessGroup = dist.new_group(backend=backend, timeout=_MEETING_TIMEOUT)
+    _set_pg_timeout(_GROUP_TIMEOUT, group)
     return group
 
 
@@ -100,11 +115,6 @@ def _everyone() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None
     return group
-
-
-def _check(backend: str) -> None:
-    if backend == "nccl" and not torch.cuda.is_available():
-        raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend gloo")
 
 
 class SharedKeys:

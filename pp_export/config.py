@@ -89,10 +89,11 @@ class TargetOptions:
     backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0)
     contents: str = _option(
-        "the whole model, or its weights and index only, beside what else the output holds",
-        "model",
-        choices=("model", "weights"),
+        "a folder of its own; or a whole model, or weights and index, beside what else the output holds",
+        "folder",
+        choices=("folder", "model", "weights"),
     )
+    parents: bool = _option("make the folders above the output where they are missing", False)
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 
     def __post_init__(self) -> None:
@@ -112,6 +113,11 @@ class TargetOptions:
     @property
     def weights_only(self) -> bool:
         return self.contents == "weights"
+
+    @property
+    def beside(self) -> bool:
+        """Whether what else the output holds is left alone."""
+        return self.contents != "folder"
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""

@@ -140,7 +140,8 @@ class HolderDealer(Dealer):
         return self._holders[piece.record]
 
     def cost(self, rank: int, leader: int) -> tuple[int, ...]:
-        return (abs(rank - leader), *super().cost(rank, leader))
+        # Nodes are runs of ranks, mostly of a power of two: the fewer low bits differ, the nearer.
+        return ((rank ^ leader).bit_length(), *super().cost(rank, leader))
 
 
 def _joined(ranks_of: Mapping[Unit, set[int]]) -> tuple[tuple[tuple[int, ...], ...], dict[Unit, int]]:

@@ -9,19 +9,22 @@
 7. written     file and shard JSON, both from the frozen shard                      (write)
 8. indexed     rank 0 merges headers on disk, shard JSONs and plan                  (merge)
 9. verified    every shard is re-read by a rank that did not write it               (verify)
-10. published  the staging folder gets the target's name                            (files)
+10. published  the staging folder gets the target's name                            (publish)
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
-from pp_export import assets, config_json, errors, files, interrupt, merge
+from pp_export import assets, config_json, errors, files, interrupt, merge, publish
 from pp_export.assets import Reference
 from pp_export.config import TargetOptions
+from pp_export.digest import json_digest
 from pp_export.errors import ExportError, TargetError, VerificationError
 from pp_export.manifest import RECORDS_FOLDER
 from pp_export.origin import Origin
@@ -54,12 +57,15 @@ def export(
     every rank; the target is then what it was before, and nothing is left beside it. `asked` is rank 0's
     `prepare.ask`, if it was called ahead. `on_plan` and `on_poll` are for showing progress.
     """
-    target = Path(options.output).absolute()
+    target = Path(os.path.abspath(options.output))
     staging = files.staging_path(target, world.run_id)
     try:
         return _export(origin, options, world, target, staging, asked, on_plan, on_poll)
     except BaseException as error:
-        raise abandon(world, staging, error) from error
+        failure = abandon(world, staging, error)
+        if not isinstance(error, Exception):  # KeyboardInterrupt and SystemExit mean more than this export
+            raise
+        raise failure from error
 
 
 def _export(
@@ -73,6 +79,8 @@ def _export(
     on_poll: OnPoll,
 ) -> ExportReport:
     clock = Clock()
+    world.same("the options", json_digest(options.to_json()))
+    world.connect()
     sources, reference = _describe(origin, options, world, target, asked)
     plan = plan_export(sources, options, world.size)
     world.same("the plan", plan.fingerprint)
@@ -103,9 +111,9 @@ def _export(
         clock.laps,
     )
     world.share(lambda: _seal(staging, plan, report))
-    world.share(lambda: _publish(staging, target, options))
+    notes = world.share(lambda: _publish(staging, target, options)).decode().splitlines()
     clock.lap("publish")
-    return report
+    return replace(report, notes=tuple(notes))
 
 
 def _describe(
@@ -116,7 +124,14 @@ def _describe(
     origin.prepare(world)
 
     def read() -> bytes:
-        files.check_target(target, overwrite=options.overwrite, keep_others=options.weights_only)
+        if options.parents:
+            files.make_parents(target)
+        publish.check_target(
+            target,
+            overwrite=options.overwrite,
+            beside=options.beside,
+            sources=[*origin.sources, options.reference, Path.cwd()],
+        )
         kept.append(read_sources(origin, options, (asked or ask(options)).result()))
         return kept[0][0].to_bytes()
 
@@ -202,9 +217,10 @@ def _seal(staging: Path, plan: ExportPlan, report: ExportReport) -> bytes:
 
 
 def _publish(staging: Path, target: Path, options: TargetOptions) -> bytes:
-    """Step 10, on rank 0."""
-    files.publish(staging, target, overwrite=options.overwrite, keep_others=options.weights_only)
-    return b""
+    """Step 10, on rank 0. Returns what could not be done afterwards, a line each."""
+    publish.check_target(target, overwrite=options.overwrite, beside=options.beside)
+    put = publish.publish_beside if options.beside else publish.publish
+    return "\n".join(put(staging, target)).encode()
 
 
 def abandon(world: World, staging: Path | None, error: BaseException) -> ExportError:

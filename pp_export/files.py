@@ -1,13 +1,12 @@
 """The one door to the disk for everything that is written.
 
-A file appears under its final name only when all of its bytes are on disk; a folder appears under the
-target's name only when it is complete. Every system call that can fail goes through `_call`, which turns the
-failure into a TargetError with the operation and the path.
+A file appears under its final name only when all of its bytes are on disk; `publish` does the same for
+folders. Every system call that can fail goes through `attempt`, which turns the failure into a TargetError
+with the operation and the path.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,15 +20,12 @@ from typing import TypeVar
 
 from pp_export.digest import STEP_BYTES
 from pp_export.errors import TargetError
-from pp_export.manifest import MANIFEST_FILE, SUMS_FILE
 
 Buffer = bytes | memoryview
 T = TypeVar("T")
 
 DIRECT_STEP_BYTES = 16 << 20
 _DIRECT_BLOCK_BYTES = 4096
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 _ADVICE = {
     errno.ENOSPC: "free space on the target's filesystem (check quotas, inodes and, on Lustre, `lfs df` too)",
     errno.EDQUOT: "the user's or project's disk quota is used up",
@@ -39,7 +35,8 @@ _ADVICE = {
 }
 
 
-def _call(operation: str, path: Path, call: Callable[[], T]) -> T:
+def attempt(operation: str, path: Path, call: Callable[[], T]) -> T:
+    """What `call` returns; an OSError of it becomes a TargetError that names the operation and the path."""
     try:
         return call()
     except OSError as error:
@@ -50,7 +47,8 @@ def _call(operation: str, path: Path, call: Callable[[], T]) -> T:
         ) from error
 
 
-def _read_umask() -> int:
+def read_umask() -> int:
+    """The process's umask, read without a moment in which it is another."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
@@ -72,7 +70,7 @@ class NewFile:
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._num_bytes, self._written = num_bytes, 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = _call("create", path, lambda: os.open(self._temporary, flags, 0o600))
+        self._fd = attempt("create", path, lambda: os.open(self._temporary, flags, 0o600))
         self._direct = direct and self._set_direct(True)
         if num_bytes:
             self._guard("reserve space", self._reserve)
@@ -118,7 +116,7 @@ class NewFile:
                 expected=self._num_bytes,
                 got=self._written,
             )
-        self._guard("set mode", lambda: os.fchmod(self._fd, 0o666 & ~_read_umask()))
+        self._guard("set mode", lambda: os.fchmod(self._fd, 0o666 & ~read_umask()))
         self._guard("fsync", lambda: os.fsync(self._fd))
         descriptor, self._fd = self._fd, -1
         self._guard("close", lambda: os.close(descriptor))
@@ -142,7 +140,7 @@ class NewFile:
 
     def _guard(self, operation: str, call: Callable[[], T]) -> T:
         try:
-            return _call(operation, self.path, call)
+            return attempt(operation, self.path, call)
         except TargetError:
             self.abandon()
             raise
@@ -162,7 +160,7 @@ def copy_file(source: Path, path: Path) -> None:
 
     A failure to read is an OSError, one to write a TargetError.
     """
-    _call("make folder", path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    attempt("make folder", path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     with source.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         new = NewFile(path, num_bytes)
@@ -182,23 +180,7 @@ def staging_path(target: Path, run_id: str) -> Path:
 
 def make_parents(target: Path) -> None:
     """Make the folders above `target` that are missing; any rank may."""
-    _call("make folder", target.parent, lambda: target.parent.mkdir(parents=True, exist_ok=True))
-
-
-def check_target(target: Path, *, overwrite: bool, keep_others: bool = False) -> None:
-    """Raise TargetError unless `target` may be made (or, with `overwrite`, replaced). A folder without
-    weights may take some.
-    """
-    if not target.parent.is_dir():
-        raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise TargetError("the output exists and is not a folder", where={"output": target})
-    if target.exists() and not overwrite and not (keep_others and not holds_weights(target)):
-        raise TargetError(
-            "the output exists",
-            where={"output": target},
-            advice="choose another --output, or pass --overwrite to replace it once the new one is complete",
-        )
+    attempt("make folder", target.parent, lambda: target.parent.mkdir(parents=True, exist_ok=True))
 
 
 def check_space(target: Path, num_bytes: int) -> None:
@@ -216,13 +198,13 @@ def check_space(target: Path, num_bytes: int) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder that must not exist yet, private until it is published."""
-    _call("make folder", path, lambda: path.mkdir(mode=0o700))
+    attempt("make folder", path, lambda: path.mkdir(mode=0o700))
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder of this run with everything in it; absent is fine."""
     if path.exists():
-        _call("remove", path, lambda: shutil.rmtree(path))
+        attempt("remove", path, lambda: shutil.rmtree(path))
 
 
 def discard_folder(path: Path) -> None:
@@ -232,80 +214,17 @@ def discard_folder(path: Path) -> None:
     """
     if path.exists():
         nameless = path.with_name(f"{path.name}-discarded")
-        _call("rename", path, lambda: os.rename(path, nameless))
+        attempt("rename", path, lambda: os.rename(path, nameless))
         remove_folder(nameless)
 
 
 def sync_folder(path: Path) -> None:
     """Make the names in `path` durable."""
-    descriptor = _call("open", path, lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    descriptor = attempt("open", path, lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     try:
-        _call("fsync folder", path, lambda: os.fsync(descriptor))
+        attempt("fsync folder", path, lambda: os.fsync(descriptor))
     finally:
-        _call("close folder", path, lambda: os.close(descriptor))
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether an earlier export, of anybody, lies in `folder`."""
-    return folder.is_dir() and any(_is_of_weights(path) for path in folder.iterdir())
-
-
-def adopt(folder: Path, staging: Path) -> None:
-    """Link the files of `folder` into `staging`, all but weights and what describes them: those are
-    replaced.
-    """
-    for path in sorted(folder.rglob("*")):
-        other = staging / path.relative_to(folder)
-        if path.is_dir() and not path.is_symlink():
-            _call("make folder", other, partial(other.mkdir, exist_ok=True))
-        elif not (path.parent == folder and _is_of_weights(path)):
-            _call("link", path, partial(os.link, path, other, follow_symlinks=False))
-
-
-def _is_of_weights(path: Path) -> bool:
-    return path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in (
-        MANIFEST_FILE,
-        SUMS_FILE,
-    )
-
-
-def publish(staging: Path, target: Path, *, overwrite: bool, keep_others: bool = False) -> None:
-    """Give the finished `staging` folder its final name; an old folder is swapped out, then removed.
-
-    With `keep_others` the old folder's other files are kept: they appear in the new one with the weights.
-    """
-    check_target(target, overwrite=overwrite, keep_others=keep_others)
-    if keep_others and target.exists():
-        adopt(target, staging)
-    sync_folder(staging)
-    _call("set mode", staging, lambda: os.chmod(staging, 0o777 & ~_read_umask()))
-    if target.exists():
-        _call("swap", target, lambda: _exchange(staging, target))
-        sync_folder(target.parent)
-        remove_folder(staging)
-    else:
-        _call("rename", target, lambda: os.rename(staging, target))
-        sync_folder(target.parent)
-
-
-def _exchange(staging: Path, target: Path) -> None:
-    """Swap two folders in one step; two renames where the filesystem has no such call."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        arguments = (_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
-        if libc.renameat2(*arguments) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code))
-    aside = staging.with_name(staging.name + "-old")
-    os.rename(target, aside)
-    try:
-        os.rename(staging, target)
-    except OSError:
-        os.rename(aside, target)
-        raise
-    os.rename(aside, staging)
+        attempt("close folder", path, lambda: os.close(descriptor))
 
 
 def is_regular(path: Path) -> bool:

@@ -64,7 +64,7 @@ def manifest(
     total_size: int,
     total_parameters: int,
     provenance: Mapping[str, Any],
-    contents: str = "model",
+    contents: str = "folder",
 ) -> dict[str, Any]:
     """`export_manifest.json`: everything that is needed to verify the folder offline, and where it came from.
 

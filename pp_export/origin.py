@@ -24,6 +24,10 @@ class OpenReader(Reader, AbstractContextManager["OpenReader"], Protocol):
 class Origin(Protocol):
     """What an export asks."""
 
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders that are read, and so must not be replaced."""
+
     def prepare(self, world: World) -> None:
         """What every rank has to say before rank 0 can describe it; called by all."""
 
@@ -39,6 +43,10 @@ class CheckpointOrigin:
 
     def __init__(self, checkpoint: Path, iteration: int | None, *, check_source: bool) -> None:
         self._checkpoint, self._iteration, self._check_source = checkpoint, iteration, check_source
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        return (self._checkpoint,)
 
     def prepare(self, world: World) -> None:
         """Rank 0 reads the metadata alone."""
@@ -60,6 +68,10 @@ class ModelOrigin:
         self._local: live.LocalModel | None = None
         self._gathered: list[bytes] = []
 
+    @property
+    def sources(self) -> Sequence[Path]:
+        return ()
+
     def prepare(self, world: World) -> None:
         """Every rank tells rank 0 what it holds; nobody gathers before all are known to be able to."""
         world.together(lambda: live.check(self._model))
@@ -79,15 +91,12 @@ def holders_of(catalog: Catalog, world_size: int) -> list[Sequence[int]] | None:
     """The ranks that can read each record, or None where all can.
 
     In the legacy format each file is one rank's part of the model. Files go to ranks in order: as many ranks
-    as files get one each, more ranks share a file, fewer take several.
+    as files get one each, fewer take several. With more ranks than files, all read all, as the export's own
+    grid deals.
     """
     if catalog.holders is not None:
         return [catalog.holders[record.file] for record in catalog.records]
-    if not catalog.is_one_file_per_rank:
-        return None
     num_files = len(catalog.files)
-    readers = []
-    for file in range(num_files):
-        first, end = file * world_size // num_files, (file + 1) * world_size // num_files
-        readers.append(range(first, max(first + 1, end)))
-    return [readers[record.file] for record in catalog.records]
+    if not catalog.is_one_file_per_rank or world_size > num_files:
+        return None
+    return [(record.file * world_size // num_files,) for record in catalog.records]

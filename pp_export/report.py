@@ -42,6 +42,7 @@ class ExportReport:
     corrections: tuple[str, ...]
     peaks: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def provenance(self) -> dict[str, Any]:
         """Where the weights came from and how: for the manifest."""
@@ -76,6 +77,7 @@ class ExportReport:
             "notes": [
                 *(self.reference.notes if self.reference else ()),
                 *self.sources.catalog.description.notes,
+                *self.notes,
             ],
             "verified": self.options.verify,
             "source_checked": getattr(self.options, "check_source", None),

@@ -91,17 +91,17 @@ def run_workers(
             stop.set()
 
     threads = [threading.Thread(target=guard, args=(work,), daemon=True) for work in workers]
-    world.workers = threads
-    for thread in threads:
-        thread.start()
-
     def finished() -> bool:
         on_poll()
         if raised:
             raise raised[0]
         return not any(thread.is_alive() for thread in threads)
 
+    world.workers = []
     try:
+        for thread in threads:
+            thread.start()
+            world.workers.append(thread)  # one that a signal kept from starting can't be joined
         world.wait(finished)
     finally:
         stop.set()

@@ -20,10 +20,13 @@ class Pulse:
 
     def __init__(self, post: Callable[[int], None]) -> None:
         self._post, self._stop = post, threading.Event()
-        threading.Thread(target=self._beat, daemon=True, name="pulse").start()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="pulse")
+        self._thread.start()
 
     def stop(self) -> None:
+        """End the thread; it may be waiting for the store for a while."""
         self._stop.set()
+        self._thread.join(5.0)
 
     def _beat(self) -> None:
         number = 0

@@ -75,14 +75,21 @@ class World:
     """The ranks of this export. A world of one needs no launcher and no process group."""
 
     def __init__(
-        self, rank: int, size: int, store: Store, carrier: Carrier | None, *, stall_seconds: float
+        self,
+        rank: int,
+        size: int,
+        store: Store,
+        make_carrier: Callable[[], Carrier] | None = None,
+        *,
+        stall_seconds: float,
     ) -> None:
         self.rank, self.size = rank, size
-        self._store, self._carrier = store, carrier
+        self._store, self._make_carrier = store, make_carrier
+        self._carrier: Carrier | None = None
         self._stall_seconds = stall_seconds
         self.counters: Callable[[], Mapping[str, Any]] = dict
         self.workers: list[threading.Thread] = []
-        self._gathered: list[str] = []
+        self._own_keys: list[str] = []
         self._poll_seconds = max(0.02, size / 16384)
         self._num_steps = 0
         if rank == 0:
@@ -93,7 +100,15 @@ class World:
         self.speaks = rank == 0
         """Whether this rank cleans up and reports after a failure; see `take_the_floor`."""
         is_watched = rank == 0 and size > 1
-        self._pulse = Pulse(lambda n: self._store.set(_PULSE, b"%d" % n)) if is_watched else None
+        # Not a method of this world: the two would keep each other alive where Python's collector is off.
+        self._pulse = Pulse(lambda number: store.set(_PULSE, b"%d" % number)) if is_watched else None
+
+    def connect(self) -> None:
+        """Make what carries tensors, unless it is there; called by all, who are all there when it begins."""
+        if self._carrier is None and self._make_carrier is not None:
+            make = self._make_carrier
+            self.together(lambda: None)
+            self._carrier = make()
 
     # Control, main thread only.
 
@@ -127,12 +142,12 @@ class World:
         name = self._next_step()
         digest = hashlib.sha256(value).hexdigest()
         if not self._store.check(f"{name}/{digest}"):
+            self._own_keys.append(f"{name}/{digest}")
             self._store.set(f"{name}/{digest}", value)
         self._store.set(f"{name}/{self.rank}", digest.encode())
         self.together(lambda: None)
         digests = [self._store.get(f"{name}/{r}").decode() for r in range(self.size if self.rank == 0 else 0)]
         values = {digest: self._store.get(f"{name}/{digest}") for digest in set(digests)}
-        self._gathered += [f"{name}/{digest}" for digest in values]
         return [values[digest] for digest in digests]
 
     def same(self, what: str, value: str) -> None:
@@ -202,7 +217,7 @@ class World:
     def _is_rank_0_alive(self, grace_seconds: float) -> bool:
         deadline, pulse = time.monotonic() + grace_seconds, self.pulse()
         while time.monotonic() < deadline:
-            if self._store.check("failed/0") or self.pulse() != pulse:
+            if self._store.check(_SPEAKER) or self._store.check("failed/0") or self.pulse() != pulse:
                 return True
             time.sleep(self._poll_seconds)
         return False
@@ -264,20 +279,29 @@ class World:
             self._forget(time.monotonic() + seconds)
         if self._carrier is not None and not any(worker.is_alive() for worker in self.workers):
             self._carrier.close()
+        self._carrier = self._make_carrier = None  # sockets end with the last reference
+        self.workers = []
 
     def _forget(self, deadline: float) -> None:
-        """Delete the keys of this world: each rank its own, rank 0 the common ones when nobody needs them."""
-        own = ("progress", "failed", *(f"step/{n}" for n in range(1, self._num_steps + 1)))
-        for name in own:
-            self._store.delete(f"{name}/{self.rank}")
+        """Delete the keys of this world. Rank 0 does it, when all have left: who is still there needs
+        them.
+        """
+        touched = {"steps": self._num_steps, "keys": self._own_keys}
+        self._store.set(f"left/{self.rank}", json.dumps(touched).encode())
         self._store.add("left", 1)
         if self.rank != 0:
             return
-        while self._store.add("left", 0) < self.size and time.monotonic() < deadline:
+        while self._store.add("left", 0) < self.size:
+            if time.monotonic() > deadline:
+                return
             time.sleep(self._poll_seconds)
-        common = (_FAILURE, _SPEAKER, _RELEASED, _PULSE, _VERDICT, "run", "left")
-        steps = (f"step/{n}" for n in range(1, self._num_steps + 1))
-        for name in (*common, *steps, *self._gathered):
+        left = [json.loads(self._store.get(f"left/{rank}")) for rank in range(self.size)]
+        steps = [f"step/{n}" for n in range(1, max(one["steps"] for one in left) + 1)]
+        for name in ("progress", "failed", "left", *steps):
+            for rank in range(self.size):
+                self._store.delete(f"{name}/{rank}")
+        common = (_FAILURE, _SPEAKER, _RELEASED, _VERDICT, _PULSE, "run", "left")
+        for name in (*common, *steps, *(key for one in left for key in one["keys"])):
             self._store.delete(name)
 
     def _end_pulse(self) -> None:

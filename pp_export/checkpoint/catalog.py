@@ -49,18 +49,27 @@ class StoredBox:
 
 
 @dataclass(frozen=True)
+class Interleave:
+    """In each of `parts` tensor parallel parts, `block` rows of the gate and of the up projection take
+    turns.
+    """
+
+    block: int
+    parts: int
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """A tensor under its stored key; `shape` and boxes include stacking axes.
 
-    `glu_interleave` is the number of rows that gate and up projection take in turn in each TP part, 0 where
-    all of the gate comes first.
+    `interleave` says how gate and up projection take turns; None where all of the gate comes first.
     """
 
     key: str
     shape: Shape
     dtype: DType
     boxes: tuple[StoredBox, ...]
-    glu_interleave: int = 0
+    interleave: Interleave | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class Catalog:
                     t.key,
                     t.shape,
                     t.dtype.torch_name,
-                    t.glu_interleave,
+                    t.interleave and [t.interleave.block, t.interleave.parts],
                     [[b.box.offset, b.box.shape, b.record, b.begin, b.strides] for b in t.boxes],
                 ]
                 for t in self.tensors
@@ -173,7 +182,7 @@ class Catalog:
                     StoredBox(Box(tuple(at), tuple(of)), record, begin, strides and tuple(strides))
                     for at, of, record, begin, strides in boxes
                 ),
-                interleave,
+                interleave and Interleave(*interleave),
             )
             for key, shape, dtype, interleave, boxes in value["tensors"]
         )
@@ -193,32 +202,35 @@ def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:
     for name, box in key.expand(stored.box):
         piece = Slice(name, box, tensor.dtype, stored.record, begin, stored.strides)
         begin += piece.num_bytes
-        if tensor.glu_interleave:
-            yield from _disentangled(piece, tensor.shape[key.num_stacked], tensor.glu_interleave)
+        if tensor.interleave is not None:
+            yield from _disentangled(piece, tensor.shape[key.num_stacked], tensor.interleave)
         else:
             yield piece
 
 
-def _disentangled(piece: Slice, num_rows: int, block: int) -> Iterator[Slice]:
+def _disentangled(piece: Slice, num_rows: int, how: Interleave) -> Iterator[Slice]:
     """The parts of a slice at their true rows, where gate and up rows take turns in blocks.
 
     megatron-core cuts a TP part, in which they take turns, in the middle as if it were gate and up, and
     stores the halves `num_rows / 2` rows apart (`apply_swiglu_sharded_factory`,
-    megatron/core/transformer/mlp.py). So a half's rows tell which TP part it is of.
+    megatron/core/transformer/mlp.py). So the rows of the tensor are slots of equal size: the first halves of
+    all parts, then the second ones.
     """
-    half, rows = num_rows // 2, piece.box.shape[0]
-    second, at = divmod(piece.box.offset[0], half)
-    if half % rows or at % rows or 2 * rows % (2 * block):
+    half, slot = num_rows // 2, num_rows // 2 // how.parts
+    if num_rows % (2 * how.parts) or 2 * slot % (2 * how.block):
         raise CheckpointError(
             "the rows of gate and up projection can't be disentangled",
             where={"tensor": piece.name},
-            expected=f"equal TP parts, each of whole blocks of {block} rows",
-            got=f"rows {piece.box.offset[0]} to {piece.box.offset[0] + rows} of {num_rows}",
+            expected=f"{how.parts} equal TP parts, each of whole blocks of {how.block} rows",
+            got=f"{num_rows} rows",
         )
-    row = 0
+    row, rows = 0, piece.box.shape[0]
     while row < rows:
-        number = second * rows + row
-        count = min(block - number % block, rows - row)
-        pair, is_up = divmod(number // block, 2)
-        yield piece.part(row, count, at=is_up * half + at + pair * block + number % block)
+        second, at = divmod(piece.box.offset[0] + row, half)
+        part, inside = divmod(at, slot)
+        number = second * slot + inside
+        count = min(how.block - number % how.block, slot - inside, rows - row)
+        pair, is_up = divmod(number // how.block, 2)
+        true = is_up * half + part * slot + pair * how.block + number % how.block
+        yield piece.part(row, count, at=true)
         row += count

@@ -18,7 +18,7 @@ from typing import Any
 from pp_export import dtypes
 from pp_export.checkpoint import locate, training, unpickle
 from pp_export.checkpoint.canonical import canonical, framework_prefix, spelled
-from pp_export.checkpoint.catalog import Catalog, Description, Record, StoredBox, StoredTensor
+from pp_export.checkpoint.catalog import Catalog, Description, Interleave, Record, StoredBox, StoredTensor
 from pp_export.errors import CheckpointError
 from pp_export.tensors import Box, check_coverage
 
@@ -178,15 +178,25 @@ def _kind_of_other(key: str, is_tensor: bool) -> str | None:
     return kind or (None if is_tensor else "other objects")
 
 
-def interleave_of(args: Mapping[str, Any] | None) -> Callable[[str], int]:
-    """How many rows of gate and up take turns in the tensor of a name, as the training args say."""
-    routed, shared = (
-        (args or {}).get(f"moe_{part}_glu_interleave_size") or 0 for part in ("mlp", "shared_expert")
+def interleave_of(args: Mapping[str, Any] | None) -> Callable[[str], Interleave | None]:
+    """How gate and up take turns in the tensor of a name, as the training args say."""
+    known = args or {}
+    tensor = known.get("tensor_model_parallel_size") or 1
+    kinds = (
+        (_ROUTED, "moe_mlp_glu_interleave_size", known.get("expert_tensor_parallel_size") or tensor),
+        (_SHARED, "moe_shared_expert_glu_interleave_size", tensor),
     )
-    return lambda name: routed if _ROUTED.search(name) else shared if _SHARED.search(name) else 0
+
+    def find(name: str) -> Interleave | None:
+        fitting = ((known.get(key), parts) for kind, key, parts in kinds if kind.search(name))
+        return next((Interleave(block, parts) for block, parts in fitting if block), None)
+
+    return find
 
 
-def _fused(name: str, parts: Mapping[int | None, StoredTensor], interleave: int) -> StoredTensor:
+def _fused(
+    name: str, parts: Mapping[int | None, StoredTensor], interleave: Interleave | None
+) -> StoredTensor:
     """The tensor `name` of its stored halves, gate rows first, or as it is."""
     if None in parts and len(parts) == 1:
         whole = parts[None]

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pp_export.checkpoint import archive, locate, training
-from pp_export.checkpoint.catalog import LEGACY, Catalog, Description, Record, StoredBox, StoredTensor
+from pp_export.checkpoint.catalog import (
+    LEGACY,
+    Catalog,
+    Description,
+    Interleave,
+    Record,
+    StoredBox,
+    StoredTensor,
+)
 from pp_export.checkpoint.dcp import interleave_of
 from pp_export.checkpoint.legacy_names import Split
 from pp_export.checkpoint.legacy_parts import Args, Parameter, Part, is_model, parameters
@@ -66,7 +74,9 @@ class _Builder:
         self._files = files
         self._numbers: dict[tuple[int, str], int] = {}
 
-    def tensor(self, name: str, found: Mapping[str, Parameter], args: Args, interleave: int) -> StoredTensor:
+    def tensor(
+        self, name: str, found: Mapping[str, Parameter], args: Args, interleave: Interleave | None
+    ) -> StoredTensor:
         """The tensor `name`, proved to be covered by its boxes: one of each part, two of gate and up.
 
         megatron-core's torch_dist format stores the same boxes (`apply_swiglu_sharded_factory`,
@@ -88,7 +98,7 @@ class _Builder:
         ]
         shape = (*first.shape[:dim], size * first.shape[dim], *first.shape[dim + 1 :])
         check_coverage(name, shape, [stored.box for stored in boxes])
-        return StoredTensor(name, shape, first.dtype, tuple(boxes), interleave if is_gated else 0)
+        return StoredTensor(name, shape, first.dtype, tuple(boxes), interleave if is_gated else None)
 
     def files_and_records(self) -> tuple[tuple[str, ...], tuple[Record, ...]]:
         """The files that the tensors made so far lie in, and where in them their storages are."""

@@ -12,9 +12,10 @@ import json
 import sys
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,12 +33,37 @@ _STATE = "megatron.core.parallel_state"
 
 @dataclass(frozen=True)
 class LocalBox:
-    """A box of a stored tensor that this rank holds, with its values (without the stacking axes)."""
+    """A box of a stored tensor that this rank holds; `values` gives them, without the stacking axes."""
 
     key: str
     shape: Shape
     box: Box
-    values: torch.Tensor
+    dtype: str
+    values: Callable[[], torch.Tensor]
+
+
+class _Built:
+    """What megatron-core's factories cut a parameter into: mostly views, for grouped experts copies.
+
+    Only those of one factory are kept at a time.
+    """
+
+    def __init__(self) -> None:
+        self._factory: Any = None
+        self._entries: list[Any] = []
+
+    def entries(self, factory: Any) -> list[Any]:
+        if self._factory is not factory:
+            self._entries = []  # before the next are made
+            self._factory, self._entries = factory, [entry for entry, _ in _entries(factory.build(), self)]
+        return self._entries
+
+    def values(self, factory: Any, index: int) -> torch.Tensor:
+        values: torch.Tensor = self.entries(factory)[index].data
+        return values
+
+    def forget(self) -> None:
+        self._factory, self._entries = None, []
 
 
 @dataclass(frozen=True)
@@ -49,10 +75,7 @@ class LocalModel:
 
     def to_bytes(self) -> bytes:
         """All but the values."""
-        boxes = [
-            [b.key, b.shape, str(b.values.dtype).removeprefix("torch."), b.box.offset, b.box.shape]
-            for b in self.boxes
-        ]
+        boxes = [[b.key, b.shape, b.dtype, b.box.offset, b.box.shape] for b in self.boxes]
         return zlib.compress(json.dumps({"args": self.args, "boxes": boxes}).encode(), 1)
 
 
@@ -77,6 +100,8 @@ def settle(model: Sequence[Any]) -> None:
     for wrapper in (wrapper for part in model for wrapper in _unwrapped(part)):
         if getattr(wrapper, "remove_forward_pre_hook_handles", None):
             wrapper.start_param_sync(force_sync=True)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()  # slices are copied by a thread on a stream of its own
 
 
 def look_at(model: Sequence[Any]) -> LocalModel:
@@ -88,12 +113,14 @@ def look_at(model: Sequence[Any]) -> LocalModel:
     """
     parts = [list(_unwrapped(part))[-1] for part in model]
     boxes: list[LocalBox] = []
+    built = _Built()
     for number, part in enumerate(parts):
         with _virtual_rank(number, len(parts)):
             state = part.sharded_state_dict()
-        boxes += [_local_box(entry) for entry in _entries(state) if _is_held(entry)]
+        boxes += [_local_box(entry, values) for entry, values in _entries(state, built) if _is_held(entry)]
+    built.forget()
     prefix = framework_prefix(box.key for box in boxes)
-    named = tuple(LocalBox(b.key.removeprefix(prefix), b.shape, b.box, b.values) for b in boxes)
+    named = tuple(replace(box, key=box.key.removeprefix(prefix)) for box in boxes)
     return LocalModel(_args(parts[0]) if parts else {}, named)
 
 
@@ -141,7 +168,7 @@ class LiveReader:
 
     def read(self, piece: Slice, into: memoryview) -> None:
         """Fill `into` (exactly the slice's bytes) with the slice in C order."""
-        values = self._values[piece.record]
+        values = self._values[piece.record]()
         target = torch.frombuffer(into, dtype=values.dtype).view(piece.box.shape)
         target.copy_(_part(values, piece).view(piece.box.shape) if piece.box.shape else values.view(()))
 
@@ -192,18 +219,25 @@ def _virtual_rank(number: int, count: int) -> Iterator[None]:
         state.set_virtual_pipeline_model_parallel_rank(before)
 
 
-def _entries(value: Any) -> Iterator[Any]:
-    """Every sharded tensor in a nested state, those that a factory would cut included (as views)."""
+def _entries(value: Any, built: _Built) -> Iterator[tuple[Any, Callable[[], torch.Tensor]]]:
+    """Every sharded tensor in a nested state, those that a factory would cut included, and what gives its
+    values.
+    """
     if isinstance(value, Mapping):
         for item in value.values():
-            yield from _entries(item)
+            yield from _entries(item, built)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _entries(item)
+            yield from _entries(item, built)
     elif hasattr(value, "build_fn"):
-        yield from _entries(value.build())
-    elif hasattr(value, "global_offset") and isinstance(getattr(value, "data", None), torch.Tensor):
-        yield value
+        for index, entry in enumerate(built.entries(value)):
+            yield entry, partial(built.values, value, index)
+    elif hasattr(value, "global_offset") and isinstance(data := getattr(value, "data", None), torch.Tensor):
+        yield value, partial(_same, data)
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    return values
 
 
 def _is_held(entry: Any) -> bool:
@@ -212,7 +246,7 @@ def _is_held(entry: Any) -> bool:
     return not (isinstance(replica, tuple) and len(replica) > 1 and replica[0] != 0)
 
 
-def _local_box(entry: Any) -> LocalBox:
+def _local_box(entry: Any, give: Callable[[], torch.Tensor]) -> LocalBox:
     values, stacked = entry.data, int(entry.prepend_axis_num)
     if type(values) not in (torch.Tensor, torch.nn.Parameter):
         raise CheckpointError(
@@ -225,7 +259,8 @@ def _local_box(entry: Any) -> LocalBox:
     if getattr(entry, "flattened_range", None) is not None:
         raise CheckpointError("a parameter is flattened", where={"tensor": entry.key})
     box = Box(tuple(entry.global_offset), (1,) * stacked + tuple(values.shape))
-    return LocalBox(entry.key, tuple(map(int, entry.global_shape)), box, values)
+    dtype = str(values.dtype).removeprefix("torch.")
+    return LocalBox(entry.key, tuple(map(int, entry.global_shape)), box, dtype, give)
 
 
 def _args(part: Any) -> dict[str, Any]:

@@ -124,12 +124,11 @@ class ExportBridge:
         save_every_n_ranks: int = 1,
         reference: Folder | None = None,
     ) -> None:
-        options: dict[str, Any] = {"overwrite": True, **self.options}
+        options: dict[str, Any] = {"overwrite": True, "parents": True, **self.options}
         if weight_dtype is not None:
             options["dtype"] = str(weight_dtype).removeprefix("torch.")
         if distributed_save and save_every_n_ranks > 1:
             options["leaders_per_stage"] = max(1, _ranks_per_stage() // save_every_n_ranks)
-        files.make_parents(Path(path).absolute())
         self.report = export_model(
             model,
             reference=reference or self.reference,

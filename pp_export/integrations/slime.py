@@ -36,7 +36,13 @@ def save_hf_from_checkpoint(args: Any, output_dir: Folder, iteration: int | None
     """
     _check(args, output_dir, None)
     return export_checkpoint(
-        args.save, reference=args.hf_checkpoint, output=output_dir, iteration=iteration, overwrite=True
+        args.save,
+        iteration=iteration,
+        reference=args.hf_checkpoint,
+        output=output_dir,
+        contents="model",
+        overwrite=True,
+        parents=True,
     )
 
 

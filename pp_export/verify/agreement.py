@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pp_export.verify.findings import Fault, MalformedError, shown
@@ -10,6 +11,7 @@ from pp_export.verify.header import Header, TensorEntry
 from pp_export.verify.records import Manifest, ShardRecord, parse_manifest, parse_sums
 from pp_export.verify.survey import Survey
 
+_MODEL_WEIGHTS = re.compile(r"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?")
 MAX_MANIFEST_BYTES = 512 << 20
 MAX_SUMS_BYTES = 64 << 20
 
@@ -47,8 +49,9 @@ def check_manifest(survey: Survey) -> None:
     for name in sorted((records.keys() | sums.keys()) - present):
         lister = MANIFEST_NAME if name in records else SUMS_NAME
         survey.fault("missing-file", name, f"{lister} lists it; it is not there")
-    if manifest is not None and manifest.contents == "weights":
-        others = {name for name in present - records.keys() - sums.keys() if not _is_weights(name)}
+    if manifest is not None and manifest.contents in ("model", "weights"):
+        unlisted = present - records.keys() - sums.keys()
+        others = {name for name in unlisted if not _MODEL_WEIGHTS.fullmatch(name)}
         survey.notes += [f"not covered by {MANIFEST_NAME}: {', '.join(sorted(others))}"] if others else []
         present -= others
     for name in sorted(present):
@@ -71,10 +74,6 @@ def check_manifest(survey: Survey) -> None:
             survey.fault("manifest-mismatch", name, text)
     if manifest is not None:
         _check_shard_records(survey, manifest)
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
 
 
 def record_faults(header: Header, record: ShardRecord) -> Iterator[Fault]:

@@ -55,7 +55,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     shards: dict[str, ShardRecord] = field(default_factory=dict)
     contents: object = None
-    """`weights` where the rest of the folder is not pp_export's."""
+    """`folder`, or `model` or `weights` where files of others lie beside them."""
     total_size: object = None
     total_parameters: object = None
     is_readable: bool = False

@@ -4,10 +4,20 @@ take turns.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pp_export.checkpoint.catalog import Catalog, Description, Record, StoredBox, StoredTensor, slices_of
+from pp_export.checkpoint.catalog import (
+    Catalog,
+    Description,
+    Interleave,
+    Record,
+    StoredBox,
+    StoredTensor,
+    slices_of,
+)
 from pp_export.dtypes import from_torch
 from pp_export.errors import CheckpointError
 from pp_export.tensors import Box, whole
@@ -38,7 +48,9 @@ def stored(full: torch.Tensor, tensor_parallel: int, block: int) -> tuple[Stored
             boxes.append(StoredBox(Box(offset, tuple(part.shape)), len(boxes)))
             values.append(part.contiguous())
     name = "decoder.layers.0.mlp.experts.3.linear_fc1.weight"
-    return StoredTensor(name, tuple(full.shape), from_torch("int64"), tuple(boxes), block), values
+    return StoredTensor(
+        name, tuple(full.shape), from_torch("int64"), tuple(boxes), Interleave(block, tensor_parallel)
+    ), values
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
@@ -50,19 +62,34 @@ def test_interleaved_rows_go_where_they_belong(
     """For every TP size and block, the slices put each row of gate and up back in its place."""
     full = torch.arange(torch.Size(shape).numel()).view(shape)
     tensor, values = stored(full, tensor_parallel, block)
-    found = torch.full_like(full, -1)
+    assert torch.equal(pasted(tensor, values), full)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 7, 2 * FFN])
+def test_boxes_need_not_be_those_of_the_ranks(rows: int) -> None:
+    """FSDP stores rows as it likes: boxes across parts, halves and blocks are put back as well."""
+    full = torch.arange(2 * FFN * HIDDEN).view(2 * FFN, HIDDEN)
+    tensor, values = stored(full, 2, 3)
+    parts = torch.cat([values[0], values[2], values[1], values[3]]).split(rows)  # type: ignore[no-untyped-call]
+    boxes = [StoredBox(Box((rows * i, 0), tuple(part.shape)), i) for i, part in enumerate(parts)]
+    assert torch.equal(pasted(replace(tensor, boxes=tuple(boxes)), list(parts)), full)
+
+
+def pasted(tensor: StoredTensor, values: list[torch.Tensor]) -> torch.Tensor:
+    """What the slices of all boxes make of the values in them."""
+    found = torch.full(tensor.shape, -1, dtype=torch.int64)
     for box, part in zip(tensor.boxes, values):
         for piece in slices_of(tensor, box):
             begin = piece.begin // piece.dtype.itemsize
             rows = part.flatten()[begin : begin + piece.box.volume].view(piece.box.shape)
-            found[piece.box.within(whole(tuple(full.shape)))] = rows
-    assert torch.equal(found, full)
+            found[piece.box.within(whole(tensor.shape))] = rows
+    return found
 
 
 def test_rows_that_can_t_be_disentangled_are_refused() -> None:
     """Parts that don't hold whole blocks of both are refused by the tensor's name."""
     tensor, _ = stored(torch.arange(2 * FFN * HIDDEN).view(2 * FFN, HIDDEN), 2, 2)
-    broken = StoredTensor(tensor.key, tensor.shape, tensor.dtype, tensor.boxes, 5)
+    broken = StoredTensor(tensor.key, tensor.shape, tensor.dtype, tensor.boxes, Interleave(5, 2))
     with pytest.raises(CheckpointError, match="can't be disentangled") as caught:
         list(slices_of(broken, tensor.boxes[0]))
     assert caught.value.where == {"tensor": tensor.key}
@@ -71,7 +98,7 @@ def test_rows_that_can_t_be_disentangled_are_refused() -> None:
 def test_a_catalog_of_any_kind_travels_as_bytes() -> None:
     """Strides, offsets in records, holders, notes and checksums arrive on another rank as they were."""
     box = StoredBox(Box((0, 0), (2, 3)), 0, 8, (1, 2))
-    tensor = StoredTensor("decoder.w", (2, 3), from_torch("bfloat16"), (box,), 4)
+    tensor = StoredTensor("decoder.w", (2, 3), from_torch("bfloat16"), (box,), Interleave(4, 2))
     description = Description("f", "torch", "w", 3, {"a": 1}, {"tensor": 2}, {"optimizer": (1, 2)}, ("note",))
     catalog = Catalog(description, ("a", "b"), (Record(1, 5, 20, 77),), (tensor,), ((0, 2), (1,)))
     received = Catalog.from_bytes(catalog.to_bytes())

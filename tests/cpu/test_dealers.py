@@ -168,7 +168,6 @@ def test_replicas_export_side_by_side(replicas: int) -> None:
     assert all(plan.read_bytes(rank) for rank in range(replicas))
 
 
-@pytest.mark.xfail(strict=True, reason="nearest is by rank number, whichever replica or node that is")
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_a_replica_needs_no_other(tensor: int) -> None:
     """A leader takes the other TP parts from its own replica, which may be its own node."""
@@ -299,11 +298,14 @@ def piece_of(record: int, rows: int = 4) -> Slice:
 
 
 def test_the_nearest_holder_reads() -> None:
-    """The leader where it holds the slice, else who is nearest; of two as near, who has read less."""
-    one = dealer((0, 2, 4, 6), (1, 3), (1, 3), (0, 7))
+    """The leader where it holds the slice, else who is nearest in nodes of 2, 4, 8 ranks; of two as near, who
+    has read less.
+    """
+    one = dealer((0, 2, 4, 6), (1, 3), (4, 5), (4, 5), (0, 7))
     assert one.owner(0, 4, (4,), piece_of(0)) == 4
-    assert [one.owner(0, 2, (4,), piece_of(record)) for record in (1, 2)] == [1, 3]
-    assert one.owner(0, 4, (4,), piece_of(3)) == 7
+    assert one.owner(0, 2, (4,), piece_of(1)) == 3
+    assert [one.owner(0, 2, (4,), piece_of(record)) for record in (2, 3)] == [5, 4]
+    assert one.owner(0, 4, (4,), piece_of(4)) == 7
 
 
 def test_a_record_stays_with_one_reader() -> None:
@@ -328,19 +330,14 @@ def catalog(
     ("num_files", "world_size", "readers"),
     [
         (3, 3, [[0], [1], [2]]),
-        (2, 5, [[0, 1], [2, 3, 4]]),
-        (1, 4, [[0, 1, 2, 3]]),
         (5, 2, [[0], [0], [0], [1], [1]]),
         (4, 1, [[0], [0], [0], [0]]),
-        (3, 4, [[0], [1], [2, 3]]),
     ],
 )
 def test_files_of_ranks_go_to_ranks_in_order(
     num_files: int, world_size: int, readers: list[list[int]]
 ) -> None:
-    """As many ranks as files get one each, more share a file, fewer take several; all records of a file go
-    along.
-    """
+    """As many ranks as files get one each, fewer take several; all records of a file go along."""
     found = holders_of(catalog(num_files), world_size)
     assert found is not None
     assert [list(ranks) for ranks in found] == [ranks for ranks in readers for _ in range(3)]
@@ -348,8 +345,11 @@ def test_files_of_ranks_go_to_ranks_in_order(
 
 @given(st.integers(1, 30), st.integers(1, 30))
 def test_files_are_shared_evenly(num_files: int, world_size: int) -> None:
-    """Every rank can read some file, and no rank or file has two more than another."""
+    """Every rank reads some file, none two more than another, and a file has one reader."""
     found = holders_of(catalog(num_files), world_size)
+    if world_size > num_files:
+        assert found is None, "the export's own grid deals then"
+        return
     assert found is not None
     files: defaultdict[int, set[int]] = defaultdict(set)
     for record, ranks in zip(catalog(num_files).records, found):
@@ -358,8 +358,7 @@ def test_files_are_shared_evenly(num_files: int, world_size: int) -> None:
     loads = [len(files[rank]) for rank in range(world_size)]
     assert min(loads) >= 1
     assert max(loads) - min(loads) <= 1
-    widths = [len(ranks) for ranks in found]
-    assert max(widths) - min(widths) <= 1
+    assert {len(ranks) for ranks in found} == {1}
 
 
 def test_formats_that_anybody_can_read_have_no_holders() -> None:
@@ -377,7 +376,6 @@ def test_a_unit_of_one_file_needs_no_other_rank() -> None:
     assert HolderDealer(found, units, 1).stages == ((0,), (1,), (2,))
 
 
-@pytest.mark.xfail(strict=True, reason="the leader's own file, and else the nearest rank, go before the load")
 @pytest.mark.parametrize("num_files", [1, 2])
 def test_ranks_that_share_a_file_share_its_reading(num_files: int) -> None:
     """With more ranks than files, none of them stands by while another reads, also with one leader."""

@@ -1,5 +1,5 @@
-"""Claims of `pp_export.files`: what has its final name is whole, whatever call fails; only own files are
-removed.
+"""Claims of `pp_export.files` and `pp_export.publish`: what has its final name is whole, whatever call fails;
+only own files are removed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import io
+import json
 import mmap
 import os
 import random
@@ -20,13 +21,26 @@ from typing import Any
 import pytest
 
 from pp_export import files
+from pp_export import publish as publishing
 from pp_export.digest import STEP_BYTES
 from pp_export.errors import TargetError
-from pp_export.files import NewFile, copy_file, publish, write_file
+from pp_export.files import NewFile, copy_file, write_file
+from pp_export.manifest import INDEX_FILE
 
 TEMPORARY = f".f.{os.getpid()}.tmp"
 DATA = bytes(range(256)) * 40
-WATCHED = ("open", "posix_fallocate", "write", "fchmod", "fsync", "close", "rename", "chmod", "unlink")
+WATCHED = (
+    "open",
+    "posix_fallocate",
+    "write",
+    "fchmod",
+    "fsync",
+    "close",
+    "rename",
+    "chmod",
+    "unlink",
+    "replace",
+)
 
 
 class FaultyOs:
@@ -62,7 +76,8 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FaultyOs]:
         fail_at: int | None = None, code: int = errno.EIO, only: tuple[str, ...] = WATCHED
     ) -> FaultyOs:
         faulty_os = FaultyOs(fail_at, code, only)
-        monkeypatch.setattr(files, "os", faulty_os)
+        for module in (files, publishing):
+            monkeypatch.setattr(module, "os", faulty_os)
         return faulty_os
 
     return install
@@ -75,6 +90,12 @@ def umask() -> Iterator[Callable[[int], int]]:
     os.umask(before)
     yield os.umask
     os.umask(before)
+
+
+def publish(staging: Path, target: Path, *, overwrite: bool) -> list[str]:
+    """The last step of an export."""
+    publishing.check_target(target, overwrite=overwrite)
+    return publishing.publish(staging, target)
 
 
 def listing(folder: Path) -> list[str]:
@@ -413,9 +434,9 @@ def test_an_existing_target_is_refused_and_kept(tmp_path: Path, staging: Path) -
     """Without --overwrite an existing folder stays as it is, with the way out in the message."""
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "f").write_bytes(b"old")
-    acts: list[Callable[[], None]] = [
+    acts: list[Callable[[], object]] = [
         lambda: publish(staging, tmp_path / "target", overwrite=False),
-        lambda: files.check_target(tmp_path / "target", overwrite=False),
+        lambda: publishing.check_target(tmp_path / "target", overwrite=False),
     ]
     for act in acts:
         with pytest.raises(TargetError, match="the output exists") as caught:
@@ -491,8 +512,11 @@ def test_any_failing_call_leaves_the_target_whole(
         if fail_at is None:
             publish(folder, root / "target", overwrite=overwrite)
         else:
-            with pytest.raises(TargetError):
-                publish(folder, root / "target", overwrite=overwrite)
+            try:
+                assert publish(folder, root / "target", overwrite=overwrite)[0].startswith("the export is")
+                assert content(root) == b"new"
+            except TargetError:
+                assert overwrite or content(root) is None
         return faulty_os.calls
 
     num_calls = len(attempt(tmp_path / "all", None))
@@ -529,7 +553,7 @@ def test_targets_that_are_no_folders_are_refused(tmp_path: Path, staging: Path) 
 def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
     """The parent of the output isn't made on a guess."""
     with pytest.raises(TargetError, match="parent folder does not exist"):
-        files.check_target(tmp_path / "absent" / "target", overwrite=False)
+        publishing.check_target(tmp_path / "absent" / "target", overwrite=False)
 
 
 def test_too_little_space_is_refused_with_both_numbers(tmp_path: Path) -> None:
@@ -553,3 +577,172 @@ def test_removing_takes_the_folder_and_no_link_s_target(tmp_path: Path, staging:
     with pytest.raises(TargetError, match="remove failed"):
         files.remove_folder(staging)
     assert (tmp_path / "bystander" / "f").read_bytes() == b"keep"
+
+
+# --- weights beside what others put there
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder that somebody else made, with everything in it that a folder can hold."""
+    folder = tmp_path / "target"
+    (folder / "assets" / "deep").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    for name in ("config.json", "assets/deep/template.jinja", "adapter_model.safetensors", ".hidden"):
+        (folder / name).write_text(f"their {name}")
+    (folder / "config.json").chmod(0o640)
+    (folder / "link").symlink_to("assets/deep")
+    (folder / "away").symlink_to(tmp_path / "bystander" / "f")
+    (folder / "dangling").symlink_to("nowhere")
+    return folder
+
+
+THEIRS = [
+    *(".hidden", "adapter_model.safetensors", "assets", "assets/deep", "assets/deep/template.jinja", "away"),
+    *("config.json", "dangling", "empty", "link"),
+]
+NEW = [INDEX_FILE, "f"]
+
+
+@pytest.fixture
+def weights(staging: Path) -> Path:
+    """A staged export with an index."""
+    write_file(staging / INDEX_FILE, [b"{}"])
+    return staging
+
+
+def test_other_files_stay_what_they_are(tmp_path: Path, weights: Path, target: Path) -> None:
+    """Beside other files the new ones appear and nothing else changes: bytes, modes, links and the folder."""
+    before = {name: (target / name).lstat().st_ino for name in THEIRS}
+    assert publishing.publish_beside(weights, target) == []
+    assert listing(target) == sorted([*THEIRS, *NEW])
+    assert {name: (target / name).lstat().st_ino for name in THEIRS} == before
+    assert (target / "config.json").read_text() == "their config.json"
+    assert mode(target / "config.json") == 0o640
+    assert content(tmp_path) == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["bystander", "target"]
+    assert (tmp_path / "bystander" / "f").read_bytes() == b"keep"
+
+
+def test_beside_nothing_is_a_folder_of_its_own(tmp_path: Path, weights: Path) -> None:
+    """Where the target doesn't exist it appears as a whole."""
+    assert publishing.publish_beside(weights, tmp_path / "target") == []
+    assert listing(tmp_path / "target") == sorted(NEW)
+
+
+@pytest.mark.parametrize("old", ["model.safetensors", "model-00001-of-00002.safetensors", INDEX_FILE])
+def test_old_weights_are_replaced_where_that_was_asked_for(
+    tmp_path: Path, weights: Path, target: Path, old: str
+) -> None:
+    """Weights of an earlier export are refused without --overwrite; with it they go, and others' stay."""
+    (target / old).write_bytes(b"old")
+    assert publishing.holds_weights(target)
+    with pytest.raises(TargetError, match="the output exists"):
+        publishing.check_target(target, overwrite=False, beside=True)
+    assert (target / old).read_bytes() == b"old"
+    publishing.check_target(target, overwrite=True, beside=True)
+    publishing.publish_beside(weights, target)
+    assert listing(target) == sorted([*THEIRS, *NEW])
+    assert (target / INDEX_FILE).read_bytes() == b"{}"
+
+
+def test_shards_that_an_old_index_names_are_old_weights(weights: Path, target: Path) -> None:
+    """Whatever an earlier index calls its shards, they go with it; a path that it names is left alone."""
+    (target / "part-1.safetensors").write_bytes(b"old")
+    (target / "assets" / "x.safetensors").write_bytes(b"theirs")
+    weight_map = {"a": "part-1.safetensors", "b": "assets/x.safetensors", "c": "../bystander/f"}
+    (target / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    publishing.publish_beside(weights, target)
+    assert listing(target) == sorted([*THEIRS, "assets/x.safetensors", *NEW])
+
+
+def test_a_folder_without_weights_may_take_some(tmp_path: Path, target: Path) -> None:
+    """Other files alone are no weights; for a folder of its own they are still in the way."""
+    assert not publishing.holds_weights(target)
+    publishing.check_target(target, overwrite=False, beside=True)
+    publishing.check_target(tmp_path / "absent", overwrite=False, beside=True)
+    with pytest.raises(TargetError, match="the output exists"):
+        publishing.check_target(target, overwrite=False)
+
+
+@pytest.mark.parametrize("mark", ["iter_0000010", "latest_checkpointed_iteration.txt", ".metadata"])
+def test_a_checkpoint_is_never_replaced(target: Path, mark: str) -> None:
+    """A folder that holds a checkpoint is not removed with --overwrite; a model may be put beside it."""
+    (target / mark).write_text("")
+    with pytest.raises(TargetError, match="holds a Megatron checkpoint") as caught:
+        publishing.check_target(target, overwrite=True)
+    assert caught.value.got == mark
+    publishing.check_target(target, overwrite=True, beside=True)
+
+
+def test_what_is_read_is_never_replaced(tmp_path: Path, target: Path) -> None:
+    """The output is neither a source nor above one; beside others it may be above one."""
+    inner = target / "assets"
+    link = tmp_path / "other name"
+    link.symlink_to(inner)
+    for source in (target, inner, link):
+        with pytest.raises(TargetError, match="contains, what the export reads"):
+            publishing.check_target(target, overwrite=True, sources=[tmp_path, source])
+    publishing.check_target(target, overwrite=True, beside=True, sources=[inner])
+    with pytest.raises(TargetError, match="what the export reads"):
+        publishing.check_target(target, overwrite=True, beside=True, sources=[target])
+
+
+def test_an_index_names_only_what_is_whole(
+    tmp_path: Path, faulty: Callable[..., FaultyOs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever call fails, other files stay, and with an index the folder is the old export or the new."""
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX_FILE)
+
+    def attempt(root: Path, fail_at: int | None) -> list[str]:
+        for folder, text in (("target", b"old"), (".staging", b"new")):
+            (root / folder).mkdir(parents=True)
+            for name in names:
+                (root / folder / name).write_bytes(text)
+        (root / "target" / "config.json").write_bytes(b"theirs")
+        faulty_os = faulty(fail_at)
+        try:
+            notes = publishing.publish_beside(root / ".staging", root / "target")
+            assert (notes == []) == (fail_at is None)
+        except TargetError:
+            assert fail_at is not None
+        return faulty_os.calls
+
+    calls = attempt(tmp_path / "all", None)
+    assert calls.count("replace") == 3
+    for number, call in enumerate(calls):
+        root = tmp_path / str(number)
+        attempt(root, number)
+        assert (root / "target" / "config.json").read_bytes() == b"theirs"
+        if (root / "target" / INDEX_FILE).exists():
+            assert len({(root / "target" / name).read_bytes() for name in names}) == 1, call
+
+
+def test_an_old_single_file_never_stands_beside_the_new_index(
+    weights: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaders take model.safetensors before an index, so the old one is gone when the new index comes."""
+    (target / "model.safetensors").write_bytes(b"old")
+    seen: list[bool] = []
+
+    def replace(source: Path, path: Path) -> None:
+        if Path(path).name == INDEX_FILE:
+            seen.append((target / "model.safetensors").exists())
+        os.replace(source, path)
+
+    faulty_os = FaultyOs(only=())
+    faulty_os.replace = replace  # type: ignore[attr-defined]
+    monkeypatch.setattr(publishing, "os", faulty_os)
+    publishing.publish_beside(weights, target)
+    assert seen == [False]
+
+
+def test_parents_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
+    """`make_parents` makes all folders above the target and not the target; again is fine, a file is not."""
+    target = tmp_path / "a" / "b" / "target"
+    files.make_parents(target)
+    files.make_parents(target)
+    assert listing(tmp_path) == ["a", "a/b"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(TargetError, match="make folder failed"):
+        files.make_parents(tmp_path / "file" / "target")

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pp_export import collectives, errors
+from pp_export import collectives, errors, files
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError
 from pp_export.export import export
@@ -432,7 +432,34 @@ def test_a_world_that_the_grid_does_not_divide(inputs: Inputs, grid: dict[str, i
     inputs.refused(errors.OptionError, *told)
 
 
-def test_ranks_that_do_not_share_the_filesystem(inputs: Inputs, tmp_path: Path) -> None:
+def test_ranks_with_other_options_stop(inputs: Inputs) -> None:
+    """Ranks that were started with different options find out before anything is read, and both are named."""
+    store = collectives.SharedKeys(HashStore())
+    raised: dict[int, ExportError] = {}
+
+    def rank(number: int) -> None:
+        world = World(number, 2, store, stall_seconds=60)
+        try:
+            options = ExportOptions(**inputs.options | {"verify": number == 0})
+            export(origin_of(options), options, world)
+        except ExportError as error:
+            raised[number] = error
+        world.close()
+
+    threads = [threading.Thread(target=rank, args=(n,)) for n in (0, 1)]
+    with remembering():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert raised[0].to_json() == raised[1].to_json()
+    assert "disagree on the options" in raised[0].what
+    assert os.listdir(inputs.parent) == ["neighbour"]
+
+
+def test_ranks_that_do_not_share_the_filesystem(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rank that doesn't see the folder which rank 0 made stops all ranks; both folders stay as they were.
 
     Two threads are the ranks here, with one target path that leads to different places, as on two nodes
@@ -443,17 +470,24 @@ def test_ranks_that_do_not_share_the_filesystem(inputs: Inputs, tmp_path: Path) 
     store = collectives.SharedKeys(HashStore())
     raised: dict[int, ExportError] = {}
 
-    def rank(number: int, output: Path) -> None:
-        world = World(number, 2, store, None, stall_seconds=60)
+    staging_path = files.staging_path
+
+    def staged(target: Path, run_id: str) -> Path:
+        is_away = threading.current_thread().name == "rank 1"
+        return staging_path(elsewhere / target.name if is_away else target, run_id)
+
+    monkeypatch.setattr(files, "staging_path", staged)
+
+    def rank(number: int) -> None:
+        world = World(number, 2, store, stall_seconds=60)
         try:
-            options = ExportOptions(**inputs.options | {"output": output})
+            options = ExportOptions(**inputs.options)
             export(origin_of(options), options, world)
         except ExportError as error:
             raised[number] = error
         world.leave_after_failure()
 
-    outputs = (inputs.parent / "export", elsewhere / "export")
-    threads = [threading.Thread(target=rank, args=item) for item in enumerate(outputs)]
+    threads = [threading.Thread(target=rank, args=(n,), name=f"rank {n}") for n in (0, 1)]
     with remembering():
         for thread in threads:
             thread.start()

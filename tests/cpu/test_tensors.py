@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +145,60 @@ def test_sizes_in_bytes() -> None:
     assert TensorSpec((0, 5), BF16).num_bytes == 0
     assert Slice("x", Box((4,), (3,)), from_torch("float64"), 0).num_bytes == 24
     assert str(TensorSpec((3, 5), BF16)) == "bfloat16[3, 5]"
+
+
+@given(st.data(), st.integers(1, 60))
+def test_rows_of_strided_values_are_where_the_strides_say(data: st.DataObject, max_bytes: int) -> None:
+    """Slices of values that lie `strides` apart (a view of a larger tensor, transposed or not) are cut into
+    rows that find the same values, in order, each once.
+    """
+    shape = data.draw(shapes(min_dims=1))
+    order = data.draw(st.permutations(range(len(shape))))
+    gaps = data.draw(st.lists(st.integers(0, 2), min_size=len(shape), max_size=len(shape)))
+    strides, step = [0] * len(shape), 1
+    for dim, gap in zip(order, gaps):
+        strides[dim] = step
+        step *= shape[dim] + gap
+    begin = data.draw(st.integers(0, 3))
+    memory = np.arange(begin + step, dtype=np.int16)
+
+    def values(piece: Slice) -> np.ndarray[Any, np.dtype[np.int16]]:
+        assert piece.strides == tuple(strides)
+        assert piece.begin % 2 == 0
+        apart = [2 * stride for stride in strides]
+        return np.lib.stride_tricks.as_strided(memory[piece.begin // 2 :], piece.box.shape, apart)
+
+    offset = tuple(data.draw(st.integers(0, 5)) for _ in shape)
+    piece = Slice("x", Box(offset, shape), BF16, record=3, begin=2 * begin, strides=tuple(strides))
+    full = values(piece)
+    found = np.full(shape, -1, dtype=np.int16)
+    for row in piece.rows(max_bytes):
+        assert (row.name, row.record) == ("x", 3)
+        at = row.box.within(piece.box)
+        assert (found[at] == -1).all()
+        found[at] = values(row)
+    assert (found == full).all()
+
+
+@given(st.data())
+def test_a_part_is_rows_of_the_slice(data: st.DataObject) -> None:
+    """`part` gives the asked rows of its dim: their values, and, with `at`, another place in the tensor."""
+    shape = data.draw(shapes(min_dims=1))
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    row = data.draw(st.integers(0, shape[dim] - 1))
+    count = data.draw(st.integers(1, shape[dim] - row))
+    at = data.draw(st.none() | st.integers(0, 9))
+    values = np.arange(2 + whole(shape).volume, dtype=np.int16)[2:].reshape(shape)
+    strides = tuple(stride // 2 for stride in values.strides)
+    piece = Slice("x", Box((4,) * len(shape), shape), BF16, record=1, begin=4, strides=strides)
+    part = piece.part(row, count, dim=dim, at=at)
+    first = values[(slice(None),) * dim + (slice(row, row + count),)]
+    assert part.begin // 2 - 2 == int(first.flat[0]) - int(values.flat[0])
+    assert part.box.shape == first.shape
+    assert part.box.offset == tuple(
+        4 if d != dim else 4 + row if at is None else at for d in range(len(shape))
+    )
+    assert (part.strides, part.record, part.dtype) == (strides, 1, BF16)
+    if dim == 0:
+        contiguous = replace(piece, strides=None).part(row, count, at=at)
+        assert replace(contiguous, strides=strides) == part
