@@ -5,14 +5,17 @@ nothing of the job is changed, also when the export fails.
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import pp_export
 from pp_export.checkpoint import live
 from pp_export.errors import CheckpointError
 from pp_export.manifest import MANIFEST_FILE
@@ -238,3 +241,44 @@ def test_parameters_that_are_still_to_be_gathered_are_gathered_first() -> None:
     assert asked == []
     live.settle([Wrapper({1: object()}), Wrapper({})])
     assert asked == [{"force_sync": True}]
+
+
+def test_copies_that_a_factory_makes_are_kept_one_at_a_time() -> None:
+    """Grouped experts come as copies: they are made when they are read, and those of one parameter only."""
+
+    class Factory:
+        build_fn = None
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def build(self) -> list[SimpleNamespace]:
+            values = torch.full((4, 2), float(self.number))
+            made.append(weakref.ref(values))
+            return [entry(f"decoder.layers.{self.number}.w", values)]
+
+    made: list[weakref.ref[torch.Tensor]] = []
+    local = live.look_at([Part({str(number): Factory(number) for number in range(3)})])
+    assert [ref() for ref in made] == [None] * 3
+    catalog = live.merge([local.to_bytes()])
+    with live.LiveReader(local, catalog) as reader:
+        for number in range(3):
+            (piece,) = catalog.slices[f"decoder.layers.{number}.w"]
+            data = bytearray(piece.num_bytes)
+            reader.read(piece, memoryview(data))
+            assert torch.frombuffer(data, dtype=torch.float32).tolist() == [float(number)] * 8
+            assert sum(ref() is not None for ref in made) == 1
+
+
+def test_an_interrupt_stays_an_interrupt(reference: Reference, tmp_path: Path) -> None:
+    """Ctrl-C in the middle is not an ExportError that a training loop would log and forget; nothing is
+    left.
+    """
+
+    class Interrupted(Part):
+        def sharded_state_dict(self) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pp_export.export_model(Interrupted({}), reference=reference("qwen2"), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
