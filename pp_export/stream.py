@@ -91,6 +91,7 @@ def run_workers(
             stop.set()
 
     threads = [threading.Thread(target=guard, args=(work,), daemon=True) for work in workers]
+
     def finished() -> bool:
         on_poll()
         if raised:

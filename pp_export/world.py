@@ -94,7 +94,7 @@ class World:
         self._num_steps = 0
         if rank == 0:
             self._store.set("run", f"{time.time_ns():x}".encode())
-        self.run_id = self._store.get("run").decode()
+        self.run_id = self._run_id()
         self._posted = 0.0
         self._beats = 0
         self.speaks = rank == 0
@@ -102,6 +102,17 @@ class World:
         is_watched = rank == 0 and size > 1
         # Not a method of this world: the two would keep each other alive where Python's collector is off.
         self._pulse = Pulse(lambda number: store.set(_PULSE, b"%d" % number)) if is_watched else None
+
+    def _run_id(self) -> str:
+        """What rank 0 called this run; in a training job it may come minutes later."""
+        deadline = time.monotonic() + self._stall_seconds
+        while not self._store.check("run"):
+            if time.monotonic() > deadline:
+                raise PeerError(
+                    f"rank 0 has not come within {self._stall_seconds:.0f} s", where={"rank": self.rank}
+                )
+            time.sleep(self._poll_seconds)
+        return self._store.get("run").decode()
 
     def connect(self) -> None:
         """Make what carries tensors, unless it is there; called by all, who are all there when it begins."""
