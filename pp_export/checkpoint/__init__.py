@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pp_export.checkpoint import dcp, legacy, locate
-from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.catalog import LEGACY, Catalog
 
 
 def read_catalog(checkpoint: Path, iteration: int | None) -> Catalog:
@@ -19,6 +19,6 @@ def read_catalog(checkpoint: Path, iteration: int | None) -> Catalog:
     Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be exported.
     """
     folder = locate.iteration_folder(checkpoint, iteration)
-    if locate.format_of(folder) == locate.LEGACY:
+    if locate.format_of(folder) == LEGACY:
         return legacy.read_catalog(folder)
     return dcp.read_catalog(folder)

@@ -38,7 +38,7 @@ _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 _PLAIN = (str, int, float, bytes, type(None))
-_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _AGAIN = "copy the file again, or take another iteration"
 
 
@@ -134,15 +134,15 @@ class Archive:
             for key in sorted(keys, key=lambda key: self.storages[key].header):
                 member = self.storages[key]
                 file.seek(member.header)
-                header = file.read(_LOCAL_HEADER.size)
-                if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+                header = file.read(LOCAL_HEADER.size)
+                if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
                     raise _damaged(self.path, f"no member begins at byte {member.header}")
-                *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+                *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
                 if not file.read(name_length).endswith(f"/data/{key}".encode()):
                     raise _damaged(
                         self.path, f"another member than data/{key} begins at byte {member.header}"
                     )
-                found[key] = member.header + _LOCAL_HEADER.size + name_length + extra_length
+                found[key] = member.header + LOCAL_HEADER.size + name_length + extra_length
                 if found[key] + member.length > size:
                     raise _damaged(self.path, f"data/{key} reaches beyond its end")
         return found

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,8 +26,8 @@ class Record:
     """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
 
     Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
-    their CRC; otherwise they are the bytes themselves. In a live model a record is one parameter, `file` the
-    number of the set of ranks that hold it, and `offset` its number on each of them.
+    their CRC; otherwise they are the bytes themselves. In a live model a record is one box, `file` the number
+    of the set of ranks that hold it, and `offset` means nothing.
     """
 
     file: int
@@ -138,6 +139,13 @@ class Catalog:
             for stored in tensor.boxes
             if self.records[stored.record].crc is None
         }
+
+    def check_names(self) -> None:
+        """Raise CheckpointError if stacked and single keys give one canonical name twice."""
+        counts = Counter(name for t in self.tensors for name in canonical(t.key).names(t.shape))
+        doubled = sorted(name for name, count in counts.items() if count > 1)
+        if doubled:
+            raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
 
     @property
     def is_one_file_per_rank(self) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,6 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
 _KEY = re.compile(r"[A-Za-z0-9_.\-]+")
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
 _ADAPTER = re.compile(r"\.adapters?\.|lora_")
-_ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
-_SHARED = re.compile(r"\.mlp\.shared_experts\.linear_fc1\.(weight|bias)$")
 
 
 def read_catalog(folder: Path) -> Catalog:
@@ -60,7 +59,8 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
             advice="merge it into the base model's weights, save those, and export them",
         )
     found = training.read(folder, stored.items)
-    interleave = interleave_of(None if found.is_bridge else found.args)  # Bridge undoes it when it saves
+    # Bridge undoes the interleaving when it saves.
+    interleave = training.interleave_of(None if found.is_bridge else found.args)
     prefix = framework_prefix(stored.tensors)
     halves: defaultdict[str, dict[int | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
@@ -79,7 +79,7 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         other=stored.other,
     )
     catalog = Catalog(description, tuple(stored.files), tuple(stored.records), tensors)
-    check_names(catalog)
+    catalog.check_names()
     _check_files(folder, catalog)
     return catalog
 
@@ -178,29 +178,12 @@ def _kind_of_other(key: str, is_tensor: bool) -> str | None:
     return kind or (None if is_tensor else "other objects")
 
 
-def interleave_of(args: Mapping[str, Any] | None) -> Callable[[str], Interleave | None]:
-    """How gate and up take turns in the tensor of a name, as the training args say."""
-    known = args or {}
-    tensor = known.get("tensor_model_parallel_size") or 1
-    kinds = (
-        (_ROUTED, "moe_mlp_glu_interleave_size", known.get("expert_tensor_parallel_size") or tensor),
-        (_SHARED, "moe_shared_expert_glu_interleave_size", tensor),
-    )
-
-    def find(name: str) -> Interleave | None:
-        fitting = ((known.get(key), parts) for kind, key, parts in kinds if kind.search(name))
-        return next((Interleave(block, parts) for block, parts in fitting if block), None)
-
-    return find
-
-
 def _fused(
     name: str, parts: Mapping[int | None, StoredTensor], interleave: Interleave | None
 ) -> StoredTensor:
     """The tensor `name` of its stored halves, gate rows first, or as it is."""
     if None in parts and len(parts) == 1:
-        whole = parts[None]
-        return StoredTensor(whole.key, whole.shape, whole.dtype, whole.boxes, interleave)
+        return replace(parts[None], interleave=interleave)
     if set(parts) != {0, 1} or parts[0].shape != parts[1].shape or parts[0].dtype != parts[1].dtype:
         raise CheckpointError(
             "the halves of a fused gate and up projection do not belong together",
@@ -233,14 +216,6 @@ def _writer(metadata: Any, stored: _Stored) -> list[str]:
     if any(isinstance(state, tuple) and len(state) > 5 for state in states):
         signs.append("torch 2.15 or newer")
     return signs
-
-
-def check_names(catalog: Catalog) -> None:
-    """Stacked and single keys must not give one canonical name twice."""
-    counts = Counter(name for t in catalog.tensors for name in canonical(t.key).names(t.shape))
-    doubled = sorted(name for name, count in counts.items() if count > 1)
-    if doubled:
-        raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
 
 
 def _check_files(folder: Path, catalog: Catalog) -> None:

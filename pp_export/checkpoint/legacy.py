@@ -20,7 +20,6 @@ from pp_export.checkpoint.catalog import (
     StoredBox,
     StoredTensor,
 )
-from pp_export.checkpoint.dcp import interleave_of
 from pp_export.checkpoint.legacy_names import Split
 from pp_export.checkpoint.legacy_parts import Args, Parameter, Part, is_model, parameters
 from pp_export.checkpoint.legacy_ranks import FILE, RankFile, rank_files
@@ -50,7 +49,7 @@ def _catalog(folder: Path) -> Catalog:
     args, grid, files = rank_files(folder)
     found, drifted = parameters(args, grid, files)
     builder = _Builder(files)
-    interleave = interleave_of(args)
+    interleave = training.interleave_of(args)
     tensors = tuple(builder.tensor(name, found, args, interleave(name)) for name in found)
     state = files[0].archive.value
     iteration = state.get("iteration")

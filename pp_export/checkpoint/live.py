@@ -23,8 +23,7 @@ import torch
 from pp_export import dtypes, transformer_config
 from pp_export.checkpoint.canonical import framework_prefix
 from pp_export.checkpoint.catalog import LIVE, Catalog, Description, Record, StoredBox, StoredTensor
-from pp_export.checkpoint.dcp import check_names, interleave_of
-from pp_export.checkpoint.training import layout_of
+from pp_export.checkpoint.training import interleave_of, layout_of
 from pp_export.errors import CheckpointError
 from pp_export.tensors import Box, Shape, Slice, check_coverage
 
@@ -150,7 +149,7 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
         tensors.append(StoredTensor(key, shape, dtypes.from_torch(dtype), tuple(stored), interleave(key)))
     description = Description(LIVE, LIVE, "the running job", None, args, layout_of(args), {})
     catalog = Catalog(description, (), tuple(records), tuple(tensors), tuple(holders))
-    check_names(catalog)
+    catalog.check_names()
     return catalog
 
 
@@ -169,8 +168,7 @@ class LiveReader:
     def read(self, piece: Slice, into: memoryview) -> None:
         """Fill `into` (exactly the slice's bytes) with the slice in C order."""
         values = self._values[piece.record]()
-        target = torch.frombuffer(into, dtype=values.dtype).view(piece.box.shape)
-        target.copy_(_part(values, piece).view(piece.box.shape) if piece.box.shape else values.view(()))
+        torch.frombuffer(into, dtype=values.dtype).view(piece.box.shape).copy_(_part(values, piece))
 
     def finish(self) -> None:
         """Parameters have no checksum of their own."""
@@ -232,12 +230,8 @@ def _entries(value: Any, built: _Built) -> Iterator[tuple[Any, Callable[[], torc
     elif hasattr(value, "build_fn"):
         for index, entry in enumerate(built.entries(value)):
             yield entry, partial(built.values, value, index)
-    elif hasattr(value, "global_offset") and isinstance(data := getattr(value, "data", None), torch.Tensor):
-        yield value, partial(_same, data)
-
-
-def _same(values: torch.Tensor) -> torch.Tensor:
-    return values
+    elif hasattr(value, "global_offset") and isinstance(getattr(value, "data", None), torch.Tensor):
+        yield value, partial(getattr, value, "data")
 
 
 def _is_held(entry: Any) -> bool:

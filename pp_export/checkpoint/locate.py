@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pp_export.checkpoint.catalog import LEGACY
 from pp_export.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
-DCP, LEGACY = "DCP", "torch"
+DCP = "DCP"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _ITERATION_FOLDER = re.compile(r"(?:iter_(\d{7,})|release)")
 

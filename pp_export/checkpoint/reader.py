@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,6 @@ class FileReader:
         self._folder = Path(catalog.description.folder)
         self._descriptors: dict[int, int] = {}
         self._open: dict[int, _Open] = {}
-        self._lock = threading.Lock()
 
     def read(self, piece: Slice, into: memoryview) -> None:
         """Fill `into` (exactly the slice's bytes) with the slice in C order."""
@@ -67,7 +65,7 @@ class FileReader:
                 else:
                     self._read_rest(piece.record, opened)
         except CheckpointError as error:
-            raise error.at(tensor=piece.name, file=self._folder / self._catalog.files[file]) from error
+            raise error.at(tensor=piece.name, file=self._path(file)) from error
 
     def finish(self) -> None:
         """Check what is left of records that were read in part; after the last slice."""
@@ -76,9 +74,8 @@ class FileReader:
                 try:
                     self._read_rest(number, opened)
                 except CheckpointError as error:
-                    file = self._catalog.files[self._catalog.records[number].file]
-                    key = self._catalog.key_of_record[number]
-                    raise error.at(tensor=key, file=self._folder / file) from error
+                    path = self._path(self._catalog.records[number].file)
+                    raise error.at(tensor=self._catalog.key_of_record[number], file=path) from error
 
     def __enter__(self) -> FileReader:
         return self
@@ -122,14 +119,15 @@ class FileReader:
         return extended
 
     def _descriptor(self, file: int) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                path = self._folder / self._catalog.files[file]
-                try:
-                    self._descriptors[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise CheckpointError(f"can't open: {error.strerror}") from error
-            return self._descriptors[file]
+        if file not in self._descriptors:
+            try:
+                self._descriptors[file] = os.open(self._path(file), os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise CheckpointError(f"can't open: {error.strerror}") from error
+        return self._descriptors[file]
+
+    def _path(self, file: int) -> Path:
+        return self._folder / self._catalog.files[file]
 
 
 def _check_inside(end: int, stored: StoredBytes) -> None:

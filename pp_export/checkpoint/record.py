@@ -19,8 +19,6 @@ from pp_export.checkpoint import archive, unpickle
 from pp_export.errors import CheckpointError
 from pp_export.tensors import TensorSpec
 
-_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
-
 
 @dataclass(frozen=True)
 class StoredBytes:
@@ -87,8 +85,8 @@ def locate(descriptor: int, offset: int, length: int, spec: TensorSpec) -> Store
 
 def _locate(descriptor: int, offset: int, length: int, spec: TensorSpec) -> StoredBytes:
     window = _Window(descriptor, offset, length)
-    with zipfile.ZipFile(window) as archive:
-        members = archive.infolist()
+    with zipfile.ZipFile(window) as item:
+        members = item.infolist()
         names = {member.filename.partition("/")[2]: member for member in members}
         if len(names) != len(members):
             raise ValueError("two members have one name")
@@ -100,13 +98,13 @@ def _locate(descriptor: int, offset: int, length: int, spec: TensorSpec) -> Stor
             if member is tensor_member:
                 data_offset = begin
             else:
-                archive.read(member)  # checks the CRC
+                item.read(member)  # checks the CRC
             end = begin + member.file_size + _descriptor_bytes(window, member, begin)
-        if end != archive.start_dir or length != window.seek(0, os.SEEK_END):
+        if end != item.start_dir or length != window.seek(0, os.SEEK_END):
             raise ValueError("members do not end where the directory begins")
-        if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+        if "byteorder" in names and item.read(names["byteorder"]) != b"little":
             raise ValueError("the tensor is not stored in little-endian order")
-        stored = unpickle.load(archive.read(names["data.pkl"]), "data.pkl")
+        stored = unpickle.load(item.read(names["data.pkl"]), "data.pkl")
     _check_tensor(stored, spec)
     if tensor_member.file_size != spec.num_bytes:
         raise ValueError(f"the tensor has {tensor_member.file_size} bytes, expected {spec.num_bytes}")
@@ -119,7 +117,7 @@ def _check_member(window: _Window, member: zipfile.ZipInfo, expected_offset: int
         raise ValueError(f"member {member.filename} is not where or how torch stores it")
     window.seek(member.header_offset)
     signature, version, flags, method, time, date, crc, packed, size, name_length, extra_length = (
-        _LOCAL_HEADER.unpack(window.read(_LOCAL_HEADER.size))
+        archive.LOCAL_HEADER.unpack(window.read(archive.LOCAL_HEADER.size))
     )
     name, extra = window.read(name_length), window.read(extra_length)
     filled = len(extra) < 4 or (extra[:2] == b"FB" and extra[4:] == b"Z" * (len(extra) - 4))
@@ -163,6 +161,7 @@ def _check_tensor(stored: Any, spec: TensorSpec) -> None:
     found = TensorSpec(view.shape, view.dtype)
     if found != spec:
         raise ValueError(f"the item holds {found}, expected {spec}")
-    (_, _, _, _, size), full = stored.args[0], (spec.num_elements, spec.num_bytes)
-    if (view.storage, view.offset) != ("0", 0) or size not in full or not view.is_contiguous:
+    (_, _, _, _, size) = stored.args[0]
+    full = spec.num_elements if stored.kind.endswith("v2") else spec.num_bytes
+    if (view.storage, view.offset, size) != ("0", 0, full) or not view.is_contiguous:
         raise ValueError("the item's tensor does not fill its storage contiguously")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ import yaml
 
 from pp_export import transformer_config
 from pp_export.checkpoint import locate, unpickle
+from pp_export.checkpoint.catalog import Interleave
 from pp_export.errors import CheckpointError
 
 COMMON_STATE = "common_state/"
+_ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
+_SHARED = re.compile(r"\.mlp\.shared_experts\.linear_fc1\.(weight|bias)$")
 _LAYOUT = re.compile(r"(tensor|(virtual_)?pipeline|expert|expert_tensor|context)(_model)?_parallel_size")
 
 
@@ -43,6 +46,22 @@ class Found:
 def layout_of(args: Mapping[str, Any]) -> dict[str, int]:
     """The parallel sizes among training args."""
     return {n: v for n, v in sorted(args.items()) if _LAYOUT.fullmatch(n) and isinstance(v, int)}
+
+
+def interleave_of(args: Mapping[str, Any] | None) -> Callable[[str], Interleave | None]:
+    """How gate and up take turns in the tensor of a name, as the training args say."""
+    known = args or {}
+    tensor = known.get("tensor_model_parallel_size") or 1
+    kinds = (
+        (_ROUTED, "moe_mlp_glu_interleave_size", known.get("expert_tensor_parallel_size") or tensor),
+        (_SHARED, "moe_shared_expert_glu_interleave_size", tensor),
+    )
+
+    def find(name: str) -> Interleave | None:
+        fitting = ((known.get(key), parts) for kind, key, parts in kinds if kind.search(name))
+        return next((Interleave(block, parts) for block, parts in fitting if block), None)
+
+    return find
 
 
 def read(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Found:

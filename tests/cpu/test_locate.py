@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.checkpoint.locate import DCP, LEGACY, TRACKER, format_of, iteration_folder, iteration_of
+from pp_export.checkpoint.catalog import LEGACY
+from pp_export.checkpoint.locate import DCP, TRACKER, format_of, iteration_folder, iteration_of
 from pp_export.errors import CheckpointError
 
 TORCH_DIST = json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
