@@ -104,8 +104,9 @@ def publish(staging: Path, target: Path) -> list[str]:
 def publish_beside(staging: Path, target: Path) -> list[str]:
     """Move the files of `staging` into `target`, beside what else it holds; the index last.
 
-    Weights of an earlier export are replaced: its index goes first, its shards that have no successor at
-    last. Fails only while the target has no index. Returns what could not be done afterwards.
+    Weights of an earlier export are replaced: its index goes first, and its shards that have no successor go
+    before the new index comes, since loaders prefer an old single file to an index. Fails only while the
+    target has no index. Returns what could not be done afterwards.
     """
     if not target.exists():
         return publish(staging, target)
@@ -113,15 +114,17 @@ def publish_beside(staging: Path, target: Path) -> list[str]:
     stale = _weights_of(target)
     for path in (target / name for name in _OF_ALL):
         attempt("remove", path, partial(path.unlink, missing_ok=True))
-    names = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    for name in sorted(names, key=lambda name: str(name) in _OF_ALL):
+    found = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
+    names = sorted(found.difference(_OF_ALL))
+    for name in names:
         path = target / name
         attempt("make folder", path.parent, partial(path.parent.mkdir, parents=True, exist_ok=True))
-        if str(name) == INDEX_FILE:  # loaders prefer an old single file to a new index
-            for old in (target / other for other in sorted(stale - set(map(str, names)))):
-                attempt("remove", old, partial(old.unlink, missing_ok=True))
-            sync_folder(target)
         attempt("rename", path, partial(os.replace, staging / name, path))
+    for path in (target / name for name in sorted(stale.difference(names))):
+        attempt("remove", path, partial(path.unlink, missing_ok=True))
+    sync_folder(target)
+    for name in sorted(found.intersection(_OF_ALL)):  # the index is the last of them
+        attempt("rename", target / name, partial(os.replace, staging / name, target / name))
     return _afterwards(partial(sync_folder, target), partial(remove_folder, staging))
 
 
