@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pp_export import child, errors
+from pp_export import child, errors, files
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError
 
@@ -64,7 +63,7 @@ class BackgroundExport:
             raise TimeoutError(f"the export of {self.options.checkpoint} still runs") from None
         if self._outcome is None:
             self._outcome = self._read_outcome(status)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._clean_up()
         if isinstance(self._outcome, ExportError):
             raise self._outcome
         return self._outcome
@@ -73,7 +72,11 @@ class BackgroundExport:
         """Stop it; the target stays what it was, and nothing is left beside it."""
         self._process.terminate()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        with suppress(ExportError):  # a temporary folder that stays harms nobody
+            files.remove_folder(self._folder)
 
     def _read_outcome(self, status: int) -> dict[str, Any] | ExportError:
         report: dict[str, Any] = {}
