@@ -61,11 +61,11 @@ def export_checkpoint(
     report.check_path(chosen)
     if background:
         return BackgroundExport(chosen)
-    origin = CheckpointOrigin(chosen.checkpoint, chosen.iteration, check_source=chosen.check_source)
     world = collectives.alone(stall_seconds=chosen.stall_seconds)
     asked = prepare.ask(chosen)
     try:
-        return _reporting(chosen, world, partial(export, origin, chosen, world, asked=asked))
+        act = partial(export, CheckpointOrigin(chosen), chosen, world, asked=asked)
+        return _reporting(chosen, world, act)
     finally:
         prepare.forget(asked)
         world.close()
@@ -90,22 +90,17 @@ def export_model(
     and the job can go on.
     """
     values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
-    chosen: TargetOptions | None = None
-    wrong: OptionError | None = None
-    try:
-        chosen = options_from(values, "export_model", TargetOptions)
-        report.check_path(chosen)
-    except OptionError as error:  # raised below, where all ranks hear it
-        wrong = error
-    world = collectives.beside(
-        chosen.backend if chosen else "gloo", stall_seconds=chosen.stall_seconds if chosen else 600.0
-    )
+    chosen = _checked(values)
+    if isinstance(chosen, OptionError):
+        backend, patience = "gloo", 600.0
+    else:
+        backend, patience = chosen.backend, chosen.stall_seconds
+    world = collectives.beside(backend, stall_seconds=patience)
     shown = _Progress(world) if show_progress and world.rank == 0 else None
     asked = None
     try:
-        if chosen is None or wrong is not None:
-            assert wrong is not None
-            raise abandon(world, None, wrong)
+        if isinstance(chosen, OptionError):
+            raise abandon(world, None, chosen)
         asked = prepare.ask(chosen) if world.rank == 0 else None
         is_list = isinstance(model, (Sequence, torch.nn.ModuleList))
         origin = ModelOrigin(list(model) if is_list else [model])  # type: ignore[arg-type]
@@ -120,6 +115,16 @@ def export_model(
         world.close()
 
 
+def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
+    """The options, or what is wrong with them, to be raised where all ranks hear it."""
+    try:
+        chosen = options_from(values, "export_model", TargetOptions)
+        report.check_path(chosen)
+        return chosen
+    except OptionError as error:
+        return error
+
+
 def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:
     """Do an export and write its report, of success or failure, where the options ask for one; by one
     rank.
@@ -127,8 +132,8 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
     try:
         done = act()
     except ExportError as error:
-        if options.report is not None and world.speaks:
-            report.write_report(options.report, report.failure_json(error, options))
+        if world.speaks:
+            report.write_failure(error, options)
         raise
     if options.report is not None and world.rank == 0:
         report.write_report(options.report, done.to_json())

@@ -13,14 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pp_export import config, interrupt, log
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError, OptionError
-
-if TYPE_CHECKING:
-    from pp_export.origin import CheckpointOrigin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,6 +131,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from pp_export import collectives
     from pp_export.export import export
+    from pp_export.origin import CheckpointOrigin
     from pp_export.show import ExportView
 
     gc.freeze()
@@ -142,11 +140,13 @@ def _export(arguments: argparse.Namespace) -> int:
     world = collectives.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
-            done = export(_origin(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll)
+            done = export(
+                CheckpointOrigin(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll
+            )
     except ExportError as error:
         if world.speaks:
             log.logger.error("error: %s", error)
-            _report_failure(error, options)
+            report.write_failure(error, options)
         world.leave_after_failure()
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
@@ -158,30 +158,15 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _origin(options: ExportOptions) -> CheckpointOrigin:
-    from pp_export.origin import CheckpointOrigin
-
-    return CheckpointOrigin(options.checkpoint, options.iteration, check_source=options.check_source)
-
-
-def _report_failure(error: ExportError, options: ExportOptions) -> None:
-    from pp_export import report
-
-    if options.report is not None:
-        try:
-            report.write_report(options.report, report.failure_json(error, options))
-        except ExportError as unwritten:
-            log.logger.error("the report could not be written: %s", unwritten)
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     if arguments.world_size < 1:
         raise OptionError("--world-size must be at least 1", got=arguments.world_size)
     from pp_export import show
+    from pp_export.origin import CheckpointOrigin
     from pp_export.prepare import ask, plan_export, read_sources
 
-    sources, _ = read_sources(_origin(options), options, ask(options).result())
+    sources, _ = read_sources(CheckpointOrigin(options), options, ask(options).result())
     plan = plan_export(sources, options, arguments.world_size)
     _print(show.plan_json(sources, plan), arguments.json, lambda: show.print_plan(sources, plan))
     return 0

@@ -13,6 +13,7 @@ from pp_export.checkpoint import live, read_catalog
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.live import LiveReader
 from pp_export.checkpoint.reader import FileReader
+from pp_export.config import ExportOptions
 from pp_export.stream import Reader
 from pp_export.world import World
 
@@ -41,21 +42,21 @@ class Origin(Protocol):
 class CheckpointOrigin:
     """Files that every rank can read."""
 
-    def __init__(self, checkpoint: Path, iteration: int | None, *, check_source: bool) -> None:
-        self._checkpoint, self._iteration, self._check_source = checkpoint, iteration, check_source
+    def __init__(self, options: ExportOptions) -> None:
+        self._options = options
 
     @property
     def sources(self) -> Sequence[Path]:
-        return (self._checkpoint,)
+        return (self._options.checkpoint,)
 
     def prepare(self, world: World) -> None:
         """Rank 0 reads the metadata alone."""
 
     def describe(self) -> Catalog:
-        return read_catalog(self._checkpoint, self._iteration)
+        return read_catalog(self._options.checkpoint, self._options.iteration)
 
     def open(self, catalog: Catalog) -> FileReader:
-        return FileReader(catalog, check_source=self._check_source)
+        return FileReader(catalog, check_source=self._options.check_source)
 
 
 class ModelOrigin:

@@ -14,6 +14,7 @@ from pp_export import files
 from pp_export.assets import Reference
 from pp_export.config import TargetOptions
 from pp_export.errors import ExportError, OptionError
+from pp_export.log import logger
 from pp_export.plan import ExportPlan
 from pp_export.prepare import Sources
 
@@ -95,6 +96,17 @@ def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
         "options": options.to_json(),
         "versions": versions(),
     }
+
+
+def write_failure(error: ExportError, options: TargetOptions) -> None:
+    """Write the report of a failure, if one is asked for; that it can't be written hides nothing of
+    `error`.
+    """
+    if options.report is not None:
+        try:
+            write_report(options.report, failure_json(error, options))
+        except ExportError as unwritten:
+            logger.error("the report could not be written: %s", unwritten)
 
 
 def check_path(options: TargetOptions) -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from pp_export.config import ExportOptions
 from pp_export.manifest import MANIFEST_FILE, SUMS_FILE
+from pp_export.origin import CheckpointOrigin
 from pp_export.prepare import ask, plan_export, read_sources
 from pp_export.show import plan_json
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of, origin_of, remembering
+from tests.fixtures.exports import RememberedTensors, export_here, files_of, remembering
 from tests.fixtures.processes import run_python, torchrun
 
 Options = dict[str, Any]
@@ -160,7 +161,7 @@ def test_the_bytes_of_a_stage_are_read_by_its_ranks_and_travel(
         **grid,
     )
     with remembering():
-        sources, _ = read_sources(origin_of(options), options, ask(options).result())
+        sources, _ = read_sources(CheckpointOrigin(options), options, ask(options).result())
     plan = plan_json(sources, plan_export(sources, options, 4))
     ranks = plan["ranks"]
     stored = sum(rank["read_bytes"] for rank in ranks)

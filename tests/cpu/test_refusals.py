@@ -21,9 +21,10 @@ from pp_export import collectives, errors, files
 from pp_export.config import ExportOptions
 from pp_export.errors import ExportError
 from pp_export.export import export
+from pp_export.origin import CheckpointOrigin
 from pp_export.world import World
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import export_here, files_of, origin_of, remembering
+from tests.fixtures.exports import export_here, files_of, remembering
 from tests.fixtures.stored import read_stored, write_stored
 
 METADATA, COMMON, TRACKER = ".metadata", "common.pt", "latest_checkpointed_iteration.txt"
@@ -441,7 +442,7 @@ def test_ranks_with_other_options_stop(inputs: Inputs) -> None:
         world = World(number, 2, store, stall_seconds=60)
         try:
             options = ExportOptions(**inputs.options | {"verify": number == 0})
-            export(origin_of(options), options, world)
+            export(CheckpointOrigin(options), options, world)
         except ExportError as error:
             raised[number] = error
         world.close()
@@ -482,7 +483,7 @@ def test_ranks_that_do_not_share_the_filesystem(
         world = World(number, 2, store, stall_seconds=60)
         try:
             options = ExportOptions(**inputs.options)
-            export(origin_of(options), options, world)
+            export(CheckpointOrigin(options), options, world)
         except ExportError as error:
             raised[number] = error
         world.leave_after_failure()

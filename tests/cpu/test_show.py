@@ -48,9 +48,7 @@ def planned(checkpoint: Checkpoint, reference: Reference) -> Planned:
         pipeline_parallel=2,
     )
     with without_definition():
-        sources, _ = read_sources(
-            CheckpointOrigin(options.checkpoint, None, check_source=True), options, ask(options).result()
-        )
+        sources, _ = read_sources(CheckpointOrigin(options), options, ask(options).result())
     return Planned(options, sources, plan_export(sources, options, 4))
 
 
