@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["pp_export", "pp_export.*"]),
-    package_data={"pp_export": ["architectures/*.yaml", "py.typed"]},
+    package_data={"pp_export": ["architecture/tables/*.yaml", "py.typed"]},
     install_requires=[
         "torch>=2.6",
         "safetensors>=0.4.3",

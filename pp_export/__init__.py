@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pp_export.api import export_checkpoint, export_model
     from pp_export.background import BackgroundExport
-    from pp_export.errors import ExportError
-    from pp_export.report import ExportReport
+    from pp_export.core.errors import ExportError
+    from pp_export.steps.report import ExportReport
 
 __version__ = "0.1.0"
 __all__ = ["BackgroundExport", "ExportError", "ExportReport", "export_checkpoint", "export_model"]

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from pp_export import collectives, prepare, report
 from pp_export.background import BackgroundExport
-from pp_export.config import ExportOptions, TargetOptions, options_from
-from pp_export.errors import ExportError, OptionError
-from pp_export.export import abandon, export
-from pp_export.origin import CheckpointOrigin, ModelOrigin
-from pp_export.report import ExportReport
-from pp_export.world import World
+from pp_export.checkpoint.source import CheckpointSource, ModelSource
+from pp_export.core.errors import ExportError, OptionError
+from pp_export.core.options import ExportOptions, TargetOptions, options_from
+from pp_export.distributed import process_groups
+from pp_export.distributed.world import World
+from pp_export.export import abort, export
+from pp_export.steps import inputs, report
+from pp_export.steps.report import ExportReport
 
 if TYPE_CHECKING:
-    from pp_export.plan import ExportPlan
-    from pp_export.prepare import Sources
-    from pp_export.show import ExportView
+    from pp_export.planning.export_plan import ExportPlan
+    from pp_export.steps.inputs import ExportInputs
+    from pp_export.view.console import ExportView
 
 Folder = str | Path
 
@@ -61,13 +62,13 @@ def export_checkpoint(
     report.check_path(chosen)
     if background:
         return BackgroundExport(chosen)
-    world = collectives.alone(stall_seconds=chosen.stall_seconds)
-    asked = prepare.ask(chosen)
+    world = process_groups.alone(stall_seconds=chosen.stall_seconds)
+    asked = inputs.ask(chosen)
     try:
-        act = partial(export, CheckpointOrigin(chosen), chosen, world, asked=asked)
+        act = partial(export, CheckpointSource(chosen), chosen, world, asked=asked)
         return _reporting(chosen, world, act)
     finally:
-        prepare.forget(asked)
+        inputs.forget(asked)
         world.close()
 
 
@@ -95,15 +96,15 @@ def export_model(
         backend, patience = "gloo", 600.0
     else:
         backend, patience = chosen.backend, chosen.stall_seconds
-    world = collectives.beside(backend, stall_seconds=patience)
+    world = process_groups.beside(backend, stall_seconds=patience)
     shown = _Progress(world) if show_progress and world.rank == 0 else None
     asked = None
     try:
         if isinstance(chosen, OptionError):
-            raise abandon(world, None, chosen)
-        asked = prepare.ask(chosen) if world.rank == 0 else None
+            raise abort(world, None, chosen)
+        asked = inputs.ask(chosen) if world.rank == 0 else None
         is_list = isinstance(model, (Sequence, torch.nn.ModuleList))
-        origin = ModelOrigin(list(model) if is_list else [model])  # type: ignore[arg-type]
+        origin = ModelSource(list(model) if is_list else [model])  # type: ignore[arg-type]
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
         act = partial(export, origin, chosen, world, asked=asked, **callbacks)
         return _reporting(chosen, world, act)
@@ -111,7 +112,7 @@ def export_model(
         if shown is not None:
             shown.close()
         if asked is not None:
-            prepare.forget(asked)
+            inputs.forget(asked)
         world.close()
 
 
@@ -132,7 +133,7 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
     try:
         done = act()
     except ExportError as error:
-        if world.speaks:
+        if world.is_reporter:
             report.write_failure(error, options)
         raise
     if options.report is not None and world.rank == 0:
@@ -147,9 +148,9 @@ class _Progress:
         self._world = world
         self._view: ExportView | None = None
 
-    def plan(self, sources: Sources, plan: ExportPlan) -> None:
+    def plan(self, sources: ExportInputs, plan: ExportPlan) -> None:
         with _same_random_numbers():
-            from pp_export.show import ExportView
+            from pp_export.view.console import ExportView
 
             self._view = ExportView(self._world)
             self._view.__enter__()

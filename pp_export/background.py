@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pp_export import child, errors, files
-from pp_export.config import ExportOptions
-from pp_export.errors import ExportError
+from pp_export.core import errors
+from pp_export.core.errors import ExportError
+from pp_export.core.options import ExportOptions
+from pp_export.disk import files
+from pp_export.process import child
 
 _TAIL_LINES = 20
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pp_export import config, interrupt, log
-from pp_export.config import ExportOptions
-from pp_export.errors import ExportError, OptionError
+from pp_export.core import options
+from pp_export.core.errors import ExportError, OptionError
+from pp_export.core.options import ExportOptions
+from pp_export.process import log, signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     log.configure(rank, world_size, verbose=options.verbose)
-    interrupt.install()
+    signals.install()
     try:
         status: int = options.run(options)
     except ExportError as error:
@@ -104,47 +105,47 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         text = option.metadata["help"]
         if option.default not in (dataclasses.MISSING, None) and not is_switch:
             text += f" (default: {option.default})"
-        parser.add_argument(f"--{config.flag(option.name)}", default=None, help=text, **known)
+        parser.add_argument(f"--{options.flag(option.name)}", default=None, help=text, **known)
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
     """Options from the job file, --set, and flags, the later over the earlier."""
     names = [option.name for option in dataclasses.fields(ExportOptions)]
-    values = config.read_job(arguments.job) if arguments.job else {}
-    config.check_keys(values, names, str(arguments.job))
-    values.update(config.parse_setting(text) for text in arguments.set)
+    values = options.read_job(arguments.job) if arguments.job else {}
+    options.check_keys(values, names, str(arguments.job))
+    values.update(options.parse_setting(text) for text in arguments.set)
     values.update({name: value for name in names if (value := getattr(arguments, name)) is not None})
-    return config.options_from(values, "job file, --set and flags", ExportOptions)
+    return options.options_from(values, "job file, --set and flags", ExportOptions)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
-    from pp_export import prepare, report
+    from pp_export.steps import inputs, report
 
     if is_first:
         report.check_path(options)
-    asked = prepare.ask(options) if is_first else None  # its seconds and those of `import torch` overlap
+    asked = inputs.ask(options) if is_first else None  # its seconds and those of `import torch` overlap
 
     gc.disable()  # an import makes much and leaves no garbage
     import torch
 
-    from pp_export import collectives
+    from pp_export.checkpoint.source import CheckpointSource
+    from pp_export.distributed import process_groups
     from pp_export.export import export
-    from pp_export.origin import CheckpointOrigin
-    from pp_export.show import ExportView
+    from pp_export.view.console import ExportView
 
     gc.freeze()
     gc.enable()
     torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
-    world = collectives.join(options.backend, stall_seconds=options.stall_seconds)
+    world = process_groups.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
             done = export(
-                CheckpointOrigin(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll
+                CheckpointSource(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll
             )
     except ExportError as error:
-        if world.speaks:
+        if world.is_reporter:
             log.logger.error("error: %s", error)
             report.write_failure(error, options)
         world.leave_after_failure()
@@ -162,44 +163,44 @@ def _plan(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     if arguments.world_size < 1:
         raise OptionError("--world-size must be at least 1", got=arguments.world_size)
-    from pp_export import show
-    from pp_export.origin import CheckpointOrigin
-    from pp_export.prepare import ask, plan_export, read_sources
+    from pp_export.checkpoint.source import CheckpointSource
+    from pp_export.steps.inputs import ask, plan_export, read_inputs
+    from pp_export.view import console
 
-    sources, _ = read_sources(CheckpointOrigin(options), options, ask(options).result())
+    sources, _ = read_inputs(CheckpointSource(options), options, ask(options).result())
     plan = plan_export(sources, options, arguments.world_size)
-    _print(show.plan_json(sources, plan), arguments.json, lambda: show.print_plan(sources, plan))
+    _print(console.plan_json(sources, plan), arguments.json, lambda: console.print_plan(sources, plan))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from pp_export import show
     from pp_export.checkpoint import read_catalog
+    from pp_export.view import console
 
     catalog = read_catalog(arguments.checkpoint, arguments.iteration)
-    _print(show.catalog_json(catalog), arguments.json, lambda: show.print_catalog(catalog))
+    _print(console.catalog_json(catalog), arguments.json, lambda: console.print_catalog(catalog))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from pp_export import show
-    from pp_export.verify import verify_folder
+    from pp_export.verification import verify_folder
+    from pp_export.view import console
 
     subset = _subset(arguments.subset) if arguments.subset else None
-    with show.bytes_bar("verifying") as on_bytes:
+    with console.bytes_bar("verifying") as on_bytes:
         result = verify_folder(
             arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
         )
-    _print(result.to_json(), arguments.json, lambda: show.print_verification(result))
+    _print(result.to_json(), arguments.json, lambda: console.print_verification(result))
     return 0 if result.ok else 1
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from pp_export import show
-    from pp_export.diff import diff_folders
+    from pp_export.verification.diff import diff_folders
+    from pp_export.view import console
 
     result = diff_folders(arguments.first, arguments.second)
-    _print(result.to_json(), arguments.json, lambda: show.print_difference(result))
+    _print(result.to_json(), arguments.json, lambda: console.print_difference(result))
     return 0 if result.identical else 1
 
 

@@ -21,33 +21,37 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
-from pp_export import assets, config_json, errors, files, interrupt, merge, publish
-from pp_export.assets import Reference
-from pp_export.config import TargetOptions
-from pp_export.digest import json_digest
-from pp_export.errors import ExportError, TargetError, VerificationError
-from pp_export.manifest import RECORDS_FOLDER
-from pp_export.origin import Origin
-from pp_export.plan import ExportPlan
-from pp_export.prepare import Question, Sources, ask, plan_export, read_sources
-from pp_export.report import Clock, ExportReport, peak_anonymous_bytes
-from pp_export.stream import Progress, Stream, run_workers
-from pp_export.verify import verify_shard, verify_structure
-from pp_export.world import World
+from pp_export.checkpoint.source import Source
+from pp_export.core import errors
+from pp_export.core.digest import json_digest
+from pp_export.core.errors import ExportError, TargetError, VerificationError
+from pp_export.core.options import TargetOptions
+from pp_export.disk import files, publish
+from pp_export.distributed.world import World
+from pp_export.planning.export_plan import ExportPlan
+from pp_export.process import signals
+from pp_export.reference import config_json
+from pp_export.reference.folder import Reference, copy_assets
+from pp_export.shards import index
+from pp_export.shards.manifests import RECORDS_FOLDER
+from pp_export.steps.inputs import ExportInputs, PendingInputs, ask, plan_export, read_inputs
+from pp_export.steps.report import Clock, ExportReport, peak_anonymous_bytes
+from pp_export.steps.transfer import Progress, Transfer, run_workers
+from pp_export.verification import verify_shard, verify_structure
 
 _SPARE_BYTES = 64 << 20
 _GRACE_SECONDS = 6.0
 
-OnPlan = Callable[[Sources, ExportPlan], None]
+OnPlan = Callable[[ExportInputs, ExportPlan], None]
 OnPoll = Callable[[str], None]
 
 
 def export(
-    origin: Origin,
+    origin: Source,
     options: TargetOptions,
     world: World,
     *,
-    asked: Future[Question] | None = None,
+    asked: Future[PendingInputs] | None = None,
     on_plan: OnPlan = lambda *_: None,
     on_poll: OnPoll = lambda _: None,
 ) -> ExportReport:
@@ -62,19 +66,19 @@ def export(
     try:
         return _export(origin, options, world, target, staging, asked, on_plan, on_poll)
     except BaseException as error:
-        failure = abandon(world, staging, error)
+        failure = abort(world, staging, error)
         if not isinstance(error, Exception):  # KeyboardInterrupt and SystemExit mean more than this export
             raise
         raise failure from error
 
 
 def _export(
-    origin: Origin,
+    origin: Source,
     options: TargetOptions,
     world: World,
     target: Path,
     staging: Path,
-    asked: Future[Question] | None,
+    asked: Future[PendingInputs] | None,
     on_plan: OnPlan,
     on_poll: OnPoll,
 ) -> ExportReport:
@@ -91,7 +95,7 @@ def _export(
     progress = Progress()
     world.counters = progress.snapshot
     with origin.open(sources.catalog) as reader:
-        Stream(plan, world, reader, staging, progress).run(lambda: on_poll("export"))
+        Transfer(plan, world, reader, staging, progress).run(lambda: on_poll("export"))
     world.together(lambda: None)
     clock.lap("export")
 
@@ -117,10 +121,10 @@ def _export(
 
 
 def _describe(
-    origin: Origin, options: TargetOptions, world: World, target: Path, asked: Future[Question] | None
-) -> tuple[Sources, Reference | None]:
+    origin: Source, options: TargetOptions, world: World, target: Path, asked: Future[PendingInputs] | None
+) -> tuple[ExportInputs, Reference | None]:
     """Step 1. Rank 0 reads and checks all metadata; the others get what they need of it."""
-    kept: list[tuple[Sources, Reference]] = []
+    kept: list[tuple[ExportInputs, Reference]] = []
     origin.prepare(world)
 
     def read() -> bytes:
@@ -132,11 +136,11 @@ def _describe(
             beside=options.beside,
             sources=[*origin.sources, options.reference, Path.cwd()],
         )
-        kept.append(read_sources(origin, options, (asked or ask(options)).result()))
+        kept.append(read_inputs(origin, options, (asked or ask(options)).result()))
         return kept[0][0].to_bytes()
 
     image = world.share(read)
-    return kept[0] if kept else (Sources.from_bytes(image, options), None)
+    return kept[0] if kept else (ExportInputs.from_bytes(image, options), None)
 
 
 def _stage(world: World, target: Path, staging: Path, plan: ExportPlan) -> None:
@@ -161,14 +165,18 @@ def _stage(world: World, target: Path, staging: Path, plan: ExportPlan) -> None:
 
 
 def _complete(
-    staging: Path, plan: ExportPlan, sources: Sources, reference: Reference | None, options: TargetOptions
+    staging: Path,
+    plan: ExportPlan,
+    sources: ExportInputs,
+    reference: Reference | None,
+    options: TargetOptions,
 ) -> bytes:
     """Step 8, on rank 0: index, assets, config.json. Returns the corrections of config.json, a line each."""
     assert reference is not None
-    merge.write_index(staging, plan, merge.merge_shards(staging, plan))
+    index.write_index(staging, plan, index.merge_shards(staging, plan))
     if options.weights_only:
         return b""
-    assets.copy_assets(reference, staging)
+    copy_assets(reference, staging)
     config, corrections = config_json.corrected(
         reference.config,
         dtype=plan.main_dtype.torch_name,
@@ -192,7 +200,7 @@ def _verify_shards(
                 if not mine:
                     return
                 file = mine.pop(0)
-            record = merge.read_record(staging, file).to_json()
+            record = index.read_record(staging, file).to_json()
             faults = verify_shard(staging, record, lambda count: progress.add("verified", count))
             if faults:
                 raise VerificationError(
@@ -208,8 +216,8 @@ def _verify_shards(
 
 def _seal(staging: Path, plan: ExportPlan, report: ExportReport) -> bytes:
     """Step 9, on rank 0: manifest and SHA256SUMS, then the structure of the whole folder."""
-    records = [merge.read_record(staging, shard.file) for shard in plan.shards]
-    merge.seal(staging, plan, records, report.provenance(), report.options.contents)
+    records = [index.read_record(staging, shard.file) for shard in plan.shards]
+    index.seal(staging, plan, records, report.provenance(), report.options.contents)
     faults = verify_structure(staging)
     if faults:
         raise VerificationError("the finished folder has faults", findings=[str(fault) for fault in faults])
@@ -223,18 +231,18 @@ def _publish(staging: Path, target: Path, options: TargetOptions) -> bytes:
     return "\n".join(put(staging, target)).encode()
 
 
-def abandon(world: World, staging: Path | None, error: BaseException) -> ExportError:
+def abort(world: World, staging: Path | None, error: BaseException) -> ExportError:
     """Stop all ranks, wait until they have, and leave nothing behind. The error that all ranks raise.
 
     Ranks write into the staging folder, so one rank removes it, when each has reported or stayed silent too
     long.
     """
-    interrupt.settle()
+    signals.settle()
     own = error if isinstance(error, ExportError) else errors.unforeseen(error)
     own.at(rank=world.rank)
     world.fail(own)
-    speaks = world.take_the_floor(_GRACE_SECONDS)
-    world.break_off()
+    speaks = world.elect_reporter(_GRACE_SECONDS)
+    world.end_transfers()
     return world.agree(_clean_up(world, staging, own) if speaks else None) or own
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pp_export.checkpoint import dcp, legacy, locate
+from pp_export.checkpoint import dcp, locate
 from pp_export.checkpoint.catalog import LEGACY, Catalog
+from pp_export.checkpoint.legacy import catalog as legacy
 
 
 def read_catalog(checkpoint: Path, iteration: int | None) -> Catalog:

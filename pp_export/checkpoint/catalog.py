@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pp_export import dtypes
-from pp_export.checkpoint.canonical import canonical
-from pp_export.dtypes import DType
-from pp_export.errors import CheckpointError
-from pp_export.tensors import Box, Shape, Slice, TensorSpec
+from pp_export.checkpoint.canonical_names import canonical
+from pp_export.core import dtypes
+from pp_export.core.dtypes import DType
+from pp_export.core.errors import CheckpointError
+from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 
 LIVE, LEGACY = "live model", "torch"
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredItem:
     """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
 
     Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
@@ -44,7 +44,7 @@ class StoredBox:
     """
 
     box: Box
-    record: int
+    item: int
     begin: int = 0
     strides: Shape | None = None
 
@@ -101,7 +101,7 @@ class Catalog:
 
     description: Description
     files: tuple[str, ...]
-    records: tuple[Record, ...]
+    stored_items: tuple[StoredItem, ...]
     tensors: tuple[StoredTensor, ...]
     holders: tuple[tuple[int, ...], ...] | None = None
 
@@ -121,23 +121,23 @@ class Catalog:
         found: dict[str, list[Slice]] = {}
         for tensor in self.tensors:
             for stored in tensor.boxes:
-                for piece in slices_of(tensor, stored):
-                    found.setdefault(piece.name, []).append(piece)
+                for slice_ in slices_of(tensor, stored):
+                    found.setdefault(slice_.name, []).append(slice_)
         return {name: tuple(slices) for name, slices in found.items()}
 
     @cached_property
-    def key_of_record(self) -> dict[int, str]:
+    def key_of_item(self) -> dict[int, str]:
         """The stored key of (one of) the tensors in each record, for errors."""
-        return {stored.record: tensor.key for tensor in self.tensors for stored in tensor.boxes}
+        return {stored.item: tensor.key for tensor in self.tensors for stored in tensor.boxes}
 
     @cached_property
-    def spec_of_record(self) -> dict[int, TensorSpec]:
+    def spec_of_item(self) -> dict[int, TensorSpec]:
         """Shape and type of the one tensor that a record without a CRC of its own archives."""
         return {
-            stored.record: TensorSpec(stored.box.shape, tensor.dtype)
+            stored.item: TensorSpec(stored.box.shape, tensor.dtype)
             for tensor in self.tensors
             for stored in tensor.boxes
-            if self.records[stored.record].crc is None
+            if self.stored_items[stored.item].crc is None
         }
 
     def check_names(self) -> None:
@@ -163,14 +163,14 @@ class Catalog:
             "description": asdict(self.description),
             "files": self.files,
             "holders": self.holders,
-            "records": [[r.file, r.offset, r.length, r.crc] for r in self.records],
+            "records": [[r.file, r.offset, r.length, r.crc] for r in self.stored_items],
             "tensors": [
                 [
                     t.key,
                     t.shape,
                     t.dtype.torch_name,
                     t.interleave and [t.interleave.block, t.interleave.parts],
-                    [[b.box.offset, b.box.shape, b.record, b.begin, b.strides] for b in t.boxes],
+                    [[b.box.offset, b.box.shape, b.item, b.begin, b.strides] for b in t.boxes],
                 ]
                 for t in self.tensors
             ],
@@ -198,7 +198,7 @@ class Catalog:
         return cls(
             Description(**value["description"]),
             tuple(value["files"]),
-            tuple(Record(*record) for record in value["records"]),
+            tuple(StoredItem(*record) for record in value["records"]),
             tensors,
             None if holders is None else tuple(map(tuple, holders)),
         )
@@ -208,15 +208,15 @@ def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:
     """The slices of canonical tensors that one stored box holds, in the order of its bytes."""
     key, begin = canonical(tensor.key), stored.begin
     for name, box in key.expand(stored.box):
-        piece = Slice(name, box, tensor.dtype, stored.record, begin, stored.strides)
-        begin += piece.num_bytes
+        slice_ = Slice(name, box, tensor.dtype, stored.item, begin, stored.strides)
+        begin += slice_.num_bytes
         if tensor.interleave is not None:
-            yield from _disentangled(piece, tensor.shape[key.num_stacked], tensor.interleave)
+            yield from _disentangled(slice_, tensor.shape[key.num_stacked], tensor.interleave)
         else:
-            yield piece
+            yield slice_
 
 
-def _disentangled(piece: Slice, num_rows: int, how: Interleave) -> Iterator[Slice]:
+def _disentangled(slice_: Slice, num_rows: int, how: Interleave) -> Iterator[Slice]:
     """The parts of a slice at their true rows, where gate and up rows take turns in blocks.
 
     megatron-core cuts a TP part, in which they take turns, in the middle as if it were gate and up, and
@@ -228,17 +228,17 @@ def _disentangled(piece: Slice, num_rows: int, how: Interleave) -> Iterator[Slic
     if num_rows % (2 * how.parts) or 2 * slot % (2 * how.block):
         raise CheckpointError(
             "the rows of gate and up projection can't be disentangled",
-            where={"tensor": piece.name},
+            where={"tensor": slice_.name},
             expected=f"{how.parts} equal TP parts, each of whole blocks of {how.block} rows",
             got=f"{num_rows} rows",
         )
-    row, rows = 0, piece.box.shape[0]
+    row, rows = 0, slice_.box.shape[0]
     while row < rows:
-        second, at = divmod(piece.box.offset[0] + row, half)
+        second, at = divmod(slice_.box.offset[0] + row, half)
         part, inside = divmod(at, slot)
         number = second * slot + inside
         count = min(how.block - number % how.block, slot - inside, rows - row)
         pair, is_up = divmod(number // how.block, 2)
         true = is_up * half + part * slot + pair * how.block + number % how.block
-        yield piece.part(row, count, at=true)
+        yield slice_.part(row, count, at=true)
         row += count

@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pp_export import dtypes
-from pp_export.checkpoint import locate, training, unpickle
-from pp_export.checkpoint.canonical import canonical, framework_prefix, spelled
-from pp_export.checkpoint.catalog import Catalog, Description, Interleave, Record, StoredBox, StoredTensor
-from pp_export.errors import CheckpointError
-from pp_export.tensors import Box, check_coverage
+from pp_export.checkpoint import locate, training_args
+from pp_export.checkpoint.canonical_names import canonical, framework_prefix, spelled
+from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredItem, StoredTensor
+from pp_export.core import dtypes
+from pp_export.core.errors import CheckpointError
+from pp_export.core.tensors import Box, check_coverage
+from pp_export.torch_file import unpickler
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
 _KEY = re.compile(r"[A-Za-z0-9_.\-]+")
@@ -35,7 +36,7 @@ def read_catalog(folder: Path) -> Catalog:
     Every weight is proved to be covered exactly by its stored boxes, and every box to lie inside an existing
     file.
     """
-    metadata = unpickle.load(locate.read(folder / ".metadata"), str(folder / ".metadata"))
+    metadata = unpickler.load(locate.read(folder / ".metadata"), str(folder / ".metadata"))
     try:
         return _catalog(folder, metadata)
     except CheckpointError:
@@ -48,7 +49,7 @@ def read_catalog(folder: Path) -> Catalog:
 
 def _catalog(folder: Path, metadata: Any) -> Catalog:
     stored = _Stored(metadata)
-    is_by_megatron = any(key.startswith(training.COMMON_STATE) for key in stored.items)
+    is_by_megatron = any(key.startswith(training_args.COMMON_STATE) for key in stored.items)
     if is_by_megatron and not (folder / "metadata.json").is_file():
         raise locate.unfinished(folder)
     if stored.tensors and all(_ADAPTER.search(key) for key in stored.tensors):
@@ -58,9 +59,9 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
             got=f"{len(stored.tensors)} tensors, all of adapters",
             advice="merge it into the base model's weights, save those, and export them",
         )
-    found = training.read(folder, stored.items)
+    found = training_args.read(folder, stored.items)
     # Bridge undoes the interleaving when it saves.
-    interleave = training.interleave_of(None if found.is_bridge else found.args)
+    interleave = training_args.interleave_of(None if found.is_bridge else found.args)
     prefix = framework_prefix(stored.tensors)
     halves: defaultdict[str, dict[int | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
@@ -78,7 +79,7 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         layout=found.layout,
         other=stored.other,
     )
-    catalog = Catalog(description, tuple(stored.files), tuple(stored.records), tensors)
+    catalog = Catalog(description, tuple(stored.files), tuple(stored.stored_items), tensors)
     catalog.check_names()
     _check_files(folder, catalog)
     return catalog
@@ -96,7 +97,7 @@ class _Stored:
         }
         self._shapes = _shapes_before_flattening(metadata)
         self.files: dict[str, int] = {}
-        self.records: list[Record] = []
+        self.stored_items: list[StoredItem] = []
         self.tensors: dict[str, Any] = {}
         self.items: dict[str, tuple[str, int, int]] = {}
         counted: defaultdict[str, list[int]] = defaultdict(list)
@@ -149,8 +150,8 @@ class _Stored:
                 advice="save the checkpoint without the storage writer's extensions",
             )
         file = self.files.setdefault(_file_name(info), len(self.files))
-        self.records.append(Record(file, int(info.offset), int(info.length)))
-        return StoredBox(box, len(self.records) - 1)
+        self.stored_items.append(StoredItem(file, int(info.offset), int(info.length)))
+        return StoredBox(box, len(self.stored_items) - 1)
 
 
 def _file_name(info: Any) -> str:
@@ -194,7 +195,7 @@ def _fused(
     gate, up = parts[0], parts[1]
     axis = canonical(name).num_stacked
     rows = gate.shape[axis]
-    moved = [StoredBox(_shifted(b.box, axis, rows), b.record, b.begin, b.strides) for b in up.boxes]
+    moved = [StoredBox(_shifted(b.box, axis, rows), b.item, b.begin, b.strides) for b in up.boxes]
     shape = (*gate.shape[:axis], 2 * rows, *gate.shape[axis + 1 :])
     return StoredTensor(name, shape, gate.dtype, (*gate.boxes, *moved), interleave)
 
@@ -206,7 +207,7 @@ def _shifted(box: Box, axis: int, by: int) -> Box:
 def _writer(metadata: Any, stored: _Stored) -> list[str]:
     """What `.metadata` gives away of the releases that wrote it."""
     signs = []
-    if any(key.startswith(training.COMMON_STATE) for key in stored.items):
+    if any(key.startswith(training_args.COMMON_STATE) for key in stored.items):
         signs.append("megatron-core 0.19 or newer")
     elif metadata.kind.startswith("megatron.") or metadata.get("mcore_data") is not None:
         signs.append("megatron-core 0.8 to 0.15")
@@ -221,8 +222,8 @@ def _writer(metadata: Any, stored: _Stored) -> list[str]:
 def _check_files(folder: Path, catalog: Catalog) -> None:
     """Every file that holds a weight is there and long enough, and no two weights share a byte of it."""
     stored_in: defaultdict[int, list[tuple[int, int, str]]] = defaultdict(list)
-    for number, record in enumerate(catalog.records):
-        item = (record.offset, record.offset + record.length, catalog.key_of_record[number])
+    for number, record in enumerate(catalog.stored_items):
+        item = (record.offset, record.offset + record.length, catalog.key_of_item[number])
         stored_in[record.file].append(item)
     findings: list[str] = []
     for number, items in sorted(stored_in.items()):

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from pp_export import dtypes, transformer_config
-from pp_export.checkpoint.canonical import framework_prefix
-from pp_export.checkpoint.catalog import LIVE, Catalog, Description, Record, StoredBox, StoredTensor
-from pp_export.checkpoint.training import interleave_of, layout_of
-from pp_export.errors import CheckpointError
-from pp_export.tensors import Box, Shape, Slice, check_coverage
+from pp_export.checkpoint import transformer_config
+from pp_export.checkpoint.canonical_names import framework_prefix
+from pp_export.checkpoint.catalog import LIVE, Catalog, Description, StoredBox, StoredItem, StoredTensor
+from pp_export.checkpoint.training_args import interleave_of, layout_of
+from pp_export.core import dtypes
+from pp_export.core.errors import CheckpointError
+from pp_export.core.tensors import Box, Shape, Slice, check_coverage
 
 _STATE = "megatron.core.parallel_state"
 
@@ -137,7 +138,7 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
     _check_same(parts, args, {key for key, _, _ in found}, len(found))
     interleave = interleave_of(args)
     holders: dict[tuple[int, ...], int] = {}
-    records: list[Record] = []
+    records: list[StoredItem] = []
     tensors = []
     for (key, shape, dtype), boxes in sorted(found.items()):
         check_coverage(key, shape, list(boxes))
@@ -145,7 +146,7 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
         for box, ranks in sorted(boxes.items(), key=lambda item: item[0].offset):
             size = box.volume * dtypes.from_torch(dtype).itemsize
             stored.append(StoredBox(box, len(records)))
-            records.append(Record(holders.setdefault(tuple(sorted(set(ranks))), len(holders)), 0, size))
+            records.append(StoredItem(holders.setdefault(tuple(sorted(set(ranks))), len(holders)), 0, size))
         tensors.append(StoredTensor(key, shape, dtypes.from_torch(dtype), tuple(stored), interleave(key)))
     description = Description(LIVE, LIVE, "the running job", None, args, layout_of(args), {})
     catalog = Catalog(description, (), tuple(records), tuple(tensors), tuple(holders))
@@ -159,16 +160,16 @@ class LiveReader:
     def __init__(self, local: LocalModel, catalog: Catalog) -> None:
         held = {(box.key, box.box): box.values for box in local.boxes}
         self._values = {
-            stored.record: held[tensor.key, stored.box]
+            stored.item: held[tensor.key, stored.box]
             for tensor in catalog.tensors
             for stored in tensor.boxes
             if (tensor.key, stored.box) in held
         }
 
-    def read(self, piece: Slice, into: memoryview) -> None:
+    def read(self, slice_: Slice, into: memoryview) -> None:
         """Fill `into` (exactly the slice's bytes) with the slice in C order."""
-        values = self._values[piece.record]()
-        torch.frombuffer(into, dtype=values.dtype).view(piece.box.shape).copy_(_part(values, piece))
+        values = self._values[slice_.item]()
+        torch.frombuffer(into, dtype=values.dtype).view(slice_.box.shape).copy_(_part(values, slice_))
 
     def finish(self) -> None:
         """Parameters have no checksum of their own."""
@@ -180,16 +181,16 @@ class LiveReader:
         self._values.clear()
 
 
-def _part(values: torch.Tensor, piece: Slice) -> torch.Tensor:
-    """A view of the slice: `piece.begin` bytes into `values` in C order, of the slice's shape."""
-    at = piece.begin // piece.dtype.itemsize
+def _part(values: torch.Tensor, slice_: Slice) -> torch.Tensor:
+    """A view of the slice: `slice_.begin` bytes into `values` in C order, of the slice's shape."""
+    at = slice_.begin // slice_.dtype.itemsize
     position: list[int] = []
     for size in reversed(values.shape):
         at, index = divmod(at, size)
         position.insert(0, index)
-    shape = (1,) * (values.dim() - len(piece.box.shape)) + piece.box.shape
+    shape = (1,) * (values.dim() - len(slice_.box.shape)) + slice_.box.shape
     part = values.detach()[tuple(slice(i, i + n) for i, n in zip(position, shape))]
-    return part[(0,) * (values.dim() - len(piece.box.shape))]
+    return part[(0,) * (values.dim() - len(slice_.box.shape))]
 
 
 def _unwrapped(part: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.checkpoint.catalog import LEGACY
-from pp_export.errors import CheckpointError
+from pp_export.core.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DCP = "DCP"

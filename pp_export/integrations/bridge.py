@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 import torch
 import torch.nn
 
-from pp_export import assets, config_json, files
 from pp_export.api import Folder, export_model
-from pp_export.errors import OptionError
-from pp_export.report import ExportReport
+from pp_export.core.errors import OptionError
+from pp_export.disk import files
+from pp_export.reference import config_json
+from pp_export.reference.folder import copy_assets, read_reference
+from pp_export.steps.report import ExportReport
 
 Model = Sequence[torch.nn.Module] | torch.nn.Module
 Bridge = TypeVar("Bridge", bound="ExportBridge")
@@ -160,9 +162,9 @@ class Artifacts:
         folder = Path(save_directory)
         source = Path(original_source_path or self._bridge.reference)
         code = bool(self._bridge.options.get("code", True))
-        reference = assets.read_reference(source, code=code)
+        reference = read_reference(source, code=code)
         files.make_parents(folder / "config.json")
-        assets.copy_assets(reference, folder)
+        copy_assets(reference, folder)
         report = self._bridge.report
         config, _ = config_json.corrected(
             reference.config,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.api import Folder, export_checkpoint
-from pp_export.errors import OptionError
+from pp_export.core.errors import OptionError
 from pp_export.integrations.bridge import ExportBridge, Model
-from pp_export.report import ExportReport
+from pp_export.steps.report import ExportReport
 
 
 def save_hf_model_to_path(

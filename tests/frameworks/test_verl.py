@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.manifest import INDEX_FILE
-from pp_export.verify import verify_folder
+from pp_export.shards.manifests import INDEX_FILE
+from pp_export.verification import verify_folder
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.processes import ROOT, started, torchrun
 from tests.fixtures.reference import write_reference

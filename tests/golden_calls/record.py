@@ -1,4 +1,4 @@
-"""Record how training frameworks call an exporter to Hugging Face, from their published archives.
+"""StoredItem how training frameworks call an exporter to Hugging Face, from their published archives.
 
     python tests/golden_calls/record.py ARCHIVE [ARCHIVE ...]
 
@@ -37,7 +37,7 @@ FUNCTIONS = frozenset(
 )
 LEFT_OUT = "/recipes/"  # Megatron-Bridge's: a hundred calls of `from_hf_pretrained`, none around a save
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Record = dict[str, Any]
+StoredItem = dict[str, Any]
 
 
 def python_files(archive: Path) -> Iterator[tuple[str, str]]:
@@ -65,7 +65,7 @@ def identity(archive: Path) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", name).lower(), rest.split("-")[0]
 
 
-def parameters(function: Function) -> list[Record]:
+def parameters(function: Function) -> list[StoredItem]:
     """A definition's parameters in order, with the kinds `inspect` names and defaults as source text."""
     arguments = function.args
     positional = [
@@ -101,9 +101,9 @@ class Reader(ast.NodeVisitor):
 
     def __init__(self, framework: str, version: str, file: str) -> None:
         """Start with nothing collected; the arguments say where the file is from."""
-        self.place: Record = {"framework": framework, "version": version, "file": file}
-        self.calls: list[Record] = []
-        self.signatures: list[Record] = []
+        self.place: StoredItem = {"framework": framework, "version": version, "file": file}
+        self.calls: list[StoredItem] = []
+        self.signatures: list[StoredItem] = []
         self._classes: list[str] = []
         self._functions: list[str] = []
 
@@ -138,7 +138,7 @@ class Reader(ast.NodeVisitor):
         self._functions.pop()
 
 
-def call(node: ast.Call, context: str) -> Record:
+def call(node: ast.Call, context: str) -> StoredItem:
     """What is recorded of a call: a starred argument counts as one, a `**mapping` is the keyword "**"."""
     return {
         "line": node.lineno,
@@ -150,16 +150,16 @@ def call(node: ast.Call, context: str) -> Record:
     }
 
 
-def signature(node: Function, owner: str | None) -> Record:
+def signature(node: Function, owner: str | None) -> StoredItem:
     """What is recorded of a definition in the class `owner`, or in none."""
     return {"line": node.lineno, "class": owner, "function": node.name, "parameters": parameters(node)}
 
 
-def read(archive: Path) -> tuple[list[Record], list[Record]]:
+def read(archive: Path) -> tuple[list[StoredItem], list[StoredItem]]:
     """The calls and the signatures of one archive."""
     framework, version = identity(archive)
-    calls: list[Record] = []
-    signatures: list[Record] = []
+    calls: list[StoredItem] = []
+    signatures: list[StoredItem] = []
     for file, text in python_files(archive):
         if LEFT_OUT in file or not any(function in text for function in FUNCTIONS):
             continue
@@ -174,15 +174,15 @@ def read(archive: Path) -> tuple[list[Record], list[Record]]:
     return calls, signatures
 
 
-def read_by_hand(path: Path) -> tuple[list[Record], list[Record]]:
+def read_by_hand(path: Path) -> tuple[list[StoredItem], list[StoredItem]]:
     """The calls and the signatures of `read.json`, as if they had been parsed where they were read."""
     held = json.loads(path.read_text(encoding="utf-8"))
-    calls: list[Record] = []
+    calls: list[StoredItem] = []
     for one in held["calls"]:
         node = ast.parse(one["text"], mode="eval").body
         assert isinstance(node, ast.Call), one["text"]
         calls.append(_place(one) | call(node, one["context"]) | {"line": None})
-    signatures: list[Record] = []
+    signatures: list[StoredItem] = []
     for one in held["signatures"]:
         function = ast.parse(one["text"]).body[0]
         assert isinstance(function, ast.FunctionDef), one["text"]
@@ -190,11 +190,11 @@ def read_by_hand(path: Path) -> tuple[list[Record], list[Record]]:
     return calls, signatures
 
 
-def _place(record: Record) -> Record:
+def _place(record: StoredItem) -> StoredItem:
     return {key: record[key] for key in ("framework", "version", "file")}
 
 
-def write(path: Path, records: list[Record]) -> None:
+def write(path: Path, records: list[StoredItem]) -> None:
     """Write records, one a line, in an order that the archives' order does not change."""
     order = ("framework", "version", "file", "line", "function")
     records = sorted(records, key=lambda one: [one[key] or 0 if key == "line" else one[key] for key in order])
@@ -202,7 +202,7 @@ def write(path: Path, records: list[Record]) -> None:
 
 
 def main(archives: list[str]) -> int:
-    """Record the archives given on the command line, and what was read by hand."""
+    """StoredItem the archives given on the command line, and what was read by hand."""
     if not archives:
         sys.stderr.write(__doc__ or "")
         return 2

@@ -34,7 +34,7 @@ def test_slices_come_from_the_gpu(dtype: torch.dtype) -> None:
     before = torch.cuda.memory_allocated()
     with LiveReader(local, catalog) as reader:
         for name, slices in catalog.slices.items():
-            for row in (row for piece in slices for row in piece.rows(100_000)):
+            for row in (row for slice_ in slices for row in slice_.rows(100_000)):
                 data = bytearray(row.num_bytes)
                 reader.read(row, memoryview(data))
                 expert = int(name.split("experts.")[1].split(".")[0]) if "experts" in name else 0

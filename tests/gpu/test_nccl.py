@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from pp_export import collectives
-from pp_export.manifest import MANIFEST_FILE, SUMS_FILE
+from pp_export.distributed import process_groups
+from pp_export.shards.manifests import MANIFEST_FILE, SUMS_FILE
 from tests.fixtures.exports import files_of
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.stored import write_stored
@@ -137,7 +137,7 @@ def test_the_carrier_stages_messages_through_the_gpu(monkeypatch: pytest.MonkeyP
     dist: Any = torch.distributed
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        carrier = collectives._nccl()
+        carrier = process_groups._nccl()
         monkeypatch.setattr(dist, "send", send)
         monkeypatch.setattr(dist, "recv", receive)
         for size in (1, 64, 1 << 20, (32 << 20) + 3):

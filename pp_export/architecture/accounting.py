@@ -1,0 +1,227 @@
+"""Closed accounting: every Megatron tensor is used once or dropped for a reason, every expected HF tensor is
+made once.
+
+Works on names and shapes only, so a laptop finds what is missing before a cluster reads a byte.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pp_export.architecture.rules import Architecture, Rule
+from pp_export.architecture.sizes import ModelSizes
+from pp_export.architecture.transforms import Move, Transform
+from pp_export.core.dtypes import DType
+from pp_export.core.errors import AccountingError, CheckpointError
+from pp_export.core.tensors import Box, Shape, TensorSpec
+
+DEFINITION, INDEX, TABLE = (
+    "the model's own definition (transformers)",
+    "the reference's weight index",
+    "the table itself",
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Box `box` of the Megatron tensor `source` lands in the HF tensor `name` at `target` (as many dims as
+    `name` has).
+    """
+
+    source: str
+    box: Box
+    name: str
+    target: Shape
+
+
+@dataclass(frozen=True)
+class Account:
+    """The outcome: the HF tensors, where each source goes, what is dropped and why.
+
+    `unit_of` gives each HF tensor the sort key of its unit; `sources_of` the canonical tensors that it is
+    made of. `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it
+    out.
+    """
+
+    outputs: Mapping[str, TensorSpec]
+    unit_of: Mapping[str, tuple[int, int]]
+    sources_of: Mapping[str, tuple[str, ...]]
+    placements: Mapping[str, tuple[Placement, ...]]
+    num_parts_of: Mapping[str, int]
+    expert_of: Mapping[str, int]
+    dropped: Mapping[str, str]
+    truth: str
+
+
+def account(
+    architecture: Architecture,
+    specs: Mapping[str, TensorSpec],
+    sizes: ModelSizes,
+    *,
+    expected: Mapping[str, Shape | None] | None,
+    truth: str,
+    dtype: DType | None,
+    drop_mtp: bool,
+) -> Account:
+    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors (name -> shape on disk).
+
+    A shape of None is one that is not known. Raises AccountingError that lists every tensor without a rule,
+    every HF name made twice, missing or unexpected, and every wrong shape.
+    """
+    findings = _adapter_findings(specs)
+    dropped: dict[str, str] = {}
+    stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
+    stacks = defaultdict(list)
+    for name in specs:
+        if drop_mtp and name.startswith("mtp."):
+            dropped[name] = "--mtp drop"
+            continue
+        match = architecture.match(name)
+        if match is None:
+            findings.append(f"no rule for the Megatron tensor {name} {specs[name]}")
+        elif match[0].drop is not None:
+            dropped[name] = match[0].drop
+        else:
+            rule, holes = match
+            names = tuple(pattern.format(**holes) for pattern in rule.hf.values())
+            stacks[(rule.megatron, *names)].append(
+                (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
+            )
+    made = _Made()
+    for key, members in stacks.items():
+        findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values, dtype)
+    findings += _differences(made.outputs, expected, dropped)
+    if findings:
+        raise AccountingError(
+            "the checkpoint and the Hugging Face model do not match one to one",
+            where={"architecture": architecture.name, "expected from": truth},
+            advice="nothing was read or written; choose the right reference, or correct the table",
+            findings=findings,
+        )
+    return Account(
+        made.outputs,
+        made.unit_of,
+        made.sources_of,
+        {source: tuple(placements) for source, placements in made.placements.items()},
+        made.num_parts_of,
+        made.expert_of,
+        dropped,
+        truth,
+    )
+
+
+class _Made:
+    """HF tensors made so far."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, TensorSpec] = {}
+        self.unit_of: dict[str, tuple[int, int]] = {}
+        self.placements: defaultdict[str, list[Placement]] = defaultdict(list)
+        self.sources_of: dict[str, tuple[str, ...]] = {}
+        self.num_parts_of: dict[str, int] = {}
+        self.expert_of: dict[str, int] = {}
+        self._checked: dict[tuple[str, Shape], list[Move]] = {}
+
+    def add(
+        self,
+        names: tuple[str, ...],
+        members: list[tuple[tuple[int, ...], str, Rule, dict[str, int]]],
+        specs: Mapping[str, TensorSpec],
+        sizes: Mapping[str, int],
+        dtype: DType | None,
+    ) -> list[str]:
+        """Make the HF tensors `names` from the sources in `members`, stacked where the rule says so."""
+        numbers = [member[0] for member in members]
+        sources = tuple(member[1] for member in members)
+        rule, holes = members[0][2], members[0][3]
+        stack = tuple(max(axis) + 1 for axis in zip(*numbers))
+        if len(members) > 1 and (len(set(numbers)) != len(numbers) or not stack):
+            return [f"{name} is made twice, from {' and '.join(sources)}" for name in names]
+        if len({specs[source] for source in sources}) > 1 or len(members) != _product(stack):
+            return [
+                f"{name} stacks tensors that differ or leave gaps: {', '.join(sources)}" for name in names
+            ]
+        clashes = [
+            f"{name} is made twice, from {sources[0]} and {self.sources_of[name][0]}"
+            for name in names
+            if name in self.outputs
+        ]
+        clashes += [f"{name} is made twice, from {sources[0]}" for name, n in Counter(names).items() if n > 1]
+        if clashes:
+            return clashes
+        spec = specs[sources[0]]
+        try:
+            moves = self._moves(rule.transform, spec.shape, sizes)
+        except (AccountingError, CheckpointError) as error:
+            return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
+        by_role = dict(zip(rule.hf, names))
+        stored = dtype if dtype is not None and spec.dtype.is_floating else spec.dtype
+        for role, shape in rule.transform.outputs(moves).items():
+            self.outputs[by_role[role]] = TensorSpec((*stack, *shape), stored)
+            self.unit_of[by_role[role]] = _unit(sources[0], holes)
+            self.sources_of[by_role[role]] = sources
+        for at, source, _, numbered in members:
+            self.num_parts_of[source] = rule.transform.num_parts
+            if "expert" in numbered:
+                self.expert_of[source] = numbered["expert"]
+            self.placements[source] += [_place(source, move, by_role, at) for move in moves]
+        return []
+
+    def _moves(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> list[Move]:
+        """The checked moves of a source of `shape`: found once for all experts that are alike."""
+        if (transform.name, shape) not in self._checked:
+            moves = transform.moves(shape, sizes)
+            transform.check(shape, moves)
+            self._checked[transform.name, shape] = moves
+        return self._checked[transform.name, shape]
+
+
+def _place(source: str, move: Move, by_role: Mapping[str, str], stacked_at: tuple[int, ...]) -> Placement:
+    return Placement(source, move.box, by_role[move.role], (*stacked_at, *move.target))
+
+
+def _unit(source: str, holes: Mapping[str, int]) -> tuple[int, int]:
+    """Sort key of the unit in file order: embedding, decoder layers, MTP layers, head."""
+    if source.startswith("embedding."):
+        return (0, 0)
+    if "mtp" in holes:
+        return (2, holes["mtp"])
+    return (1, holes["layer"]) if "layer" in holes else (3, 0)
+
+
+def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:
+    return [
+        f"{name} belongs to an adapter (LoRA); merge the adapter into the base weights first"
+        for name in specs
+        if ".adapter" in name or "lora_" in name
+    ]
+
+
+def _differences(
+    outputs: Mapping[str, TensorSpec], expected: Mapping[str, Shape | None] | None, dropped: Mapping[str, str]
+) -> list[str]:
+    if expected is None:
+        return []
+    missing = [f"{name} is expected but nothing makes it" for name in expected if name not in outputs]
+    if missing and dropped:
+        missing.append(f"(dropped by a rule: {', '.join(sorted(dropped)[:8])})")
+    unexpected = [
+        f"{name} {spec} is made but the model does not have it"
+        for name, spec in outputs.items()
+        if name not in expected
+    ]
+    shapes = [
+        f"{name}: the model expects shape {list(shape)}, the checkpoint gives {list(outputs[name].shape)}"
+        for name, shape in expected.items()
+        if name in outputs and shape is not None and tuple(shape) != outputs[name].shape
+    ]
+    return missing + unexpected + shapes
+
+
+def _product(sizes: Shape) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,1 +1,0 @@
-"""Package data: one YAML table per family of models; `pp_export.rules` reads them."""

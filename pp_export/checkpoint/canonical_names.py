@@ -1,0 +1,82 @@
+"""Stored keys to canonical names.
+
+megatron-core stacks what is alike: a homogeneous decoder is stored under one key per parameter, with the
+layer as leading axis (`decoder.layers.<rest>`), and grouped experts with the expert as the next
+(`mlp.experts.experts.<rest>`). See `sharded_state_dict` in megatron/core/transformer/transformer_block.py and
+transformer/moe/experts.py. Other spellings are settled first, by `framework_prefix` and `spelled`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pp_export.core.tensors import Box, Shape
+
+_STACKED_LAYER = re.compile(r"^((?:[\w]+\.)*layers\.)(?!\d)")
+_STACKED_EXPERT = re.compile(r"\.experts\.experts\.(?!\d)")
+_SINGLE_EXPERT = re.compile(r"\.experts\.(?:experts|local_experts)\.(?=\d)")
+_GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)(?=$|_[wv]$)")
+_HALF_OF_GLU = re.compile(r"(\.linear_fc1\.(?:weight|bias))_([wv])$")
+_PREFIXES = ("model.module.module.", "model.module.", "model.", "module.module.", "module.")
+_ROOTS = ("embedding.", "decoder.", "output_layer.", "mtp.")
+
+
+@dataclass(frozen=True)
+class CanonicalKey:
+    """A stored key as a name template with one `{}` per leading stacking axis."""
+
+    template: str
+    num_stacked: int
+
+    def expand(self, box: Box) -> list[tuple[str, Box]]:
+        """The canonical tensors that a stored box touches, in the order of its bytes, and the box of each."""
+        stacked = [
+            range(box.offset[axis], box.offset[axis] + box.shape[axis]) for axis in range(self.num_stacked)
+        ]
+        inner = Box(box.offset[self.num_stacked :], box.shape[self.num_stacked :])
+        return [(self.template.format(*numbers), inner) for numbers in itertools.product(*stacked)]
+
+    def names(self, shape: Shape) -> list[str]:
+        """All canonical names that a stored tensor of `shape` holds."""
+        return [
+            self.template.format(*numbers)
+            for numbers in itertools.product(*map(range, shape[: self.num_stacked]))
+        ]
+
+
+def canonical(key: str) -> CanonicalKey:
+    """How the stored `key` maps to canonical names."""
+    template, num_layers = _STACKED_LAYER.subn(r"\1{}.", key)
+    template = _SINGLE_EXPERT.sub(".experts.", template)
+    template, num_experts = _STACKED_EXPERT.subn(".experts.{}.", template)
+    return CanonicalKey(template, num_layers + num_experts)
+
+
+def framework_prefix(keys: Iterable[str]) -> str:
+    """What a framework put before Megatron's names, `module.` for example; the longest that fits some key."""
+    keys = list(keys)
+    return next(
+        (
+            prefix
+            for prefix in _PREFIXES
+            if any(key.startswith(tuple(prefix + r for r in _ROOTS)) for key in keys)
+        ),
+        "",
+    )
+
+
+def spelled(key: str) -> tuple[str, int | None]:
+    """A key as Megatron spells it, and which half of a fused gate and up projection it is.
+
+    megatron-core writes the halves apart as `weight_w` (gate, 0) and `weight_v` (up, 1) where it must not cut
+    a tensor twice (`singleton_local_shards`, fsdp_dtensor); a grouped expert is then `linear_fc1.weight7_w`
+    (megatron/core/transformer/fsdp_dtensor_checkpoint.py).
+    """
+    key = _GROUPED_EXPERT.sub(r".experts.\3.\1.\2", key)
+    match = _HALF_OF_GLU.search(key)
+    if match is None:
+        return key, None
+    return _HALF_OF_GLU.sub(r"\1", key), "wv".index(match[2])

@@ -1,0 +1,246 @@
+"""The files of Megatron's `torch` format, a folder per model parallel rank, and what all must agree on.
+
+`mp_rank_{tensor:02d}[_{pipeline:03d}][_{expert:03d}]/model_optim_rng.pt`, the middle part only with pipeline
+parallelism, the last only with expert parallelism (`get_checkpoint_name`,
+megatron/training/checkpointing.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pp_export.checkpoint import training_args
+from pp_export.checkpoint.legacy import pipeline_layout
+from pp_export.core.errors import CheckpointError
+from pp_export.torch_file import archive
+from pp_export.torch_file.archive import Archive
+
+FILE = "model_optim_rng.pt"
+_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+_NUM_THREADS = 8
+_OLDEST_VERSION = 2.0
+# Sizes and switches that decide what lies where, or that the model's own sizes are taken from.
+_AGREED = (
+    *(
+        "tensor_model_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        *pipeline_layout.ALL,
+    ),
+    *("hidden_size", "ffn_hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups"),
+    *("kv_channels", "max_position_embeddings", "padded_vocab_size", "untie_embeddings_and_output_weights"),
+    *(
+        "swiglu",
+        "quick_geglu",
+        "add_bias_linear",
+        "add_qkv_bias",
+        "qk_layernorm",
+        "normalization",
+        "norm_epsilon",
+    ),
+    *("apply_layernorm_1p", "position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved"),
+    *("num_experts", "moe_layer_freq", "moe_ffn_hidden_size", "moe_router_topk", "moe_grouped_gemm"),
+    *("moe_shared_expert_intermediate_size", "moe_mlp_glu_interleave_size"),
+    *("moe_shared_expert_glu_interleave_size", "moe_latent_size", "mtp_use_repeated_layer"),
+    *("multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim"),
+    *("v_head_dim", "params_dtype", "bf16", "fp16", "transformer_impl"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingGrid:
+    """The parallel sizes of the run that wrote the files."""
+
+    tensor: int
+    pipeline: int
+    expert: int
+    expert_tensor: int
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> TrainingGrid:
+        """As the training args say; CheckpointError where no set of files can hold such a model."""
+        tensor = _size(args, "tensor_model_parallel_size")
+        grid = cls(
+            tensor,
+            _size(args, "pipeline_model_parallel_size"),
+            _size(args, "expert_model_parallel_size"),
+            _size(args, "expert_tensor_parallel_size", default=tensor),
+        )
+        if args.get("num_experts") and grid.tensor % grid.expert_tensor:
+            raise CheckpointError(
+                "ranks with different parts of the experts wrote to the same file, and one part is lost",
+                expected="an expert tensor parallel size that divides the tensor parallel size",
+                got=f"{grid.expert_tensor} and {grid.tensor}",
+                advice="load and save the model with --ckpt-format torch_dist, where its ranks still have it",
+            )
+        return grid
+
+    def folder(self, pipeline: int, expert: int, tensor: int) -> str:
+        """The name of the folder that the ranks at this place write to."""
+        name = f"mp_rank_{tensor:02d}"
+        name += f"_{pipeline:03d}" if self.pipeline > 1 else ""
+        return name + (f"_{expert:03d}" if self.expert > 1 else "")
+
+    def required(self) -> Iterator[tuple[int, int, int]]:
+        """The places (pipeline, expert, tensor) that are written to in any case.
+
+        The ranks of the first dense replica and of the first replica of the experts write. In a stage they
+        count through tensor parallel ranks, and through (expert, expert tensor) ones; so not every pair is
+        there.
+        """
+        writers = range(max(self.tensor, self.expert * self.expert_tensor))
+        for pipeline in range(self.pipeline):
+            for rank in writers:
+                yield pipeline, rank // self.expert_tensor % self.expert, rank % self.tensor
+
+    def places(self) -> Iterator[tuple[int, int, int]]:
+        """All places there can be."""
+        for pipeline in range(self.pipeline):
+            for expert in range(self.expert):
+                for tensor in range(self.tensor):
+                    yield pipeline, expert, tensor
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """What the ranks at one place of the grid stored."""
+
+    name: str
+    pipeline: int
+    expert: int
+    tensor: int
+    archive: Archive
+
+
+def rank_files(folder: Path) -> tuple[Mapping[str, Any], TrainingGrid, list[RankFile]]:
+    """The training args, the sizes, and the files by (pipeline, expert, tensor).
+
+    Raises CheckpointError where files are missing, too many, too old, or of different runs or iterations.
+    """
+    names = _folders(folder)
+    first = _read(folder / names[0] / FILE)
+    args = _args(first)
+    grid = TrainingGrid.of(args)
+    places = {grid.folder(*place): place for place in grid.places()}
+    missing = sorted({grid.folder(*place) for place in grid.required()} - set(names))
+    unknown = sorted(set(names) - places.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            "the folders are not those of the ranks that the training args tell of",
+            expected=f"tensor {grid.tensor} x pipeline {grid.pipeline} x expert {grid.expert} ranks",
+            got=f"{len(names)} folders",
+            advice="copy the missing ones, and take away what is of another run",
+            findings=[f"{name} is missing" for name in missing]
+            + [f"{name} is of no rank of this run" for name in unknown],
+        )
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        rest = pool.map(lambda name: _read(folder / name / FILE), names[1:])
+        archives = dict(zip(names, [first, *rest]))
+    findings = [
+        text for name in names[1:] for text in _disagreements(names[0], args, first, name, archives[name])
+    ]
+    if findings:
+        raise CheckpointError(
+            "the files are not of one save: they disagree about the run",
+            expected="the same sizes and the same iteration in all files",
+            advice="take an iteration that was saved completely by one run",
+            findings=findings,
+        )
+    files = [RankFile(f"{name}/{FILE}", *places[name], archives[name]) for name in names]
+    return args, grid, sorted(files, key=lambda file: (file.pipeline, file.expert, file.tensor))
+
+
+def _folders(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir())
+    if any(entry.name.endswith(("_model_states.pt", "_optim_states.pt")) for entry in entries):
+        raise CheckpointError(
+            "the checkpoint was written by DeepSpeed",
+            expected="a checkpoint of Megatron-LM",
+            advice="convert it with the tools of the fork that wrote it",
+        )
+    ranks = [entry for entry in entries if entry.name.startswith("mp_rank_")]
+    wrong = [entry.name for entry in ranks if not (_FOLDER.fullmatch(entry.name) and entry.is_dir())]
+    wrong += [
+        f"{entry.name} has no {FILE}" for entry in ranks if entry.is_dir() and not (entry / FILE).is_file()
+    ]
+    if wrong or not ranks:
+        raise CheckpointError(
+            "not every rank's folder is one that Megatron-LM writes",
+            expected=f"mp_rank_TT[_PPP][_EEE]/{FILE}",
+            got=None if ranks else "no such folder",
+            advice="copy the checkpoint again, and take away what is no part of it",
+            findings=wrong,
+        )
+    return [entry.name for entry in ranks]
+
+
+def _read(path: Path) -> Archive:
+    """The file, of a kind that can be exported."""
+    found = archive.read(path)
+    state = found.value
+    if not isinstance(state, dict):
+        raise CheckpointError("the file holds no checkpoint", where={"file": path}, expected="a dict")
+    models = [value for key, value in state.items() if re.fullmatch(r"model\d*", str(key))]
+    if any(isinstance(model, dict) and "language_model" in model for model in models):
+        raise CheckpointError(
+            "the model is one of Megatron-LM before megatron-core",
+            where={"file": path},
+            expected="parameters such as decoder.layers.0.self_attention.linear_qkv.weight",
+            got="model['language_model']",
+            advice="convert it with Megatron-LM 0.12: tools/checkpoint/convert.py, loader legacy, saver core",
+        )
+    version = state.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or version < _OLDEST_VERSION:
+        raise CheckpointError(
+            "the checkpoint is too old: its attention weights are in another order",
+            where={"file": path},
+            expected=f"checkpoint_version {_OLDEST_VERSION} or newer",
+            got=version if "checkpoint_version" in state else "no checkpoint_version",
+            advice="load and save it with a Megatron-LM that converts it while loading",
+        )
+    if any(str(key).startswith("modelopt_state") and state[key] for key in state):
+        raise CheckpointError(
+            "the checkpoint was quantized or pruned with ModelOpt; its weights are not the model's own",
+            where={"file": path},
+            advice="export it with ModelOpt's own exporter",
+        )
+    return found
+
+
+def _args(found: Archive) -> dict[str, Any]:
+    args = training_args.args_of(found.value)
+    if args is None:
+        raise CheckpointError(
+            "the file has no training args, and without them nobody knows which layers it holds",
+            where={"file": found.path},
+            expected="an entry `args`",
+            advice="load and save the model with Megatron-LM",
+        )
+    return args
+
+
+def _disagreements(
+    name: str, args: Mapping[str, Any], first: Archive, other_name: str, other: Archive
+) -> Iterator[str]:
+    """What two files say differently."""
+    other_args = _args(other)
+    pairs = {key: (args.get(key), other_args.get(key)) for key in _AGREED}
+    for key in ("iteration", "checkpoint_version"):
+        pairs[key] = (first.value.get(key), other.value.get(key))
+    for key, (value, other_value) in pairs.items():
+        if value != other_value:
+            yield f"{key}: {value!r} in {name}, {other_value!r} in {other_name}"
+
+
+def _size(args: Mapping[str, Any], name: str, default: int = 1) -> int:
+    value = default if args.get(name) is None else args[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            "the training args are damaged", expected=f"{name}: a whole number", got=repr(value)
+        )
+    return value

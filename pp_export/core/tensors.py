@@ -1,0 +1,191 @@
+"""Boxes of tensors: what a rank holds (slices), without and with values (slices).
+
+Everything speaks *canonical names*: Megatron's own parameter names with global layer and expert numbers, for
+example `decoder.layers.3.mlp.experts.7.linear_fc1.weight`, whatever the layout that stored them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pp_export.core.dtypes import DType
+from pp_export.core.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a tensor: elements [offset[d], offset[d] + shape[d]) in every dim d."""
+
+    offset: Shape
+    shape: Shape
+
+    @property
+    def volume(self) -> int:
+        return math.prod(self.shape)
+
+    def intersect(self, other: Box) -> Box | None:
+        """The common part, or None."""
+        begin = tuple(map(max, self.offset, other.offset))
+        end = tuple(
+            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape)
+        )
+        if any(low >= high for low, high in zip(begin, end)):
+            return None
+        return Box(begin, tuple(high - low for low, high in zip(begin, end)))
+
+    def within(self, outer: Box) -> tuple[slice, ...]:
+        """Index of this box in an array that holds `outer`."""
+        return tuple(slice(a - o, a - o + n) for a, n, o in zip(self.offset, self.shape, outer.offset))
+
+
+def whole(shape: Shape) -> Box:
+    """The box that is the tensor itself."""
+    return Box((0,) * len(shape), shape)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A box of the canonical tensor `name`, without values.
+
+    Its values lie in stored item number `item`, from byte `begin` of that record's data: contiguous and in C
+    order, or `strides` elements apart. Readers say what a record is; nothing else needs to know.
+    """
+
+    name: str
+    box: Box
+    dtype: DType
+    item: int
+    begin: int = 0
+    strides: Shape | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.box.volume * self.dtype.itemsize
+
+    def part(self, row: int, count: int, *, dim: int = 0, at: int | None = None) -> Slice:
+        """`count` rows along `dim`, from the slice's own row number `row`; they lie at row `at` of the tensor
+        (default: where the box says).
+        """
+        offset, shape = self.box.offset, self.box.shape
+        step = self.strides[dim] if self.strides is not None else math.prod(shape[dim + 1 :])
+        box = Box(_replace(offset, dim, offset[dim] + row if at is None else at), _replace(shape, dim, count))
+        return replace(self, box=box, begin=self.begin + row * step * self.dtype.itemsize)
+
+    def rows(self, max_bytes: int) -> list[Slice]:
+        """This slice cut into consecutive slices of at most `max_bytes` (at least one row each), in the order
+        of its rows.
+        """
+        dim = next((d for d, n in enumerate(self.box.shape) if n > 1), None)
+        if self.num_bytes <= max_bytes or dim is None:
+            return [self]
+        length = self.box.shape[dim]
+        step = max(1, max_bytes // (self.num_bytes // length))
+        return [self.part(row, min(step, length - row), dim=dim) for row in range(0, length, step)]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and element type of a whole tensor."""
+
+    shape: Shape
+    dtype: DType
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.torch_name}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Indices along one dim: `count` of them from `begin` on, `step` apart."""
+
+    begin: int
+    count: int
+    step: int = 1
+
+    @property
+    def end(self) -> int:
+        """One more than the last index."""
+        return self.begin + (self.count - 1) * self.step + 1
+
+
+def dense_strides(shape: Shape) -> Shape:
+    """The strides, in elements, of a tensor of `shape` whose values lie in C order one after another."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def check_coverage(name: str, shape: Shape, boxes: Sequence[Box]) -> None:
+    """Raise CheckpointError unless `boxes` fill a tensor of `shape` exactly, without overlap or overhang."""
+    if any(len(box.shape) != len(shape) for box in boxes):
+        raise CheckpointError(
+            "stored boxes have another number of dims than their tensor",
+            where={"tensor": name},
+            expected=len(shape),
+        )
+    check_spans(name, shape, [tuple(map(Span, box.offset, box.shape)) for box in boxes])
+
+
+def check_spans(name: str, shape: Shape, parts: Sequence[Sequence[Span]]) -> None:
+    """Raise CheckpointError unless `parts`, each a span along every dim, fill a tensor of `shape` exactly.
+
+    Every dim is cut where some span begins or ends, and into as many residues as its steps need; then each part
+    is a set of grid cells, and no cell may come twice.
+    """
+    for part in parts:
+        if any(span.count < 1 or span.begin < 0 or span.end > n for span, n in zip(part, shape)):
+            raise CheckpointError(
+                "a stored box reaches outside its tensor",
+                where={"tensor": name},
+                expected=f"within {shape}",
+                got=", ".join(f"[{span.begin}, {span.end})" for span in part),
+            )
+    stored = sum(math.prod(span.count for span in part) for part in parts)
+    full = math.prod(shape)
+    cells = _cells(len(shape), parts)
+    seen = len(set(cells))
+    if seen != len(cells) or stored != full:
+        raise CheckpointError(
+            "the stored boxes do not fill the tensor exactly",
+            where={"tensor": name},
+            expected=f"{full} elements, each once, for shape {list(shape)}",
+            got=f"{stored} elements in {len(parts)} boxes" + (", some twice" if seen != len(cells) else ""),
+            advice="the checkpoint lacks a rank's files or mixes two saves; save it again",
+        )
+
+
+def _cells(num_dims: int, parts: Sequence[Sequence[Span]]) -> list[tuple[tuple[int, int], ...]]:
+    """The cells of all parts. A cell is (interval, residue) in every dim; empty ones are left out."""
+    cells: list[list[tuple[tuple[int, int], ...]]] = [[()] for _ in parts]
+    for dim in range(num_dims):
+        cuts = sorted({cut for part in parts for cut in (part[dim].begin, part[dim].end)})
+        number = {cut: i for i, cut in enumerate(cuts)}
+        modulus = math.lcm(*(part[dim].step for part in parts))
+        for of_part, part in zip(cells, parts):
+            span = part[dim]
+            along = [
+                (interval, residue)
+                for interval in range(number[span.begin], number[span.end])
+                for residue in range(span.begin % span.step, modulus, span.step)
+                if cuts[interval] + (residue - cuts[interval]) % modulus < cuts[interval + 1]
+            ]
+            of_part[:] = [(*cell, here) for cell in of_part for here in along]
+    return [cell for of_part in cells for cell in of_part]
+
+
+def _replace(values: Shape, position: int, value: int) -> Shape:
+    return (*values[:position], value, *values[position + 1 :])

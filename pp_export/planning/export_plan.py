@@ -1,0 +1,186 @@
+"""The plan: which rank reads, sends, gathers and writes what; a value, the same on every rank."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pp_export.architecture.accounting import Placement
+from pp_export.core.digest import json_digest
+from pp_export.core.dtypes import DType
+from pp_export.core.tensors import Slice
+from pp_export.planning.file_layout import TensorPlace, header
+from pp_export.process.ring_buffer import pages
+
+SHARDS_IN_FLIGHT = 2
+READ_AHEAD = 2
+BASE_BYTES = 300 << 20
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one rank contributes to a bucket: its slices in order, packed one after another."""
+
+    rank: int
+    slices: tuple[Slice, ...]
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each slice begins in the packed message, and, last, the message's length."""
+        offsets = [0]
+        for slice_ in self.slices:
+            offsets.append(offsets[-1] + -(-slice_.num_bytes // ALIGNMENT) * ALIGNMENT)
+        return tuple(offsets)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.offsets[-1]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bounded part of a shard: what is read, sent and pasted at once. `number` is unique in the plan."""
+
+    number: int
+    parts: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One output file: its tensors in file order, who leads it, and the buckets that fill it."""
+
+    file: str
+    unit: str
+    stage: int
+    leader: int
+    tensors: tuple[TensorPlace, ...]
+    placements: Mapping[str, tuple[Placement, ...]]
+    buckets: tuple[Bucket, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        return header(self.tensors)
+
+    @property
+    def data_bytes(self) -> int:
+        return self.tensors[-1].end
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + self.data_bytes
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """All shards in file order, and the ranks of each stage that makes them."""
+
+    world_size: int
+    stages: tuple[tuple[int, ...], ...]
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def total_size(self) -> int:
+        return sum(shard.data_bytes for shard in self.shards)
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(place.spec.num_elements for shard in self.shards for place in shard.tensors)
+
+    @property
+    def main_dtype(self) -> DType:
+        """The element type of most of the floating-point bytes: what config.json calls the model's."""
+        sizes: Counter[DType] = Counter()
+        for shard in self.shards:
+            for place in shard.tensors:
+                sizes[place.spec.dtype] += place.spec.num_bytes * place.spec.dtype.is_floating
+        return sizes.most_common(1)[0][0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the whole plan; ranks compare it before they start."""
+        return json_digest(
+            [
+                [s.file, s.stage, s.leader, [[t.name, str(t.spec), t.begin] for t in s.tensors]]
+                + [
+                    [
+                        [p.rank, [[c.name, c.box.offset, c.box.shape, c.item, c.begin] for c in p.slices]]
+                        for p in b.parts
+                    ]
+                    for b in s.buckets
+                ]
+                for s in self.shards
+            ]
+        )
+
+    @cached_property
+    def stage_of_rank(self) -> dict[int, int]:
+        """The stage of each rank that has one; in a live model, a rank may hold nothing."""
+        return {rank: stage for stage, ranks in enumerate(self.stages) for rank in ranks}
+
+    def led_by(self, rank: int) -> list[ShardPlan]:
+        """The shards that `rank` gathers and writes, in file order."""
+        return self._led_by.get(rank, [])
+
+    def parts_of(self, rank: int) -> list[tuple[ShardPlan, Bucket, Contribution]]:
+        """What `rank` reads, in the order in which it reads it."""
+        return self._parts_of.get(rank, [])
+
+    @cached_property
+    def _led_by(self) -> dict[int, list[ShardPlan]]:
+        led: defaultdict[int, list[ShardPlan]] = defaultdict(list)
+        for shard in self.shards:
+            led[shard.leader].append(shard)
+        return dict(led)
+
+    @cached_property
+    def _parts_of(self) -> dict[int, list[tuple[ShardPlan, Bucket, Contribution]]]:
+        parts: defaultdict[int, list[tuple[ShardPlan, Bucket, Contribution]]] = defaultdict(list)
+        for shard in self.shards:
+            for bucket in shard.buckets:
+                for part in bucket.parts:
+                    parts[part.rank].append((shard, bucket, part))
+        return dict(parts)
+
+    def verifiers(self) -> list[int]:
+        """The rank that re-reads each shard: never the one that wrote it, unless there is no other."""
+        loads = [(0, rank) for rank in range(self.world_size)]
+        chosen = []
+        for shard in self.shards:
+            load, rank = heapq.heappop(loads)
+            if rank == shard.leader and loads:
+                load, rank = heapq.heapreplace(loads, (load, rank))
+            heapq.heappush(loads, (load + shard.num_bytes, rank))
+            chosen.append(rank)
+        return chosen
+
+    def read_bytes(self, rank: int) -> int:
+        return sum(slice_.num_bytes for _, _, part in self.parts_of(rank) for slice_ in part.slices)
+
+    def sent_bytes(self, rank: int) -> int:
+        return sum(part.num_bytes for shard, _, part in self.parts_of(rank) if shard.leader != rank)
+
+    def peak_bytes(self, rank: int) -> int:
+        """Planned peak of anonymous memory: a constant for the interpreter and libraries, the shards in
+        flight, the buckets read ahead, and the bucket that is being received.
+        """
+        return BASE_BYTES + self.image_bytes(rank) + self.ahead_bytes(rank) + self.incoming_bytes(rank)
+
+    def image_bytes(self, rank: int) -> int:
+        """Memory for the shards in hand: as much as SHARDS_IN_FLIGHT consecutive ones of `rank` need."""
+        led = [pages(shard.num_bytes) for shard in self.led_by(rank)]
+        return max((sum(led[i : i + SHARDS_IN_FLIGHT]) for i in range(len(led))), default=0)
+
+    def ahead_bytes(self, rank: int) -> int:
+        """Memory for the parts that `rank` has read and not yet sent or pasted."""
+        return READ_AHEAD * max((pages(part.num_bytes) for _, _, part in self.parts_of(rank)), default=0)
+
+    def incoming_bytes(self, rank: int) -> int:
+        """Memory for the parts of one bucket that other ranks send to `rank`."""
+        buckets = (bucket for shard in self.led_by(rank) for bucket in shard.buckets)
+        return max(
+            (sum(p.num_bytes for p in bucket.parts if p.rank != rank) for bucket in buckets), default=0
+        )

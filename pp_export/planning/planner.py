@@ -1,0 +1,178 @@
+"""Makes the plan: cuts units into files, files into buckets, and deals slices and shards to ranks.
+
+Files depend on the HF tensors and `max_shard_bytes` only, never on who reads or writes them: the bytes of an
+export are the same for every layout of the checkpoint and every grid of the export.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from pp_export.architecture.accounting import Account
+from pp_export.core.grid import RankGrid
+from pp_export.core.tensors import Shape, Slice, TensorSpec
+from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices, Unit
+from pp_export.planning.export_plan import Bucket, Contribution, ExportPlan, ShardPlan
+from pp_export.planning.file_layout import arrange
+
+BUCKET_BYTES = 8 << 20
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+def units_of(account: Account) -> list[Unit]:
+    """The units in file order: embedding, decoder layers, MTP layers, head."""
+    return sorted(set(account.unit_of.values()))
+
+
+def make_plan(
+    account: Account,
+    slices: Slices,
+    grid: RankGrid,
+    *,
+    max_shard_bytes: int,
+    leaders_per_stage: int | None,
+    holders: Sequence[Sequence[int]] | None = None,
+) -> ExportPlan:
+    """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
+    leads.
+
+    `holders` are the ranks that can read each record; None where every rank can read all, and `grid` decides.
+    """
+    names_of: defaultdict[Unit, list[str]] = defaultdict(list)
+    for name, unit in account.unit_of.items():
+        names_of[unit].append(name)
+    units = units_of(account)
+    files = [
+        (unit, tensors) for unit in units for tensors in _split(account, names_of[unit], max_shard_bytes)
+    ]
+    sources_of = {unit: _sources(account, names) for unit, names in names_of.items()}
+    if holders is None:
+        unit_bytes = [sum(account.outputs[name].num_bytes for name in names_of[unit]) for unit in units]
+        stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
+        assignment: Assignment = GridAssignment(grid, account, stage_of, leaders_per_stage)
+    else:
+        records_of = {
+            unit: sorted({slice_.item for source in sources_of[unit] for slice_ in slices[source]})
+            for unit in units
+        }
+        assignment = HolderAssignment(holders, records_of, leaders_per_stage)
+    shards: list[ShardPlan] = []
+    number = 0
+    for position, (unit, tensors) in enumerate(files, start=1):
+        stage = assignment.stage_of[unit]
+        leader = assignment.lead(stage, sum(spec.num_bytes for spec in tensors.values()))
+        sources = _sources(account, tensors)
+        buckets = [
+            Bucket(number + i, parts)
+            for i, parts in enumerate(_buckets(assignment, stage, leader, sources, slices))
+        ]
+        number += len(buckets)
+        shards.append(
+            ShardPlan(
+                file=f"model-{position:05d}-of-{len(files):05d}.safetensors",
+                unit=_unit_name(unit),
+                stage=stage,
+                leader=leader,
+                tensors=arrange(tensors),
+                placements={s: tuple(p for p in account.placements[s] if p.name in tensors) for s in sources},
+                buckets=tuple(buckets),
+            )
+        )
+    return ExportPlan(grid.world_size, assignment.stages, tuple(shards))
+
+
+def _sources(account: Account, names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(source for name in names for source in account.sources_of[name]))
+
+
+def _buckets(
+    assignment: Assignment, stage: int, leader: int, sources: Sequence[str], slices: Slices
+) -> list[tuple[Contribution, ...]]:
+    """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
+
+    Slices of one record stay in byte order, so that its CRC can run along.
+    """
+    filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
+    size = 0
+    for source in sources:
+        shape = _extent(slices[source])
+        for slice_ in sorted(slices[source], key=lambda slice_: (slice_.item, slice_.begin)):
+            owner = assignment.owner(stage, leader, shape, slice_)
+            for row in slice_.rows(BUCKET_BYTES):
+                if size and size + row.num_bytes > BUCKET_BYTES:
+                    filled.append(defaultdict(list))
+                    size = 0
+                filled[-1][owner].append(row)
+                size += row.num_bytes
+    return [
+        tuple(Contribution(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled
+    ]
+
+
+def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:
+    """The files of the unit that `names` are. HF tensors with a common source stay together, so that it
+    travels to one leader only.
+    """
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        groups[account.sources_of[name]].append(name)
+    ordered = sorted(
+        (sorted(group, key=_natural) for group in groups.values()), key=lambda group: _natural(group[0])
+    )
+    files: list[dict[str, TensorSpec]] = [{}]
+    size = 0
+    for together in ordered:
+        group = {name: account.outputs[name] for name in together}
+        group_bytes = sum(spec.num_bytes for spec in group.values())
+        if files[-1] and size + group_bytes > max_shard_bytes:
+            files.append({})
+            size = 0
+        files[-1].update(group)
+        size += group_bytes
+    return files
+
+
+def balance(weights: Sequence[int], num_stages: int) -> list[int]:
+    """The stage of every unit: consecutive runs, none empty, the heaviest as light as possible."""
+    low, high = max(weights), sum(weights)
+    while low < high:
+        middle = (low + high) // 2
+        if max(_fill(weights, num_stages, middle)) < num_stages:
+            high = middle
+        else:
+            low = middle + 1
+    return _fill(weights, num_stages, low)
+
+
+def _fill(weights: Sequence[int], num_stages: int, capacity: int) -> list[int]:
+    """Stages filled up to `capacity` in turn; a new one also begins where each unit left is needed for a
+    stage left.
+    """
+    stages: list[int] = []
+    stage = load = 0
+    for position, weight in enumerate(weights):
+        stages_left = num_stages - 1 - stage
+        if position and (load + weight > capacity or len(weights) - position <= stages_left):
+            stage, load = stage + 1, 0
+        load += weight
+        stages.append(stage)
+    return stages
+
+
+def _extent(slices: Sequence[Slice]) -> Shape:
+    return tuple(
+        max(ends) for ends in zip(*[[o + n for o, n in zip(s.box.offset, s.box.shape)] for s in slices])
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key in which numbers count as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+
+
+def _unit_name(unit: Unit) -> str:
+    kind, number = unit
+    return ("embed", f"layer {number}", f"mtp {number}", "head")[kind]

@@ -1,0 +1,30 @@
+"""SIGTERM and SIGINT of the command line: the first stops the work, no later one disturbs the cleaning up."""
+
+from __future__ import annotations
+
+import signal
+from typing import NoReturn
+
+from pp_export.core.errors import StoppedError
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+def install() -> None:
+    """From now on a signal raises StoppedError in the main thread; called by the command line, never by the
+    library.
+    """
+    for number in _NUMBERS:
+        signal.signal(number, _interrupt)
+
+
+def settle() -> None:
+    """From now on signals change nothing; without effect where `install` was not called."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    settle()
+    raise StoppedError(f"stopped by {signal.Signals(number).name}")

@@ -1,0 +1,108 @@
+"""Merges what the leaders wrote: the index comes from the headers on disk, held against the shard JSONs and
+the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from pp_export.core.digest import STEP_BYTES
+from pp_export.core.errors import VerificationError
+from pp_export.disk import files
+from pp_export.planning.export_plan import ExportPlan
+from pp_export.shards import manifests
+from pp_export.shards.manifests import RECORDS_FOLDER, ShardManifest
+
+
+def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
+    """The records of all shards in file order; called on rank 0 when every leader has committed.
+
+    Every name must be in the plan's file, in that file's record and in its header, as the safetensors library
+    reads it. Raises VerificationError listing every difference.
+    """
+    records, findings = [], []
+    for shard in plan.shards:
+        record = read_record(staging, shard.file)
+        planned = {
+            place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in shard.tensors
+        }
+        recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in record.tensors}
+        with safe_open(staging / shard.file, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+        if not planned == recorded == on_disk:
+            names = {
+                n
+                for n in {*planned, *recorded, *on_disk}
+                if not planned.get(n) == recorded.get(n) == on_disk.get(n)
+            }
+            findings += [
+                f"{shard.file}: {name} differs between plan, shard JSON and header" for name in sorted(names)
+            ]
+        records.append(record)
+    if findings:
+        raise VerificationError("shards are not what was planned", findings=findings)
+    return records
+
+
+def read_record(staging: Path, file: str) -> ShardManifest:
+    """The shard JSON of a committed shard."""
+    path = staging / RECORDS_FOLDER / f"{file}.json"
+    try:
+        return ShardManifest.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VerificationError(f"the shard JSON can't be read: {error!r}", where={"file": path}) from error
+
+
+def write_index(staging: Path, plan: ExportPlan, records: list[ShardManifest]) -> None:
+    """`model.safetensors.index.json`, with true sizes."""
+    weight_map = {tensor.name: record.file for record in records for tensor in record.tensors}
+    total = sum(tensor.end - tensor.begin for record in records for tensor in record.tensors)
+    value = manifests.index(weight_map, total, plan.total_parameters)
+    files.write_file(staging / manifests.INDEX_FILE, [_json_bytes(value)])
+
+
+def seal(
+    staging: Path,
+    plan: ExportPlan,
+    records: list[ShardManifest],
+    provenance: Mapping[str, Any],
+    contents: str,
+) -> None:
+    """Fold the shard JSONs into the manifest, and write it and SHA256SUMS after everything else."""
+    files.remove_folder(staging / RECORDS_FOLDER)
+    digests = {record.file: (record.bytes, record.sha256) for record in records}
+    for path in sorted(staging.rglob("*")):
+        name = path.relative_to(staging).as_posix()
+        if path.is_file() and name not in digests:
+            digests[name] = digest_file(path)
+    value = manifests.manifest(
+        records,
+        digests,
+        total_size=plan.total_size,
+        total_parameters=plan.total_parameters,
+        provenance=provenance,
+        contents=contents,
+    )
+    files.write_file(staging / manifests.MANIFEST_FILE, [_json_bytes(value)])
+    files.write_file(staging / manifests.SUMS_FILE, [manifests.sums(digests).encode()])
+
+
+def digest_file(path: Path) -> tuple[int, str]:
+    """Bytes and hex SHA-256 of a small file on disk."""
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while data := file.read(STEP_BYTES):
+            sha256.update(data)
+            size += len(data)
+    return size, sha256.hexdigest()
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,96 @@
+"""The JSON that accompanies the weights: shard records, the index, the manifest, SHA256SUMS. Values only, no
+disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pp_export.core.digest import json_digest
+
+MANIFEST_FILE, SUMS_FILE, INDEX_FILE = "export_manifest.json", "SHA256SUMS", "model.safetensors.index.json"
+RECORDS_FOLDER = ".shards"  # holds the records while the folder is staged
+MANIFEST_FORMAT = "pp_export manifest 1"
+
+
+@dataclass(frozen=True)
+class TensorManifest:
+    """A tensor of a shard as it was frozen, in the words of the safetensors header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
+    last.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    tensors: tuple[TensorManifest, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
+        tensors = tuple(
+            TensorManifest(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in value["tensors"]
+        )
+        return cls(value["file"], value["bytes"], value["sha256"], tensors)
+
+
+def index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> dict[str, Any]:
+    """`model.safetensors.index.json`: sizes in bytes and in elements, names sorted."""
+    return {
+        "metadata": {"total_parameters": total_parameters, "total_size": total_size},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+
+
+def manifest(
+    shards: Iterable[ShardManifest],
+    files: Mapping[str, tuple[int, str]],
+    *,
+    total_size: int,
+    total_parameters: int,
+    provenance: Mapping[str, Any],
+    contents: str = "folder",
+) -> dict[str, Any]:
+    """`export_manifest.json`: everything that is needed to verify the folder offline, and where it came from.
+
+    `files` gives bytes and SHA-256 of every file but the manifest and SHA256SUMS; of the weights' files only
+    where `contents` is `weights` and others put the rest beside them.
+    """
+    value = {
+        "format": MANIFEST_FORMAT,
+        "contents": contents,
+        "files": {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sorted(files.items())},
+        "shards": [shard.to_json() for shard in shards],
+        "total_size": total_size,
+        "total_parameters": total_parameters,
+        "provenance": dict(provenance),
+    }
+    return {
+        "format": value.pop("format"),
+        "digest": json_digest({"format": MANIFEST_FORMAT, **value}),
+        **value,
+    }
+
+
+def sums(files: Mapping[str, tuple[int, str]]) -> str:
+    """`SHA256SUMS` as `sha256sum -c` reads it.
+
+    The manifest is left out: it tells how this export was made, so it differs between layouts, and these
+    lines must not.
+    """
+    return "".join(f"{sha256}  {path}\n" for path, (_, sha256) in sorted(files.items()))

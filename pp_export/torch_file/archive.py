@@ -1,0 +1,242 @@
+"""One file that torch.save wrote: which tensors it holds, and where in the file their bytes lie.
+
+Since torch 1.6 such a file is a zip whose members are stored as they are: `data.pkl` tells the values, and
+every storage is a member of its own (torch/serialization.py `_save`; the bytes are those of record.py). Only
+the zip's directory, `data.pkl` and local headers are read, never a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pp_export.core import dtypes
+from pp_export.core.dtypes import DType
+from pp_export.core.errors import CheckpointError
+from pp_export.core.tensors import Shape
+from pp_export.torch_file import unpickler
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
+}
+_TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
+_PLAIN = (str, int, float, bytes, type(None))
+LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_AGAIN = "copy the file again, or take another iteration"
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as torch describes one: elements from `offset` of a storage on, `strides` elements apart."""
+
+    storage: str
+    dtype: DType
+    offset: int
+    shape: Shape
+    strides: Shape
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the values lie in C order one after another; dims of size 1 may have any stride."""
+        pairs = [(n, stride) for n, stride in zip(self.shape, self.strides) if n != 1]
+        steps = [math.prod(n for n, _ in pairs[dim + 1 :]) for dim in range(len(pairs))]
+        return [stride for _, stride in pairs] == steps
+
+    def narrow(self, dim: int, start: int, count: int) -> View:
+        """Elements [start, start + count) along `dim`."""
+        shape = (*self.shape[:dim], count, *self.shape[dim + 1 :])
+        return replace(self, offset=self.offset + start * self.strides[dim], shape=shape)
+
+    def select(self, index: int) -> View:
+        """Element `index` of the first dim, which goes away."""
+        offset = self.offset + index * self.strides[0]
+        return replace(self, offset=offset, shape=self.shape[1:], strides=self.strides[1:])
+
+    def seen_as(self, shape: Shape) -> View:
+        """The same memory in another shape; the view must be contiguous."""
+        if not self.is_contiguous or math.prod(shape) != math.prod(self.shape):
+            raise CheckpointError(
+                f"a stored tensor can't be seen in shape {list(shape)}",
+                expected="as many values, one after another",
+                got=f"shape {list(self.shape)}, strides {list(self.strides)}",
+            )
+        return replace(
+            self, shape=shape, strides=tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        )
+
+    def swapped(self) -> View:
+        """The two last dims swapped."""
+        (*outer, rows, columns), (*steps, down, right) = self.shape, self.strides
+        return replace(self, shape=(*outer, columns, rows), strides=(*steps, right, down))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A storage in the file: where its local header begins, its length in bytes, its CRC-32."""
+
+    header: int
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that torch.save wrote. Tensors in `value` are records of the pickle; `view` understands them."""
+
+    path: Path
+    value: Any
+    storages: Mapping[str, Member]
+
+    def view(self, stored: Any) -> View | None:
+        """The tensor or parameter that `stored` is, or None where it is none; CheckpointError if damaged."""
+        try:
+            view = view_of(_bare(stored))
+            if view is not None:
+                self._check_inside(view)
+            return view
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"a stored tensor is not what torch writes: {error}", where={"file": self.path}, advice=_AGAIN
+            ) from error
+
+    def _check_inside(self, view: View) -> None:
+        last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides))
+        length = self.storages[view.storage].length
+        if math.prod(view.shape) and (last + 1) * view.dtype.itemsize > length:
+            raise ValueError(f"it reaches beyond its storage of {length} bytes")
+
+    def begins(self, keys: Iterable[str]) -> dict[str, int]:
+        """The byte of the file with which each storage begins, from the local headers."""
+        found: dict[str, int] = {}
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            for key in sorted(keys, key=lambda key: self.storages[key].header):
+                member = self.storages[key]
+                file.seek(member.header)
+                header = file.read(LOCAL_HEADER.size)
+                if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+                    raise _damaged(self.path, f"no member begins at byte {member.header}")
+                *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
+                if not file.read(name_length).endswith(f"/data/{key}".encode()):
+                    raise _damaged(
+                        self.path, f"another member than data/{key} begins at byte {member.header}"
+                    )
+                found[key] = member.header + LOCAL_HEADER.size + name_length + extra_length
+                if found[key] + member.length > size:
+                    raise _damaged(self.path, f"data/{key} reaches beyond its end")
+        return found
+
+
+def view_of(tensor: Any) -> View | None:
+    """The tensor that a record of the pickle describes; None where it is none, ValueError where it can't
+    be.
+    """
+    kind = getattr(tensor, "kind", "")
+    if kind not in _TENSORS:
+        return None
+    (_, storage_kind, key, _, _), offset, shape, strides, _, _, *more = tensor.args
+    # Types that came after typed storages have a storage of bytes, and the type beside it.
+    name = _STORAGES[storage_kind.__name__] if kind.endswith("v2") else more.pop(0)
+    if any(more):
+        raise ValueError(f"it is another tensor seen through {more[0]}")
+    dtype, sizes = dtypes.from_torch(name), tuple(map(int, shape))
+    view = View(str(key), dtype, int(offset), sizes, tuple(map(int, strides)))
+    if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides)) < 0:
+        raise ValueError(f"offset {offset}, shape {shape} and strides {strides} describe no tensor")
+    return view
+
+
+def read(path: Path) -> Archive:
+    """What the file holds, without tensors; CheckpointError where it is truncated, damaged or no zip."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+            packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
+            if packed or len(members) != len(archive.infolist()):
+                raise ValueError(
+                    f"member {packed[0]} is compressed" if packed else "two members have one name"
+                )
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise ValueError("its tensors are not stored in little-endian order")
+            value = unpickler.load(archive.read(members["data.pkl"]), str(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing", where={"file": path}) from None
+    except zipfile.BadZipFile as error:
+        if start.startswith(b"PK"):
+            raise _damaged(path, f"truncated or not finished ({error})") from error
+        raise CheckpointError(
+            f"{path.name} is not what torch.save writes since torch 1.6"
+            if start
+            else f"{path.name} is empty",
+            where={"file": path},
+            expected="a zip archive",
+            got=f"a file that begins with {start!r}" if start else "no bytes",
+            advice="load it with torch and store it again with torch.save" if start else _AGAIN,
+        ) from error
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, struct.error, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+    storages = {
+        name.removeprefix("data/"): Member(member.header_offset, member.file_size, member.CRC)
+        for name, member in members.items()
+        if name.startswith("data/")
+    }
+    return Archive(path, value, storages)
+
+
+def storages_in(value: Any) -> set[str]:
+    """The keys of all storages that a value of the pickle refers to, however deep."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, _PLAIN) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, tuple) and len(item) == 5 and item[0] == "storage":
+            found.add(str(item[2]))
+        elif isinstance(item, list | tuple | set | frozenset):
+            left += item
+        elif isinstance(item, unpickler.InertObject):
+            left += item.__dict__.values()
+    return found
+
+
+def _bare(stored: Any) -> Any:
+    """The tensor in a parameter, or in a tensor with attributes, such as Megatron's fp32 masters have."""
+    kind = getattr(stored, "kind", "")
+    if kind in _PARAMETERS:
+        return _bare(stored.args[0])
+    if kind == _WITH_ATTRIBUTES:
+        function, _, args, _ = stored.args
+        return _bare(function(*args))  # records all the way: nothing of torch is called
+    return stored
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path.name} is damaged: {what}", where={"file": path}, advice=_AGAIN)

@@ -1,0 +1,107 @@
+"""The manifest, SHA256SUMS and the files present must list the same files and describe the same tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pp_export.verification.claims import Manifest, ShardClaim, parse_manifest, parse_sums
+from pp_export.verification.findings import Fault, MalformedError, shown
+from pp_export.verification.folder import MANIFEST_NAME, SUMS_NAME
+from pp_export.verification.header import Header, TensorEntry
+from pp_export.verification.survey import Survey
+
+_MODEL_WEIGHTS = re.compile(r"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?")
+MAX_MANIFEST_BYTES = 512 << 20
+MAX_SUMS_BYTES = 64 << 20
+
+
+def read_sums(survey: Survey) -> None:
+    """Fill in the digests of SHA256SUMS."""
+    if SUMS_NAME not in survey.listing.sizes:
+        survey.fault("missing-file", SUMS_NAME, f"{MANIFEST_NAME} is there without it")
+        return
+    try:
+        survey.sums, faults = parse_sums(survey.listing.read(SUMS_NAME, MAX_SUMS_BYTES))
+        survey.faults += faults
+    except MalformedError as broken:
+        survey.fault("bad-sums", SUMS_NAME, broken.message)
+
+
+def read_manifest(survey: Survey) -> None:
+    """Fill in the manifest."""
+    if MANIFEST_NAME not in survey.listing.sizes:
+        survey.fault("missing-file", MANIFEST_NAME, f"{SUMS_NAME} is there without it")
+        return
+    try:
+        survey.manifest = parse_manifest(survey.listing.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        survey.faults += survey.manifest.faults
+    except MalformedError as broken:
+        survey.fault("bad-manifest", MANIFEST_NAME, broken.message)
+
+
+def check_manifest(survey: Survey) -> None:
+    """Files listed == files summed == files present, with the recorded sizes; shard records == headers."""
+    sizes, sums = survey.listing.sizes, survey.sums or {}
+    manifest = survey.manifest if survey.manifest is not None and survey.manifest.is_readable else None
+    records = manifest.files if manifest else {}
+    present = sizes.keys() - {MANIFEST_NAME, SUMS_NAME}
+    for name in sorted((records.keys() | sums.keys()) - present):
+        lister = MANIFEST_NAME if name in records else SUMS_NAME
+        survey.fault("missing-file", name, f"{lister} lists it; it is not there")
+    if manifest is not None and manifest.contents in ("model", "weights"):
+        unlisted = present - records.keys() - sums.keys()
+        others = {name for name in unlisted if not _MODEL_WEIGHTS.fullmatch(name)}
+        survey.notes += [f"not covered by {MANIFEST_NAME}: {', '.join(sorted(others))}"] if others else []
+        present -= others
+    for name in sorted(present):
+        lacking = [
+            lister
+            for lister, names, is_readable in (
+                (MANIFEST_NAME, records, manifest is not None),
+                (SUMS_NAME, sums, survey.sums is not None),
+            )
+            if is_readable and name not in names
+        ]
+        if lacking:
+            survey.fault("unlisted-file", name, f"{' and '.join(lacking)} does not list it")
+        if name in records and sizes[name] != records[name].num_bytes:
+            text = f"it has {sizes[name]} bytes; the manifest says {records[name].num_bytes}"
+            survey.fault("wrong-size", name, text)
+    for name in sorted(records.keys() & sums.keys()):
+        if records[name].sha256 != sums[name]:
+            text = f"{MANIFEST_NAME} says SHA-256 {records[name].sha256}, {SUMS_NAME} says {sums[name]}"
+            survey.fault("manifest-mismatch", name, text)
+    if manifest is not None:
+        _check_shard_records(survey, manifest)
+
+
+def claim_faults(header: Header, record: ShardClaim) -> Iterator[Fault]:
+    """Where a header and the record of its file disagree, tensor by tensor."""
+    found = {entry.name: entry for entry in header.tensors}
+    recorded = {entry.name: entry for entry, _ in record.tensors}
+    for name in dict.fromkeys([*found, *recorded]):
+        if recorded.get(name) != found.get(name):
+            text = f"the header says {_described(found.get(name))}; "
+            text += f"the record says {_described(recorded.get(name))}"
+            yield Fault("manifest-mismatch", record.file, name, text)
+
+
+def _check_shard_records(survey: Survey, manifest: Manifest) -> None:
+    for name in survey.listing.weight_files():
+        if name in manifest.files and name not in manifest.shards:
+            survey.fault("manifest-mismatch", name, "the manifest has no shard record of it")
+    for name, record in manifest.shards.items():
+        if manifest.files.get(name) != record.whole:
+            text = "the manifest's file record and shard record disagree in size or SHA-256"
+            survey.fault("manifest-mismatch", name, text)
+        if name in survey.headers:
+            survey.faults += claim_faults(survey.headers[name], record)
+    if list(manifest.shards) != sorted(manifest.shards):
+        survey.fault("bad-manifest", MANIFEST_NAME, "its shards are not in file order")
+
+
+def _described(entry: TensorEntry | None) -> str:
+    if entry is None:
+        return "nothing"
+    return shown(f"{entry.dtype}{list(entry.shape)} at {entry.begin}..{entry.end}")

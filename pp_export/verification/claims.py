@@ -1,0 +1,190 @@
+"""What export_manifest.json and SHA256SUMS claim, read without trusting them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pp_export.core.digest import json_digest
+from pp_export.verification.findings import Fault, MalformedError, brief
+from pp_export.verification.folder import MANIFEST_NAME, SUMS_NAME, is_safe_weight_name, is_sha256
+from pp_export.verification.header import TensorEntry, parse_tensor
+from pp_export.verification.strict_json import is_count, parse_object
+
+FORMAT = "pp_export manifest 1"
+
+_XXH3_128 = re.compile(r"[0-9a-f]{32}")
+_SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n\\]+)")
+
+
+@dataclass(frozen=True)
+class FileClaim:
+    """Size and SHA-256 of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardClaim:
+    """A weight file and its tensors in file order, each with its XXH3-128."""
+
+    file: str
+    whole: FileClaim
+    tensors: tuple[tuple[TensorEntry, str], ...]
+
+    @property
+    def data_begin(self) -> int:
+        """Where the data start: they end with the file."""
+        return self.whole.num_bytes - (self.tensors[-1][0].end if self.tensors else 0)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether each tensor begins where the one before ends, so that one pass meets them in order."""
+        entries = [entry for entry, _ in self.tensors]
+        starts = [0, *(entry.end for entry in entries[:-1])]
+        return self.data_begin >= 0 and [entry.begin for entry in entries] == starts[: len(entries)]
+
+
+@dataclass
+class Manifest:
+    """The parts of a manifest that have the right form, and a fault for each that has not."""
+
+    files: dict[str, FileClaim] = field(default_factory=dict)
+    shards: dict[str, ShardClaim] = field(default_factory=dict)
+    contents: object = None
+    """`folder`, or `model` or `weights` where files of others lie beside them."""
+    total_size: object = None
+    total_parameters: object = None
+    is_readable: bool = False
+    """Whether it is a manifest at all; if not, nothing can be compared with it."""
+    faults: list[Fault] = field(default_factory=list)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest; never raises."""
+    manifest = Manifest()
+    try:
+        value = parse_object(data)
+        if value.get("format") != FORMAT:  # nothing else can be relied on
+            raise MalformedError(f"its format is {brief(value.get('format'))}; this release knows {FORMAT!r}")
+        files, shards = value.get("files"), value.get("shards")
+        if not isinstance(files, dict) or not isinstance(shards, list):
+            raise MalformedError("it has no map of files or no list of shards")
+        digest = json_digest({key: each for key, each in value.items() if key != "digest"})
+    except (MalformedError, RecursionError) as error:
+        text = error.message if isinstance(error, MalformedError) else "it is nested too deeply"
+        manifest.faults.append(_manifest_fault(text))
+        return manifest
+    if digest != value.get("digest"):
+        text = f"its content has digest {digest}, it says {brief(value.get('digest'))}"
+        manifest.faults.append(_manifest_fault(text))
+    manifest.is_readable = True
+    for name, record in files.items():
+        _collect_file(manifest, name, record)
+    for record in shards:
+        _collect_shard(manifest, record)
+    manifest.contents = value.get("contents")
+    manifest.total_size, manifest.total_parameters = value.get("total_size"), value.get("total_parameters")
+    return manifest
+
+
+def parse_shard_claim(value: object) -> ShardClaim:
+    """One entry of the manifest's `shards`, or MalformedError."""
+    if not isinstance(value, Mapping):
+        raise MalformedError(f"it is {brief(value)}")
+    file, tensors = value.get("file"), value.get("tensors")
+    if not is_safe_weight_name(file):
+        raise MalformedError(f"it names the file {brief(file)}, which was not opened")
+    whole = _parse_file_record(value)
+    if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
+        raise MalformedError("it has no list of tensors")
+    parsed = tuple(_parse_tensor_record(each) for each in tensors)
+    names: set[str] = set()
+    for entry, _ in parsed:
+        if entry.name in names:
+            raise MalformedError("it is recorded twice", tensor=entry.name)
+        names.add(entry.name)
+    return ShardClaim(str(file), whole, parsed)
+
+
+def shard_claim_fault(value: object, broken: MalformedError) -> Fault:
+    """The fault of a record that `parse_shard_claim` refused, under its file's name if that is safe."""
+    name = value.get("file") if isinstance(value, Mapping) else None
+    file = str(name) if is_safe_weight_name(name) else MANIFEST_NAME
+    return Fault("bad-manifest", file, broken.tensor, f"its shard record: {broken.message}")
+
+
+def parse_sums(data: bytes) -> tuple[dict[str, str], list[Fault]]:
+    """The digests of SHA256SUMS by path, and a fault for what is not as `sha256sum` writes it."""
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        return {}, [Fault("bad-sums", SUMS_NAME, None, "it is not UTF-8 text")]
+    faults = [] if lines.pop() == "" else [Fault("bad-sums", SUMS_NAME, None, "its last line is cut off")]
+    matches = [_SUMS_LINE.fullmatch(line) for line in lines]
+    sums = {match[2]: match[1] for match in matches if match}
+    broken = [line for line, match in zip(lines, matches, strict=True) if not match]
+    if broken:
+        faults.append(Fault("bad-sums", SUMS_NAME, None, f"not a line of sha256sum: {brief(broken[0])}"))
+    elif list(sums) != sorted(sums) or len(sums) != len(lines):
+        faults.append(Fault("bad-sums", SUMS_NAME, None, "its lines are not sorted by path, each path once"))
+    return sums, faults
+
+
+def is_safe_path(name: str) -> bool:
+    """Whether `name` is a relative path that stays in the folder, as `SHA256SUMS` can hold it."""
+    return (
+        0 < len(name) < 4096
+        and not any(character in "\\\0\n\r" for character in name)
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def _manifest_fault(message: str) -> Fault:
+    return Fault("bad-manifest", MANIFEST_NAME, None, message)
+
+
+def _collect_file(manifest: Manifest, name: str, record: Any) -> None:
+    if not is_safe_path(name):
+        text = f"it lists {brief(name)}, which may lead out of the folder; not opened"
+        manifest.faults.append(Fault("unsafe-name", MANIFEST_NAME, None, text))
+        return
+    try:
+        manifest.files[name] = _parse_file_record(record)
+    except MalformedError as broken:
+        text = f"its record in the manifest: {broken.message}"
+        manifest.faults.append(Fault("bad-manifest", name, None, text))
+
+
+def _collect_shard(manifest: Manifest, value: Any) -> None:
+    try:
+        record = parse_shard_claim(value)
+        if record.file in manifest.shards:
+            raise MalformedError("there are two")
+        manifest.shards[record.file] = record
+    except MalformedError as broken:
+        manifest.faults.append(shard_claim_fault(value, broken))
+
+
+def _parse_file_record(value: object) -> FileClaim:
+    fields = value if isinstance(value, Mapping) else {}
+    if not is_count(fields.get("bytes")) or not is_sha256(fields.get("sha256")):
+        raise MalformedError("bytes and sha256 are not a size and a digest")
+    return FileClaim(fields["bytes"], fields["sha256"])
+
+
+def _parse_tensor_record(value: Mapping[str, Any]) -> tuple[TensorEntry, str]:
+    name, digest = value.get("name"), value.get("xxh3_128")
+    if not isinstance(name, str):
+        raise MalformedError(f"it names a tensor {brief(name)}")
+    if not isinstance(digest, str) or not _XXH3_128.fullmatch(digest):
+        raise MalformedError(f"recorded digest {brief(digest)} is no XXH3-128", tensor=name)
+    try:
+        offsets = [value.get("begin"), value.get("end")]
+        entry = parse_tensor(name, value.get("dtype"), value.get("shape"), offsets)
+    except MalformedError as broken:
+        raise MalformedError(broken.message, tensor=name) from None
+    return entry, digest

@@ -1,0 +1,181 @@
+"""The bytes of files against their recorded digests, read once, from the disk and not from a cache of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from pp_export.core.digest import STEP_BYTES, sha256
+from pp_export.verification.claims import ShardClaim
+from pp_export.verification.findings import Fault, shown
+from pp_export.verification.folder import open_regular
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is recorded of one file: its SHA-256, by each source that names one, and its tensors if any."""
+
+    file: str
+    sha256_by_source: dict[str, str]
+    record: ShardClaim | None = None
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What one pass over a file found."""
+
+    num_bytes: int
+    sha256: str
+    tensors: dict[str, str] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads files and counts the bytes; may be used by several threads at once."""
+
+    def __init__(self, folder: Path, on_bytes: OnBytes | None = None) -> None:
+        self._folder, self._on_bytes = folder, on_bytes
+        self._lock, self._is_over = threading.Lock(), threading.Event()
+        self.num_bytes_read = 0
+
+    def check(self, promise: Promise) -> list[Fault]:
+        """The faults of one file. What differs is read again before the disk is blamed."""
+        first = self._attempt(promise)
+        if isinstance(first, Digests) and first.sha256 in promise.sha256_by_source.values():
+            return _compare(promise, first)
+        second = self._attempt(promise)
+        if isinstance(second, OSError):
+            return [Fault("unreadable-file", promise.file, None, f"it cannot be read: {second.strerror}")]
+        faults = _compare(promise, second)
+        if isinstance(first, OSError):
+            what = f"a read failed ({first.strerror})"
+        else:
+            damaged = [fault.tensor for fault in _compare(promise, first) if fault.tensor is not None]
+            what = f"a read gave wrong bytes{' of ' + shown(', '.join(damaged[:3])) if damaged else ''}"
+        if first != second:
+            text = f"{what}, the next read gave others: suspect memory, bus, network or controller"
+            if second.sha256 in promise.sha256_by_source.values():
+                text = f"{what}, the next was right: suspect memory, bus, network or controller"
+            faults.append(Fault("transient-read", promise.file, None, text))
+        return faults
+
+    def check_all(self, promises: Iterable[Promise], threads: int) -> list[Fault]:
+        """The faults of many files, several at a time; the order of the result is that of `promises`."""
+        with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(self.check, promise) for promise in promises]
+            try:
+                return [fault for future in futures for fault in future.result()]
+            finally:  # after an exception the other threads stop at their next read
+                self._is_over.set()
+                for future in futures:
+                    future.cancel()
+
+    def _attempt(self, promise: Promise) -> Digests | OSError:
+        try:
+            file = open_regular(self._folder / promise.file)
+        except OSError as error:
+            return error
+        with file:
+            return self._digest(file, promise.record)
+
+    def _digest(self, file: io.FileIO, record: ShardClaim | None) -> Digests | OSError:
+        """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
+        _forget(file)
+        buffer = memoryview(bytearray(STEP_BYTES))
+        whole, tensors, position = sha256(), _TensorDigests(record), 0
+        while True:
+            try:
+                num_bytes = _read_step(file, buffer)
+            except OSError as error:
+                return error
+            if not num_bytes or self._is_over.is_set():
+                return Digests(position, whole.hexdigest(), tensors.finish())
+            step = buffer[:num_bytes]
+            whole.update(step)
+            tensors.update(position, step)
+            if position:  # the header is read again
+                _forget(file, position, num_bytes)
+            position += num_bytes
+            self._count(num_bytes)
+
+    def _count(self, num_bytes: int) -> None:
+        with self._lock:
+            self.num_bytes_read += num_bytes
+            if self._on_bytes is not None:
+                self._on_bytes(num_bytes)
+
+
+class _TensorDigests:
+    """XXH3-128 of tensors that lie one after another, from bytes that come in file order."""
+
+    def __init__(self, record: ShardClaim | None) -> None:
+        known = record if record is not None and record.is_contiguous else None
+        start = known.data_begin if known else 0
+        self._ends = [(entry.name, start + entry.end) for entry, _ in known.tensors] if known else []
+        self._start, self._next = start, 0
+        self._running = xxhash.xxh3_128()
+        self._done: dict[str, str] = {}
+
+    def update(self, position: int, step: memoryview) -> None:
+        """Bytes of the file from `position` on."""
+        at, stop = max(position, self._start), position + len(step)
+        while self._next < len(self._ends) and at < stop:
+            end = min(self._ends[self._next][1], stop)
+            self._running.update(step[at - position : end - position])
+            at = end
+            self._close(at)
+
+    def finish(self) -> dict[str, str]:
+        """The digests by tensor; of tensors that the file did not reach, those of the bytes that it had."""
+        while self._next < len(self._ends):
+            self._close(self._ends[self._next][1])
+        return self._done
+
+    def _close(self, position: int) -> None:
+        while self._next < len(self._ends) and self._ends[self._next][1] <= position:
+            self._done[self._ends[self._next][0]] = self._running.hexdigest()
+            self._running.reset()
+            self._next += 1
+
+
+def _compare(promise: Promise, found: Digests) -> list[Fault]:
+    """What is wrong with one pass over a file; a tensor is named where its digest says which it is."""
+    file, record = promise.file, promise.record
+    wrong = {source: digest for source, digest in promise.sha256_by_source.items() if digest != found.sha256}
+    is_right = len(wrong) < len(promise.sha256_by_source)
+    recorded = {entry.name: digest for entry, digest in record.tensors} if record else {}
+    damaged = [name for name, digest in found.tensors.items() if recorded[name] != digest]
+    faults = []
+    for name in damaged:
+        text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {recorded[name]}"
+        if is_right:
+            text += "; the file's SHA-256 is right, so the record is wrong"
+        faults.append(Fault("wrong-digest", file, name, text))
+    if wrong and (is_right or not damaged):
+        claims = ", ".join(f"{source} says {digest}" for source, digest in wrong.items())
+        text = f"SHA-256 is {found.sha256}; {claims}"
+        if record and found.tensors and not is_right and found.num_bytes == record.whole.num_bytes:
+            text += "; every tensor matches, so the header or the recorded digest is wrong"
+        faults.append(Fault("wrong-digest", file, None, text))
+    return faults
+
+
+def _forget(file: io.FileIO, begin: int = 0, num_bytes: int = 0) -> None:
+    """Ask the kernel to drop cached pages, all of them by default."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # it is advice, and some filesystems take none
+            os.posix_fadvise(file.fileno(), begin, num_bytes, os.POSIX_FADV_DONTNEED)
+
+
+def _read_step(file: io.FileIO, buffer: memoryview) -> int:
+    """The one read call, so that a test can fail it."""
+    return file.readinto(buffer) or 0

@@ -1,0 +1,110 @@
+"""The last proof: transformers builds the model of config.json and takes every tensor of the folder.
+
+Only a class of the transformers library itself is used, whatever config.json says about code, weight files or
+kernels elsewhere. transformers' own loader is asked, not accelerate's: since version 5 it packs experts in
+memory, so that names on disk and names in the model differ, and only it knows how.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pp_export.verification.findings import Fault, brief
+from pp_export.verification.strict_json import parse_object
+
+CONFIG_NAME = "config.json"
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+# Fields that could make transformers fetch or run something that is not in the library.
+_LEADS_ELSEWHERE = {
+    "auto_map",
+    "transformers_weights",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "fusion_config",
+    "kernel_config",
+}
+
+
+def load_faults(folder: Path) -> list[Fault]:
+    """Build the model and load the folder into it, on CPU; takes as much memory as the model."""
+    try:
+        with _quiet_and_offline():
+            return list(_load(folder))
+    except Exception as error:  # noqa: BLE001 (whatever the library raises is a finding about the folder)
+        return [Fault("load-failed", CONFIG_NAME, None, f"{type(error).__name__}: {brief(str(error))}")]
+
+
+def _load(folder: Path) -> Iterator[Fault]:
+    transformers: Any = importlib.import_module("transformers")
+    config = parse_object((folder / CONFIG_NAME).read_bytes(), allow_nonfinite=True)
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    model_class: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)
+    if not is_model:
+        text = f"transformers {transformers.__version__} has no model class {brief(name)}"
+        yield Fault("load-failed", CONFIG_NAME, None, text)
+        return
+    _, info = model_class.from_pretrained(
+        str(folder),
+        config=model_class.config_class.from_dict(_without_leads(config)),
+        dtype="auto",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    for kind, key, text in (
+        ("load-missing", "missing_keys", f"{name} has it; the folder lacks it"),
+        ("load-unexpected", "unexpected_keys", f"the folder has it; {name} lacks it"),
+    ):
+        for tensor in sorted(info[key]):
+            yield Fault(kind, CONFIG_NAME, tensor, text)
+    for tensor, found, expected in sorted(info["mismatched_keys"], key=lambda each: str(each[0])):
+        text = f"the folder has shape {list(found)}, {name} has {list(expected)}"
+        yield Fault("load-mismatch", CONFIG_NAME, tensor, text)
+    for message in info.get("error_msgs", []):
+        yield Fault("load-failed", CONFIG_NAME, None, brief(str(message)))
+
+
+def _without_leads(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_leads(each) for key, each in value.items() if key not in _LEADS_ELSEWHERE}
+    return [_without_leads(each) for each in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """No network, no progress bars, no reports; everything is put back after."""
+    before = {key: os.environ.get(key) for key in _OFFLINE}
+    os.environ.update(_OFFLINE)
+    try:
+        logging: Any = importlib.import_module("transformers.utils.logging")
+        verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if had_bars:
+                logging.enable_progress_bar()
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -1,0 +1,129 @@
+"""Claims of `pp_export.architecture.transforms`: moves give what independently written torch code gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pp_export.architecture.transforms import TRANSFORMS, Move, Transform
+from pp_export.core.errors import AccountingError, CheckpointError
+from pp_export.core.tensors import Box, Shape, whole
+
+SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "vocab_size": 7}
+
+
+def apply(name: str, source: torch.Tensor, sizes: dict[str, int] = SIZES) -> dict[str, torch.Tensor]:
+    """The outputs that the transform's moves make of `source`; what no move fills stays NaN."""
+    transform, shape = TRANSFORMS[name], tuple(source.shape)
+    moves = transform.moves(shape, sizes)
+    transform.check(shape, moves)
+    outputs = {role: torch.full(of, torch.nan) for role, of in transform.outputs(moves).items()}
+    for move in moves:
+        target = Box(move.target, move.box.shape).within(whole(tuple(outputs[move.role].shape)))
+        outputs[move.role][target] = source[move.box.within(whole(shape))]
+    return outputs
+
+
+def numbered(*shape: int) -> torch.Tensor:
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 3, 4)])
+def test_copy_keeps_the_tensor(shape: Shape) -> None:
+    """`copy` gives the source under one name, whatever its number of dims."""
+    outputs = apply("copy", numbered(*shape))
+    assert outputs.keys() == {""}
+    assert torch.equal(outputs[""], numbered(*shape))
+
+
+@pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(6, 2, 3), (4, 4, 2), (5, 1, 4), (6, 3, 1)])
+def test_split_qkv_separates_query_groups(heads: int, groups: int, dim: int, rest: Shape) -> None:
+    """Each group's queries, key and value end in q, k and v in the order of the heads, for weights and
+    biases.
+    """
+    fused = numbered((heads + 2 * groups) * dim, *rest)
+    sizes = {"num_attention_heads": heads, "num_query_groups": groups, "head_dim": dim}
+    by_group = fused.reshape(groups, heads // groups + 2, dim, *rest)
+    expected = {
+        "q": by_group[:, :-2].reshape(heads * dim, *rest),
+        "k": by_group[:, -2].reshape(groups * dim, *rest),
+        "v": by_group[:, -1].reshape(groups * dim, *rest),
+    }
+    outputs = apply("split_qkv", fused, sizes)
+    assert outputs.keys() == expected.keys()
+    assert all(torch.equal(outputs[role], expected[role]) for role in expected)
+
+
+@pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
+def test_split_glu_separates_gate_and_up(rest: Shape) -> None:
+    """The first half of the rows is the gate, the second half the up projection."""
+    fused = numbered(10, *rest)
+    gate, up = fused.chunk(2)
+    outputs = apply("split_glu", fused)
+    assert outputs.keys() == {"gate", "up"}
+    assert torch.equal(outputs["gate"], gate)
+    assert torch.equal(outputs["up"], up)
+
+
+@pytest.mark.parametrize("rows", [7, 8, 64])
+def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
+    """Only the rows of true tokens remain, also where there is no padding."""
+    outputs = apply("vocabulary", numbered(rows, 3))
+    assert torch.equal(outputs[""], numbered(rows, 3)[:7])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("split_qkv", (29, 4), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
+        ("split_qkv", (), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
+        ("split_glu", (9, 4), "an even number of rows"),
+        ("split_glu", (), "an even number of rows"),
+        ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),
+        ("vocabulary", (), "at least vocab_size = 7 rows"),
+    ],
+)
+def test_misfits_are_refused(name: str, shape: Shape, expected: str) -> None:
+    """A tensor that a transform can't take apart evenly is refused, with the rows it should have."""
+    with pytest.raises(AccountingError, match=f"{name} does not fit") as caught:
+        TRANSFORMS[name].moves(shape, SIZES)
+    assert caught.value.expected == expected
+    assert caught.value.got == f"shape {list(shape)}"
+
+
+@pytest.mark.parametrize("groups", [0, 4], ids=["no groups", "groups that do not divide the heads"])
+def test_heads_that_groups_do_not_divide_are_refused(groups: int) -> None:
+    """Without a whole number of heads per group nothing is split, even if the number of rows happens to
+    fit.
+    """
+    sizes = {"num_attention_heads": 6, "num_query_groups": groups, "head_dim": 3}
+    with pytest.raises(AccountingError, match="split_qkv does not fit"):
+        TRANSFORMS["split_qkv"].moves(((6 + 2 * groups) * 3, 4), sizes)
+
+
+def test_a_transform_that_loses_or_doubles_elements_is_refused() -> None:
+    """`check` refuses moves that leave out an element, use one twice, or leave a hole in an output."""
+    half, other = Box((0, 0), (2, 3)), Box((2, 0), (2, 3))
+    bad = {
+        "loses": [Move("", half, (0, 0))],
+        "doubles": [Move("a", whole((4, 3)), (0, 0)), Move("b", half, (0, 0))],
+        "leaves a hole": [Move("", half, (0, 0)), Move("", other, (3, 0))],
+        "overwrites": [Move("", half, (0, 0)), Move("", other, (1, 0))],
+    }
+    for moves in bad.values():
+        with pytest.raises(CheckpointError):
+            Transform("bad", ("",), lambda shape, sizes: []).check((4, 3), moves)
+    good = [Move("", half, (2, 0)), Move("", other, (0, 0))]
+    Transform("good", ("",), lambda shape, sizes: []).check((4, 3), good)
+
+
+def test_parts_are_those_that_tensor_parallelism_splits() -> None:
+    """Only the fused gate and up projection is split by tensor parallelism in two parts of its own."""
+    assert {name: t.num_parts for name, t in TRANSFORMS.items()} == {
+        "copy": 1,
+        "vocabulary": 1,
+        "split_qkv": 1,
+        "split_glu": 2,
+    }
+    assert [name for name, t in TRANSFORMS.items() if t.drops] == ["vocabulary"]

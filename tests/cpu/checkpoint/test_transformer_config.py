@@ -1,0 +1,140 @@
+"""Claims of `pp_export.checkpoint.transformer_config`: a TransformerConfig says in its own words what the
+training args say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pp_export.checkpoint.transformer_config import as_args
+
+RENAMED = [
+    ("num_moe_experts", "num_experts", 8),
+    ("layernorm_epsilon", "norm_epsilon", 1e-6),
+    ("layernorm_zero_centered_gamma", "apply_layernorm_1p", True),
+    ("num_layers_in_first_pipeline_stage", "decoder_first_pipeline_num_layers", 3),
+    ("num_layers_in_last_pipeline_stage", "decoder_last_pipeline_num_layers", 2),
+]
+
+
+@pytest.mark.parametrize(("own", "name", "value"), RENAMED)
+def test_words_that_differ_are_translated(own: str, name: str, value: object) -> None:
+    """A renamed size is there under the training args' word only, with its value."""
+    assert as_args({own: value}) == {name: value}
+    assert as_args({own: None}) == {name: None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_layers", 6),
+        ("kv_channels", None),
+        ("add_qkv_bias", True),
+        ("rotary_base", 1e6),
+        ("position_embedding_type", "rope"),
+        ("moe_layer_freq", [0, 1, 1]),
+        ("moe_mlp_glu_interleave_size", 32),
+        ("multi_latent_attention", False),
+        ("virtual_pipeline_model_parallel_size", 2),
+        ("account_for_loss_in_pipeline_split", True),
+        ("vocab_size", 32000),
+    ],
+)
+def test_words_that_both_have_are_kept(name: str, value: object) -> None:
+    """A word with one meaning in both vocabularies keeps it."""
+    assert as_args({name: value}) == {name: value}
+
+
+def test_what_is_no_size_is_left_out() -> None:
+    """Words that no export needs, and words of training args that mean something else here, don't appear."""
+    assert as_args({"hidden_dropout": 0.1, "norm_epsilon": 1.0, "swiglu": True, "num_experts": 3}) == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "is_swiglu"),
+    [
+        (functional.silu, True),
+        ("torch.nn.functional.silu", True),
+        ("silu", True),
+        ({"_target_": "torch.nn.functional.silu", "_call_": False}, True),
+        (functional.gelu, False),
+        ("torch.nn.functional.gelu", False),
+        ({"_target_": "megatron.core.activations.squared_relu"}, False),
+        ({}, False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_swiglu_is_a_gate_with_silu(function: Any, is_swiglu: bool) -> None:
+    """However the function is given, `swiglu` is true for a gated SiLU alone."""
+    config: dict[str, Any] = {"activation_func": function}
+    assert as_args(config | {"gated_linear_unit": True})["swiglu"] is is_swiglu
+    assert as_args(config | {"gated_linear_unit": False})["swiglu"] is False
+    assert "swiglu" not in as_args(config)
+
+
+def test_a_gate_without_a_function_is_no_swiglu() -> None:
+    """A config that doesn't say its function has none to be taken for SiLU."""
+    assert as_args({"gated_linear_unit": True}) == {"swiglu": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"),
+    [
+        ({"num_query_groups": 4, "num_attention_heads": 8}, 4),
+        ({"num_query_groups": None, "num_attention_heads": 8}, 8),
+        ({"num_query_groups": None}, None),
+    ],
+)
+def test_no_groups_are_as_many_as_heads(config: Mapping[str, Any], groups: int | None) -> None:
+    """megatron-core's None means one group per head, and groups always count: there is no switch."""
+    args = as_args(config)
+    assert (args["num_query_groups"], args["group_query_attention"]) == (groups, True)
+    assert "group_query_attention" not in as_args({"num_attention_heads": 8})
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_shared_embeddings_are_the_opposite_of_untied(is_shared: bool) -> None:
+    """`untie_embeddings_and_output_weights` is the negation, and absent where nothing is said."""
+    args = as_args({"share_embeddings_and_output_weights": is_shared})
+    assert args == {"untie_embeddings_and_output_weights": not is_shared}
+
+
+def test_the_vocabulary_is_padded_only_where_it_says_so() -> None:
+    """The divisor counts with `should_pad_vocab` alone: Bridge stores it in every config."""
+    divisor = {"make_vocab_size_divisible_by": 128, "vocab_size": 1000}
+    assert as_args(divisor | {"should_pad_vocab": True}) == divisor
+    assert as_args(divisor | {"should_pad_vocab": False}) == {"vocab_size": 1000}
+    assert as_args(divisor) == {"vocab_size": 1000}
+
+
+class Kind(Enum):
+    ROPE = "rope"
+
+
+def test_every_value_can_be_written_as_json() -> None:
+    """Types, enums and functions become text, tuples lists, whatever object holds them; plain values
+    stay.
+    """
+    config = {
+        "params_dtype": torch.bfloat16,
+        "position_embedding_type": Kind.ROPE,
+        "normalization": partial(int),
+        "moe_layer_freq": (1, (0, torch.float32)),
+        "num_moe_experts": None,
+        "rotary_percent": 0.5,
+    }
+    args = as_args(config)
+    assert json.loads(json.dumps(args)) == args
+    assert args["params_dtype"] == "torch.bfloat16"
+    assert args["position_embedding_type"] == "Kind.ROPE"
+    assert args["moe_layer_freq"] == [1, [0, "torch.float32"]]
+    assert (args["num_experts"], args["rotary_percent"]) == (None, 0.5)

@@ -1,0 +1,192 @@
+"""Claims of `pp_export.core.options`: options come from one dataclass, and what is not one of them is
+refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pp_export.core import options
+from pp_export.core.errors import OptionError
+from pp_export.core.options import ExportOptions, options_from
+
+NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "out"}
+
+
+def _options(**values: Any) -> ExportOptions:
+    return options_from(NEEDED | values, "the test", ExportOptions)
+
+
+def test_defaults_need_only_the_three_folders() -> None:
+    """Checkpoint, reference and output are enough; text becomes paths."""
+    options = _options()
+    assert (options.checkpoint, options.reference, options.output) == (Path("ckpt"), Path("ref"), Path("out"))
+    assert options.verify
+    assert options.check_source
+    assert not options.overwrite
+    assert options == ExportOptions(checkpoint=Path("ckpt"), reference=Path("ref"), output=Path("out"))
+
+
+def test_every_missing_option_is_listed() -> None:
+    """All required options that are absent or empty are named at once, as the flags that give them."""
+    with pytest.raises(OptionError, match="options are missing") as caught:
+        options_from({"reference": "ref", "output": None}, "job.yaml", ExportOptions)
+    assert caught.value.findings == ("--output", "--checkpoint")
+    assert caught.value.where == {"given in": "job.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("chekpoint", "checkpoint"),
+        ("tensor-parallel", "tensor_parallel"),
+        ("max_shard_sizes", "max_shard_size"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(key: str, nearest: str) -> None:
+    """A key that is no option is refused, and the nearest option is named."""
+    with pytest.raises(OptionError, match="unknown options") as caught:
+        _options(**{key: 1})
+    assert caught.value.findings == (f"unknown key {key!r}; did you mean {nearest!r}?",)
+
+
+def test_all_unknown_keys_are_listed_and_far_ones_get_no_guess() -> None:
+    """Every unknown key is listed; where nothing is near, nothing is suggested."""
+    with pytest.raises(OptionError) as caught:
+        _options(zzzzzz=1, dtypes="float32")
+    assert caught.value.findings == ("unknown key 'zzzzzz'", "unknown key 'dtypes'; did you mean 'dtype'?")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("iteration", "100", 100),
+        ("tensor_parallel", 2, 2),
+        ("iteration", None, None),
+        ("stall_seconds", "2.5", 2.5),
+        ("stall_seconds", 3, 3.0),
+        ("leaders_per_stage", 2, "2"),
+        ("max_shard_size", 1000, "1000"),
+        ("verify", False, False),
+        ("report", "r.json", Path("r.json")),
+        ("report", None, None),
+        ("architecture", "a.yaml", "a.yaml"),
+    ],
+)
+def test_values_of_the_right_kind_are_taken(key: str, value: Any, expected: Any) -> None:
+    """Values come as flags give them (text) or as YAML gives them (typed), and end as the field's type."""
+    taken = getattr(_options(**{key: value}), key)
+    assert taken == expected
+    assert type(taken) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("iteration", "ten"),
+        ("iteration", 1.5),
+        ("iteration", True),
+        ("tensor_parallel", [2]),
+        ("stall_seconds", "long"),
+        ("stall_seconds", True),
+        ("verify", "yes"),
+        ("verify", 1),
+        ("verify", None),
+        ("check_source", None),
+        ("stall_seconds", None),
+        ("max_shard_size", None),
+        ("output", 5),
+        ("architecture", {"a": 1}),
+        ("dtype", ["float32"]),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(key: str, value: Any) -> None:
+    """A value of another type is refused, naming the flag; an empty one never turns a check off."""
+    with pytest.raises(OptionError, match=f"--{options.flag(key)} has a value of the wrong type") as caught:
+        _options(**{key: value})
+    assert caught.value.got == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dtype", "float64"),
+        ("mtp", "keep"),
+        ("backend", "mpi"),
+        ("pipeline_parallel", 0),
+        ("tensor_parallel", -1),
+        ("expert_parallel", 0),
+        ("vocab_size", 0),
+        ("stall_seconds", 0),
+        ("stall_seconds", float("nan")),
+        ("max_shard_size", "5 parsecs"),
+        ("max_shard_size", "0"),
+        ("max_shard_size", "0.0001KB"),
+        ("max_shard_size", "-5GB"),
+        ("leaders_per_stage", "some"),
+        ("leaders_per_stage", 0),
+        ("leaders_per_stage", "²"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(key: str, value: Any) -> None:
+    """Values outside an option's choices or range are refused when the options are made."""
+    with pytest.raises(OptionError):
+        _options(**{key: value})
+
+
+def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
+    """Sizes take decimal and binary units in any case; leaders are a number or all."""
+    sizes = {"5GB": 5 * 10**9, "512MiB": 512 << 20, "1.5kb": 1500, " 7 ": 7, "2 TB": 2 * 10**12}
+    assert {text: options.parse_bytes(text) for text in sizes} == sizes
+    assert options.parse_leaders("3") == 3
+    assert options.parse_leaders("all") is None
+
+
+def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
+    """A job file gives the same values as a mapping would; any other content is refused with the file's
+    name.
+    """
+    path = tmp_path / "job.yaml"
+    path.write_text("checkpoint: /c\nverify: false\niteration: 7\n")
+    assert options.read_job(path) == {"checkpoint": "/c", "verify": False, "iteration": 7}
+    for text in ("", "- a\n- b\n", "1: 2\n", "a: [\n", "a: !!python/object/apply:os.getcwd []\n", "\x00"):
+        path.write_text(text)
+        with pytest.raises(OptionError) as caught:
+            options.read_job(path)
+        assert caught.value.where == {"file": str(path)}
+    path.write_bytes(b"a: \xff\xfe\n")
+    with pytest.raises(OptionError, match="can't be read"):
+        options.read_job(path)
+    with pytest.raises(OptionError, match="can't be read"):
+        options.read_job(tmp_path / "absent.yaml")
+
+
+def test_a_setting_is_read_as_yaml() -> None:
+    """`--set key=value` gives the typed value; dashes in the key are fine, a text without = or not YAML is
+    not.
+    """
+    assert options.parse_setting("verify=false") == ("verify", False)
+    assert options.parse_setting("tensor-parallel=2") == ("tensor_parallel", 2)
+    assert options.parse_setting("output=/a=b") == ("output", "/a=b")
+    for text in ("verify", "verify=[", "verify=!!python/name:os.system"):
+        with pytest.raises(OptionError, match="--set"):
+            options.parse_setting(text)
+
+
+def test_options_become_json_and_come_back() -> None:
+    """What the report keeps of the options is JSON, from which the same options can be made again."""
+    options = _options(iteration=3, report="r.json", verify=False)
+    value = json.loads(json.dumps(options.to_json()))
+    assert value.keys() == {option.name for option in dataclasses.fields(ExportOptions)}
+    assert options_from(value, "report", ExportOptions) == options
+
+
+def test_every_option_has_a_help_text() -> None:
+    """Every field carries the help that the command line prints."""
+    for option in dataclasses.fields(ExportOptions):
+        assert len(option.metadata["help"]) > 8, option.name

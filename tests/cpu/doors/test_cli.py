@@ -1,0 +1,291 @@
+"""Claims of `pp_export.cli`: wrong arguments are named, results go to stdout, the exit status tells the
+outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import pp_export
+from pp_export import cli
+from pp_export.core import options
+from pp_export.core.options import ExportOptions, options_from, read_job
+from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures.undefined import without_definition
+
+ROOT = Path(pp_export.__file__).resolve().parents[1]
+
+
+class Outcome(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs a command in this process, as one rank, and puts signals and logging back afterwards."""
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cli.os, "_exit", leave)  # type: ignore[attr-defined]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    logger = logging.getLogger("pp_export")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as left:
+            status = left.code if isinstance(left.code, int) else 1
+        return Outcome(status, *capsys.readouterr())
+
+    with without_definition():
+        yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def folders(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> list[object]:
+    """The flags that every export needs."""
+    return [
+        *("--checkpoint", checkpoint("qwen2", "tp2pp2")),
+        *("--reference", reference("qwen2")),
+        *("--output", tmp_path / "out"),
+    ]
+
+
+def parsed(*arguments: str) -> ExportOptions:
+    return cli._options(cli._parser().parse_args(["export", *arguments]))
+
+
+FOLDERS = ("--checkpoint", "c", "--reference", "r", "--output", "o")
+
+
+# --- arguments
+
+
+def test_every_option_is_a_flag_with_its_help(run: Run) -> None:
+    """The help of export and plan names every field of the options as a flag, with its text and its
+    choices.
+    """
+    for command in ("export", "plan"):
+        shown = run(command, "--help")
+        assert shown.status == 0
+        text = " ".join(shown.stdout.split())
+        for option in dataclasses.fields(ExportOptions):
+            assert f"--{options.flag(option.name)}" in text
+            assert " ".join(option.metadata["help"].split()) in text
+        assert "{checkpoint,float32,bfloat16,float16}" in text
+        assert "--no-verify" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["export", "--tensor-paralel", "2"],
+            "unknown flag --tensor-paralel; did you mean --tensor-parallel?",
+        ),
+        (["export", "--over"], "unknown flag --over; did you mean --overwrite?"),
+        (["plan", "--world-sizes=4"], "unknown flag --world-sizes=4; did you mean --world-size?"),
+        (["verify", "--quik", "x"], "unknown flag --quik; did you mean --quick?"),
+        (["inspect", "x", "--qqqqqqqq"], "unknown flag --qqqqqqqq\n"),
+        (["exprt"], "invalid choice: 'exprt'"),
+        ([], "required: COMMAND"),
+        (["verify", "x", "--quick", "--subset", "1/2"], "not allowed with argument --quick"),
+        (["plan", "--world-size", "four"], "invalid int value: 'four'"),
+    ],
+)
+def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], told: str) -> None:
+    """An unknown flag is refused with the nearest known one (none is guessed from afar), shortened ones
+    too.
+    """
+    outcome = run(*arguments)
+    assert outcome.status == 2
+    assert told in outcome.stderr
+    assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["export"], ["options are missing", "--checkpoint", "--reference", "--output"]),
+        (["plan", "--checkpoint", "c"], ["--reference", "--output"]),
+        (["export", *FOLDERS, "--set", "tensor_paralel=2"], ["did you mean 'tensor_parallel'?"]),
+        (["export", *FOLDERS, "--set", "verify"], ["--set takes key=value"]),
+        (["export", *FOLDERS, "--dtype", "int8"], ["--dtype has no such value", "bfloat16", "int8"]),
+        (["export", *FOLDERS, "--iteration", "ten"], ["--iteration has a value of the wrong type", "'ten'"]),
+        (["plan", *FOLDERS, "--world-size", "0"], ["--world-size must be at least 1"]),
+        (["export", "absent.yaml"], ["the job file can't be read", "absent.yaml"]),
+        (["verify", "x", "--subset", "1of2"], ["--subset takes I/N", "1of2"]),
+        (["verify", "x", "--subset", "3/2"], ["a subset is i/n"]),
+        (["inspect", "absent"], ["the checkpoint folder does not exist", "absent"]),
+        (["diff", "absent", "absent"], ["absent"]),
+    ],
+)
+def test_wrong_values_are_errors_with_their_reason(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: list[str]
+) -> None:
+    """A wrong value ends with status 1 and one error on stderr that names it; nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*arguments)
+    assert outcome.status == 1
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert all(text in outcome.stderr for text in told), outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_go_before_settings_and_settings_before_the_job(tmp_path: Path) -> None:
+    """Of a value given three times the flag's counts, then --set, then the job file's; the rest is kept."""
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "checkpoint: from-job\nreference: from-job\noutput: from-job\n"
+        "iteration: 1\nverify: false\ndtype: float16\n"
+    )
+    options = parsed(
+        str(job), "--set", "output=from-set", "--set", "reference=from-set", "--reference", "from-flag",
+        "--set", "iteration=2", "--iteration", "3", "--verify",
+    )  # fmt: skip
+    assert (options.checkpoint, options.output) == (Path("from-job"), Path("from-set"))
+    assert options.reference == Path("from-flag")
+    assert (options.iteration, options.verify, options.dtype) == (3, True, "float16")
+    assert parsed(str(job), "--no-code").verify is False
+
+
+def test_switches_have_both_forms() -> None:
+    """Every yes-or-no option can be switched on and off; without a flag it has its default."""
+    for option in dataclasses.fields(ExportOptions):
+        if isinstance(option.default, bool):
+            name = options.flag(option.name)
+            assert getattr(parsed(*FOLDERS, f"--{name}"), option.name) is True
+            assert getattr(parsed(*FOLDERS, f"--no-{name}"), option.name) is False
+            assert getattr(parsed(*FOLDERS), option.name) is option.default
+
+
+def test_unknown_keys_of_a_job_name_the_file_and_the_nearest(run: Run, tmp_path: Path) -> None:
+    """A job file with a wrong key is refused with the file, the key and the nearest known key."""
+    job = tmp_path / "job.yaml"
+    job.write_text("chekpoint: x\nreference: r\n")
+    outcome = run("plan", job)
+    assert outcome.status == 1
+    assert "unknown key 'chekpoint'; did you mean 'checkpoint'?" in outcome.stderr
+    assert str(job) in outcome.stderr
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_packaged_jobs_are_valid(job: Path) -> None:
+    """The job files that people start from have known keys and possible values."""
+    options_from(read_job(job), str(job), ExportOptions)
+
+
+# --- commands
+
+
+def test_plan_shows_and_makes_nothing(run: Run, folders: list[object], tmp_path: Path) -> None:
+    """`plan` prints a table, or with --json a value, of what an export by so many ranks would do, and makes
+    nothing.
+    """
+    shown = run("plan", *folders, "--world-size", 4)
+    assert shown.status == 0
+    assert "model-00008-of-00008.safetensors" in shown.stdout
+    value = json.loads(run("plan", *folders, "--world-size", 4, "--json").stdout)
+    assert [rank["rank"] for rank in value["ranks"]] == [0, 1, 2, 3]
+    assert len(value["shards"]) == 8
+    assert value["expected_from"] == "the table itself"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_takes_a_job_file_like_flags(run: Run, folders: list[Any], tmp_path: Path) -> None:
+    """The same values in a job file give the same plan as flags do."""
+    job = tmp_path / "job.yaml"
+    values = dict(zip(folders[::2], map(str, folders[1::2])))
+    lines = [f"{flag.removeprefix('--')}: {value}\n" for flag, value in values.items()]
+    job.write_text("".join([*lines, "max_shard_size: 60KB\n"]))
+    by_flags = run("plan", *folders, "--max-shard-size", "60KB", "--json")
+    by_job = run("plan", job, "--json")
+    assert by_flags.status == by_job.status == 0
+    assert json.loads(by_flags.stdout) == json.loads(by_job.stdout)
+
+
+def test_plan_refuses_a_world_that_the_grid_does_not_divide(run: Run, folders: list[object]) -> None:
+    """A world size that the asked parallel sizes don't divide is refused with both."""
+    outcome = run("plan", *folders, "--world-size", 6, "--tensor-parallel", 4)
+    assert outcome.status == 1
+    assert "6 ranks" in outcome.stderr
+
+
+def test_inspect_shows_the_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
+    """`inspect` takes the root or an iteration folder and prints a table, or with --json a value."""
+    root = checkpoint("qwen2", "tp2pp2")
+    value = json.loads(run("inspect", root, "--json").stdout)
+    assert value["iteration"] == 10
+    assert value == json.loads(run("inspect", root / "iter_0000010", "--json").stdout)
+    assert value == json.loads(run("inspect", root, "--iteration", 10, "--json").stdout)
+    assert run("inspect", root, "--iteration", 11).status == 1
+    assert "embedding.word_embeddings.weight" in run("inspect", root).stdout
+
+
+def test_an_export_of_one_process_can_be_verified_and_compared(
+    run: Run, folders: list[object], tmp_path: Path
+) -> None:
+    """`export` as one process makes a folder that `verify` proves and `diff` finds identical to another
+    one's.
+    """
+    made = run("export", *folders, "--json", "--report", tmp_path / "report.json")
+    assert made.status == 0
+    value = json.loads(made.stdout)
+    assert value == json.loads((tmp_path / "report.json").read_text())
+    assert (value["status"], value["num_files"]) == ("ok", 8)
+    out, other = tmp_path / "out", tmp_path / "other"
+    summary = run("export", *folders, "--output", other, "--max-shard-size", "60KB", "--no-verify").stdout
+    assert "NOT verified" in summary
+    verified = run("verify", out, "--json")
+    assert (verified.status, json.loads(verified.stdout)["ok"]) == (0, True)
+    compared = run("diff", out, other, "--json")
+    assert (compared.status, json.loads(compared.stdout)["identical"]) == (0, True)
+
+    shard = sorted(out.glob("*.safetensors"))[3]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    damaged = run("verify", out)
+    assert damaged.status == 1
+    assert f"{shard.name}" in damaged.stdout
+    assert run("verify", out, "--quick").status == 0
+    different = run("diff", out, other)
+    assert different.status == 1
+
+
+def test_a_failed_export_reports_and_leaves_nothing(run: Run, folders: list[object], tmp_path: Path) -> None:
+    """A failed export ends with status 1, the error on stderr and in the report, and no output."""
+    report = tmp_path / "report.json"
+    outcome = run("export", *folders, "--vocab-size", 5000, "--report", report)
+    assert outcome.status == 1
+    assert outcome.stdout == ""
+    assert "the vocabulary size does not fit the embedding" in outcome.stderr
+    written = json.loads(report.read_text())
+    assert written["status"] == "failed"
+    assert written["error"]["kind"] == "AccountingError"
+    assert "vocab_size 5000" in written["error"]["got"]
+    assert written["options"]["vocab_size"] == 5000
+    assert os.listdir(tmp_path) == ["report.json"]
