@@ -20,11 +20,12 @@ from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type:
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from pp_export.core.errors import OptionError, PeerError
-from pp_export.distributed.world import Carrier, World
+from pp_export.distributed.data import Carrier
+from pp_export.distributed.world import World
 
 T = TypeVar("T")
 
-# Waiting is bounded by lack of progress (see World.wait), so the group's own clock only has to be far away.
+# Waiting is bounded by lack of progress (see Watchdog), so the group's own clock only has to be far away.
 _GROUP_TIMEOUT = timedelta(days=7)
 _MEETING_TIMEOUT = timedelta(minutes=5)
 _STORE_TIMEOUT = timedelta(seconds=60)
@@ -68,7 +69,7 @@ def join(backend: str, *, stall_seconds: float) -> World:
 def beside(backend: str, *, stall_seconds: float) -> World:
     """The ranks of the running job's default process group, which stays as it is; called by all.
 
-    Control goes over a connection of its own to the job's store, under a prefix. `World.connect` makes groups
+    Control goes over a connection of its own to the job's store, under a prefix. `Data.connect` makes groups
     of its own for the data, when all ranks are known to be there; `World.close` removes both. Without a
     process group it is a world of one.
     """

@@ -6,10 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,13 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from pp_export import export
-from pp_export.core.errors import ExportError, OptionError, PeerError, TargetError
-from pp_export.distributed import liveness, process_groups
+from pp_export.core.errors import OptionError, PeerError
+from pp_export.distributed import process_groups
 from pp_export.distributed.process_groups import SharedKeys
-from pp_export.distributed.world import World
-from pp_export.export import abort
-from tests.cpu.distributed.test_world import RANKS, error_of, on_all, world_of
 from tests.fixtures.processes import run_python, torchrun
 
 NUM_RANKS = 3
@@ -90,13 +82,6 @@ def store() -> Store:
     store = HashStore()
     store.set_timeout(timedelta(milliseconds=300))
     return store
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 gives a sign of life more often than every second, and nobody is waited for long."""
-    monkeypatch.setattr(liveness, "_BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(export, "_GRACE_SECONDS", 0.6)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
@@ -180,200 +165,3 @@ def test_ranks_without_an_address_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.where == {"rank": "1"}
     assert "MASTER_ADDR" in str(caught.value.advice)
     assert not dist.is_initialized()
-
-
-# --- the end of a world
-
-
-def steps_of(world: World) -> None:
-    """Every kind of step, as an export makes them."""
-    world.gather(b"x")
-    world.share(lambda: b"x")
-    world.same("the plan", "x")
-    world.post_progress({})
-
-
-@pytest.mark.parametrize("guilty", [None, *RANKS])
-def test_close_leaves_no_key(store: Store, guilty: int | None) -> None:
-    """After success, and after a failure of any rank, the store has the keys that it had before; another
-    world goes over it.
-    """
-    store.set("the job's own", "kept")
-
-    def act(world: World) -> str:
-        def fail_at_last(world: World) -> None:
-            steps_of(world)
-            world.together(lambda: 1 / 0 if world.rank == guilty else 0)
-
-        try:
-            fail_at_last(world)
-        except (ExportError, ZeroDivisionError) as error:
-            own = error if isinstance(error, ExportError) else TargetError("divided")
-            return abort(world, None, own).what
-        return "ok"
-
-    assert set(on_all(act, store)) == {"ok" if guilty is None else "divided"}
-    assert store.num_keys() == 1
-    assert on_all(lambda world: world.share(lambda: b"again"), store, name="x") == [b"again"] * NUM_RANKS
-    assert store.num_keys() == 1
-    assert store.get("the job's own") == b"kept"
-
-
-def after_a_failure(store: Store) -> tuple[World, threading.Thread]:
-    """Rank 1 that is still busy when rank 0 has failed, spoken and closed."""
-    first, late = (World(n, 2, SharedKeys(store), stall_seconds=5) for n in (0, 1))
-    assert first.pulse() is not None
-    assert abort(first, None, TargetError("full")).what == "full"
-    closing = threading.Thread(target=first.close, args=(3,))
-    closing.start()
-    time.sleep(0.1)
-    return late, closing
-
-
-def test_a_late_rank_still_hears_the_failure(store: Store) -> None:
-    """A rank that listens only when the others have closed hears who failed, as long as they wait for it."""
-    late, closing = after_a_failure(store)
-    try:
-        with pytest.raises(PeerError, match="rank 0 failed: full"):
-            late.check()
-    finally:
-        late.close(0)
-        closing.join(5)
-
-
-def test_a_late_rank_does_not_wait_for_a_sign_of_life(store: Store) -> None:
-    """Where rank 0 has spoken, nobody waits the grace out to find out whether it lives."""
-    late, closing = after_a_failure(store)
-    try:
-        late.fail(PeerError("heard"))
-        begun = time.monotonic()
-        assert late.elect_reporter(1) is False
-        waited = time.monotonic() - begun
-        verdict = late.agree(None, 1)
-        assert verdict is not None
-        assert verdict.what == "full"
-        assert waited < 0.5
-    finally:
-        late.close(0)
-        closing.join(5)
-
-
-def test_close_leaves_no_key_of_steps_that_rank_0_never_took(store: Store) -> None:
-    """Rank 0 fails before the first step, when the others already wait in it."""
-    arrived = threading.Barrier(NUM_RANKS)
-
-    def act(world: World) -> None:
-        def first(world: World) -> None:
-            if world.rank == 0:
-                arrived.wait(10)
-                time.sleep(0.1)
-                raise TargetError("full")
-            arrived.wait(10)
-            world.gather(b"x")
-
-        error_of(world, first)
-
-    on_all(act, store)
-    assert store.num_keys() == 0
-
-
-def test_no_beat_comes_after_the_end(store: Store) -> None:
-    """A pulse that is being posted while the world closes leaves no key behind."""
-
-    class SlowKeys(SharedKeys):
-        def set(self, key: str, value: bytes) -> None:
-            time.sleep(0.2 if key == "pulse" else 0)
-            super().set(key, value)
-
-    world = World(0, 2, SlowKeys(store), stall_seconds=20)
-    World(1, 2, SharedKeys(store), stall_seconds=20).close()
-    time.sleep(0.1)
-    world.close()
-    time.sleep(0.4)
-    assert [key for key in ("run", "pulse") if store.check([key])] == []
-
-
-def test_close_does_not_wait_for_ranks_that_are_gone(store: Store) -> None:
-    """Rank 0 leaves after its patience, although no other rank does."""
-    world = world_of(0, store)
-    begun = time.monotonic()
-    world.close(0.1)
-    assert time.monotonic() - begun < 2
-
-
-def test_leaving_waits_for_the_report(store: Store) -> None:
-    """After a failure the other ranks leave when the speaker has reported, not before."""
-    speaker, other = (world_of(rank, store) for rank in (0, 1))
-    left: list[float] = []
-
-    def leave() -> None:
-        other.leave_after_failure(10)
-        left.append(time.monotonic())
-
-    thread = threading.Thread(target=leave)
-    thread.start()
-    time.sleep(0.2)
-    assert left == []
-    speaker.leave_after_failure(10)
-    thread.join(5)
-    assert len(left) == 1
-
-
-@dataclass
-class FakeCarrier:
-    """Notes what is done with it; `receive` blocks until it is interrupted."""
-
-    done: list[str] = field(default_factory=list)
-    broken: threading.Event = field(default_factory=threading.Event)
-    ends_transfers: bool = True
-
-    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
-        self.done.append(f"send {len(message)} to {to}")
-
-    def receive(self, into: Mapping[int, torch.Tensor], tag: int) -> None:
-        self.broken.wait(10)
-
-    def interrupt(self) -> None:
-        self.done.append("interrupt")
-        if self.ends_transfers:
-            self.broken.set()
-
-    def close(self) -> None:
-        self.done.append("close")
-
-
-@pytest.fixture
-def carrier() -> Iterator[FakeCarrier]:
-    carrier = FakeCarrier()
-    yield carrier
-    carrier.broken.set()
-
-
-def blocked(carrier: FakeCarrier, store: Store) -> World:
-    """A world with one worker that waits for a message."""
-    world = World(0, 1, SharedKeys(store), lambda: carrier, stall_seconds=20)
-    world.connect()
-    into = {1: torch.empty(1, dtype=torch.uint8)}
-    world.workers = [threading.Thread(target=lambda: world.receive(into, 0))]
-    world.workers[0].start()
-    return world
-
-
-def test_workers_have_ended_when_broken_off(carrier: FakeCarrier, store: Store) -> None:
-    """`end_transfers` interrupts the carrier and returns when workers are done; then `close` closes it."""
-    world = blocked(carrier, store)
-    world.end_transfers(5)
-    assert not world.workers[0].is_alive()
-    world.close()
-    assert carrier.done == ["interrupt", "close"]
-
-
-def test_a_carrier_in_use_is_not_closed(carrier: FakeCarrier, store: Store) -> None:
-    """A worker that can't be ended is waited for in vain for a while, and its carrier stays."""
-    carrier.ends_transfers = False
-    world = blocked(carrier, store)
-    begun = time.monotonic()
-    world.end_transfers(0.1)
-    assert 0.1 <= time.monotonic() - begun < 2
-    world.close()
-    assert carrier.done == ["interrupt"]

@@ -1,0 +1,75 @@
+"""Claims of `pp_export.steps.failure`: a failure is one error on all ranks, and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from pp_export.core.errors import ExportError, TargetError
+from pp_export.distributed import liveness
+from pp_export.distributed.world import World
+from pp_export.steps import failure
+from pp_export.steps.failure import abort
+from tests.fixtures.worlds import NUM_RANKS, error_of, on_all
+
+
+@pytest.fixture
+def store() -> Store:
+    return HashStore()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 gives a sign of life more often than every second, and nobody is waited for long."""
+    monkeypatch.setattr(liveness, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(failure, "GRACE_SECONDS", 0.6)
+
+
+def test_several_failures_are_one_error(store: Store) -> None:
+    """The first origin in rank order is the error, and those of other ranks are findings of it."""
+    barrier = threading.Barrier(NUM_RANKS)
+
+    def act(world: World) -> ExportError:
+        def fail(world: World) -> None:
+            barrier.wait(10)
+            raise TargetError(f"full at {world.rank}")
+
+        return error_of(world, fail)
+
+    errors = [error.to_json() for error in on_all(act, store)]
+    assert errors == [errors[0]] * NUM_RANKS
+    assert errors[0]["what"] == "full at 0"
+    assert errors[0]["findings"] == [f"rank {rank} also failed: full at {rank}" for rank in (1, 2)]
+
+
+def test_a_silent_rank_is_a_finding_and_the_staging_folder_goes(store: Store, tmp_path: Path) -> None:
+    """Ranks 0 and 1 end with the error of rank 1 although rank 2 never says a word, and the folder that they
+    wrote into is gone.
+    """
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / "half").write_bytes(b"x")
+
+    def act(world: World) -> ExportError | None:
+        if world.rank == 2:
+            return None
+        try:
+            if world.rank == 1:
+                raise ValueError("a bug")
+            world.control.wait(lambda: False)
+        except (ValueError, ExportError) as error:
+            return abort(world, staging, error)
+        return None
+
+    first, second, third = on_all(act, store)
+    assert third is None
+    assert first is not None
+    assert second is not None
+    assert first.to_json() == second.to_json()
+    assert "a bug" in str(first)
+    assert first.where["rank"] == "1"
+    assert first.findings[-1].startswith("rank 2 ended without a word")
+    assert not staging.exists()
