@@ -1,25 +1,16 @@
-"""Readers of checkpoints and live models. A reader says which slices there are, of which model, and gives
-their values.
+"""Readers of checkpoints and of live models: which slices there are, of which model, and their values.
 
-Geometry ends here. Stacked layers, stacked experts, stage-local numbers, tensor parallel parts and
-interleaved rows are resolved by the readers, which speak canonical names only.
+- A *stored key* is the name under which a checkpoint keeps a tensor, perhaps with layers or experts stacked.
+- A *canonical name* is Megatron's own name of a parameter, with its layer's and expert's numbers in the
+  model.
+- An *item* is what was stored at once, with one checksum; in a live model, one box on the ranks that hold it.
+- A *box* is a rectangular part of a tensor; a *slice* is a box of a canonical tensor and its place in an
+  item.
+- A *holder* is a rank that can give an item's values; a file that all can read has no holders.
+
+Geometry of training ends here: whatever is stacked, cut, interleaved or counted from 0 on each stage is
+settled, and everything above speaks canonical names. `source` is the page that a new input follows, `formats`
+the list of those there are.
+
+Imports `core`, `megatron` and `torch_file`; imported by `planning` and everything above it.
 """
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from pp_export.checkpoint import dcp, locate
-from pp_export.checkpoint.catalog import LEGACY, Catalog
-from pp_export.checkpoint.legacy import catalog as legacy
-
-
-def read_catalog(checkpoint: Path, iteration: int | None) -> Catalog:
-    """What a checkpoint of any format holds, without values; called on rank 0 only.
-
-    Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be exported.
-    """
-    folder = locate.iteration_folder(checkpoint, iteration)
-    if locate.format_of(folder) == LEGACY:
-        return legacy.read_catalog(folder)
-    return dcp.read_catalog(folder)

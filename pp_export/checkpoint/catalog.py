@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -18,15 +18,13 @@ from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 
-LIVE, LEGACY = "live model", "torch"
-
 
 @dataclass(frozen=True)
 class StoredItem:
     """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
 
     Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
-    their CRC; otherwise they are the bytes themselves. In a live model a record is one box, `file` the number
+    their CRC; otherwise they are the bytes themselves. In a live model an item is one box, `file` the number
     of the set of ranks that hold it, and `offset` means nothing.
     """
 
@@ -38,7 +36,7 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class StoredBox:
-    """A box of a stored tensor: it begins at byte `begin` of the data of record number `record`.
+    """A box of a stored tensor: it begins at byte `begin` of the data of item number `item`.
 
     `strides` (elements) are those of torch, where the box's values are not in C order one after another.
     """
@@ -78,7 +76,8 @@ class Description:
     """What a checkpoint says about itself. `other` counts what is no model weight: kind -> (items, bytes).
 
     `writer` is what is known of the program and release that wrote it; `layout` holds the parallel sizes of
-    the run, in Megatron's words; `notes` are sentences for the user.
+    the run, in Megatron's words; `notes` are sentences for the user. `format` is what users call it, `reader`
+    the name of the `Format` that opens its files ("" where there are none).
     """
 
     folder: str
@@ -89,14 +88,16 @@ class Description:
     layout: Mapping[str, int]
     other: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
+    reader: str = ""
 
 
 @dataclass(frozen=True)
 class Catalog:
     """The model weights of a checkpoint without their values.
 
-    `slices` name records by their position in `records`. In a live model there are no `files`; `holders`
-    says for each number which ranks hold the records that name it.
+    `slices` name items by their position in `stored_items`. In a live model there are no `files`; `holders`
+    says for each number which ranks hold the items that name it. With `is_one_file_per_rank` each file is
+    what one rank of the training job held, so that few files are best read by few ranks each.
     """
 
     description: Description
@@ -104,6 +105,7 @@ class Catalog:
     stored_items: tuple[StoredItem, ...]
     tensors: tuple[StoredTensor, ...]
     holders: tuple[tuple[int, ...], ...] | None = None
+    is_one_file_per_rank: bool = False
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -127,12 +129,12 @@ class Catalog:
 
     @cached_property
     def key_of_item(self) -> dict[int, str]:
-        """The stored key of (one of) the tensors in each record, for errors."""
+        """The stored key of (one of) the tensors in each item, for errors."""
         return {stored.item: tensor.key for tensor in self.tensors for stored in tensor.boxes}
 
     @cached_property
     def spec_of_item(self) -> dict[int, TensorSpec]:
-        """Shape and type of the one tensor that a record without a CRC of its own archives."""
+        """Shape and type of the one tensor that an item without a CRC of its own archives."""
         return {
             stored.item: TensorSpec(stored.box.shape, tensor.dtype)
             for tensor in self.tensors
@@ -148,11 +150,6 @@ class Catalog:
             raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
 
     @property
-    def is_one_file_per_rank(self) -> bool:
-        """Whether each file is what one rank of the training job held."""
-        return self.description.format == LEGACY
-
-    @property
     def is_stacked(self) -> bool:
         """Whether layers are stacked under one key per parameter."""
         return any(".layers." in t.key and ".layers.{}." in canonical(t.key).template for t in self.tensors)
@@ -163,7 +160,8 @@ class Catalog:
             "description": asdict(self.description),
             "files": self.files,
             "holders": self.holders,
-            "records": [[r.file, r.offset, r.length, r.crc] for r in self.stored_items],
+            "is_one_file_per_rank": self.is_one_file_per_rank,
+            "items": [[i.file, i.offset, i.length, i.crc] for i in self.stored_items],
             "tensors": [
                 [
                     t.key,
@@ -187,8 +185,8 @@ class Catalog:
                 tuple(shape),
                 dtypes.from_torch(dtype),
                 tuple(
-                    StoredBox(Box(tuple(at), tuple(of)), record, begin, strides and tuple(strides))
-                    for at, of, record, begin, strides in boxes
+                    StoredBox(Box(tuple(at), tuple(of)), item, begin, strides and tuple(strides))
+                    for at, of, item, begin, strides in boxes
                 ),
                 interleave and Interleave(*interleave),
             )
@@ -198,10 +196,26 @@ class Catalog:
         return cls(
             Description(**value["description"]),
             tuple(value["files"]),
-            tuple(StoredItem(*record) for record in value["records"]),
+            tuple(StoredItem(*item) for item in value["items"]),
             tensors,
             None if holders is None else tuple(map(tuple, holders)),
+            value["is_one_file_per_rank"],
         )
+
+
+def holders_of(catalog: Catalog, world_size: int) -> list[Sequence[int]] | None:
+    """The ranks that read each item in an export of `world_size` ranks; None where all can and none is
+    better.
+
+    Where files are those of training ranks, they go to ranks in order: as many ranks as files get one each,
+    fewer take several. With more ranks than files all read all, as the export's own grid says.
+    """
+    if catalog.holders is not None:
+        return [catalog.holders[item.file] for item in catalog.stored_items]
+    num_files = len(catalog.files)
+    if not catalog.is_one_file_per_rank or world_size > num_files:
+        return None
+    return [(item.file * world_size // num_files,) for item in catalog.stored_items]
 
 
 def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:

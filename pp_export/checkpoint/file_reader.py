@@ -25,7 +25,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class _Open:
-    """A record of which the bytes before `end` were read; `crc` is theirs."""
+    """An item of which the bytes before `end` were read; `crc` is theirs."""
 
     stored: StoredBytes
     end: int = 0
@@ -39,8 +39,8 @@ class _Open:
 class FileReader:
     """Open files of one rank, used by one thread.
 
-    The CRC of a record runs along while its slices come in the order of their bytes. Where they don't (a
-    storage that parameters share, a transposed tensor), the rest of the record is read once more for it.
+    The CRC of an item runs along while its slices come in the order of their bytes. Where they don't (a
+    storage that parameters share, a transposed tensor), the rest of the item is read once more for it.
     """
 
     def __init__(self, catalog: Catalog, *, check_source: bool) -> None:
@@ -68,7 +68,7 @@ class FileReader:
             raise error.at(tensor=slice_.name, file=self._path(file)) from error
 
     def finish(self) -> None:
-        """Check what is left of records that were read in part; after the last slice."""
+        """Check what is left of items that were read in part; after the last slice."""
         for number, opened in list(self._open.items()):
             if self._check_source and not opened.is_finished:
                 try:
@@ -107,7 +107,7 @@ class FileReader:
             opened = self._extend(number, opened, step)
 
     def _extend(self, number: int, opened: _Open, data: memoryview) -> _Open:
-        """The CRC with the next bytes of the record, compared when they are the last."""
+        """The CRC with the next bytes of the item, compared when they are the last."""
         stored = opened.stored
         extended = _Open(stored, opened.end + len(data), isal_zlib.crc32(data, opened.crc))
         if extended.is_finished and extended.crc != stored.crc:
@@ -135,7 +135,7 @@ class FileReader:
 def _check_inside(end: int, stored: StoredBytes) -> None:
     if end > stored.num_bytes:
         raise CheckpointError(
-            "a slice reaches beyond its record", expected=f"{stored.num_bytes} bytes", got=end
+            "a slice reaches beyond its item", expected=f"{stored.num_bytes} bytes", got=end
         )
 
 

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from pp_export.checkpoint import transformer_config
 from pp_export.checkpoint.canonical_names import framework_prefix
-from pp_export.checkpoint.catalog import LIVE, Catalog, Description, StoredBox, StoredItem, StoredTensor
+from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.checkpoint.training_args import interleave_of, layout_of
 from pp_export.core import dtypes
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, Shape, Slice, check_coverage
+from pp_export.megatron import transformer_config
 
+_LIVE = "live model"
 _STATE = "megatron.core.parallel_state"
 
 
@@ -127,7 +128,7 @@ def look_at(model: Sequence[Any]) -> LocalModel:
 def merge(gathered: Sequence[bytes]) -> Catalog:
     """The catalog of the whole model from what every rank (in order) said of its own part.
 
-    Boxes that several ranks hold are replicas: each is one record, with all of them as its holders.
+    Boxes that several ranks hold are replicas: each is one item, with all of them as its holders.
     """
     found: defaultdict[tuple[str, Shape, str], dict[Box, list[int]]] = defaultdict(lambda: defaultdict(list))
     parts = [json.loads(zlib.decompress(image)) for image in gathered]
@@ -138,18 +139,18 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
     _check_same(parts, args, {key for key, _, _ in found}, len(found))
     interleave = interleave_of(args)
     holders: dict[tuple[int, ...], int] = {}
-    records: list[StoredItem] = []
+    items: list[StoredItem] = []
     tensors = []
     for (key, shape, dtype), boxes in sorted(found.items()):
         check_coverage(key, shape, list(boxes))
         stored = []
-        for box, ranks in sorted(boxes.items(), key=lambda item: item[0].offset):
+        for box, ranks in sorted(boxes.items(), key=lambda pair: pair[0].offset):
             size = box.volume * dtypes.from_torch(dtype).itemsize
-            stored.append(StoredBox(box, len(records)))
-            records.append(StoredItem(holders.setdefault(tuple(sorted(set(ranks))), len(holders)), 0, size))
+            stored.append(StoredBox(box, len(items)))
+            items.append(StoredItem(holders.setdefault(tuple(sorted(set(ranks))), len(holders)), 0, size))
         tensors.append(StoredTensor(key, shape, dtypes.from_torch(dtype), tuple(stored), interleave(key)))
-    description = Description(LIVE, LIVE, "the running job", None, args, layout_of(args), {})
-    catalog = Catalog(description, (), tuple(records), tuple(tensors), tuple(holders))
+    description = Description(_LIVE, _LIVE, "the running job", None, args, layout_of(args), {})
+    catalog = Catalog(description, (), tuple(items), tuple(tensors), tuple(holders))
     catalog.check_names()
     return catalog
 

@@ -1,5 +1,8 @@
-"""Where values come from: a checkpoint's files, or the parameters of a running job. An export asks either the
-same three things: what it has, who may read it, and the values of a slice.
+"""What an input of an export must give. This page is all of it.
+
+A kind of checkpoint folder is a `Format`: it recognises its folders, describes them as a catalog, and opens a
+reader for a catalog. An export asks a `Source`, of which there are two: a folder in any of the formats, and
+the model of a running job.
 """
 
 from __future__ import annotations
@@ -7,97 +10,79 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from pp_export.checkpoint import live, read_catalog
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.file_reader import FileReader
-from pp_export.checkpoint.live import LiveReader
-from pp_export.core.options import ExportOptions
-from pp_export.distributed.world import World
-from pp_export.steps.transfer import Reader
+from pp_export.core.tensors import Slice
 
 
-class OpenReader(Reader, AbstractContextManager["OpenReader"], Protocol):
-    """A reader that is closed at the end."""
+class Reader(AbstractContextManager["Reader"], Protocol):
+    """Gives the values of slices, on one rank and in one thread; leaving the context closes its files."""
+
+    def read(self, slice_: Slice, into: memoryview) -> None:
+        """Fill `into`, which has exactly the slice's bytes, with its values in C order.
+
+        Slices may be asked for in any order. Raises CheckpointError, naming tensor and file, where the values
+        can't be had or are not those that were stored.
+        """
+
+    def finish(self) -> None:
+        """After the last slice: raise CheckpointError for damage that no single slice could show."""
+
+
+class Format(Protocol):
+    """One kind of checkpoint folder. A kind that is known and can't be exported is one too: its `describe`
+    raises.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `Description.reader` says of the catalogs that `open` understands; each format has its own."""
+
+    def recognise(self, folder: Path) -> bool:
+        """Whether `folder` holds a save of this kind, finished or not.
+
+        Judged by the names of files, and cheap, since it is asked of folders that are no checkpoint too. Must
+        not raise.
+        """
+
+    def describe(self, folder: Path) -> Catalog:
+        """All weights in `folder` under canonical names; called on rank 0 only. No tensor byte is read.
+
+        The boxes fill every tensor exactly. `Description.args` are the training args in Megatron-LM's words,
+        None where the folder has none. `Catalog.holders` stays None for files. Raises CheckpointError where
+        the save is unfinished, damaged or can't be exported.
+        """
+
+    def open(self, catalog: Catalog, *, check_source: bool) -> Reader:
+        """A reader of one rank for a catalog that `describe` made, perhaps on another rank.
+
+        With `check_source` it compares what it reads with the checksums that were stored.
+        """
 
 
 class Source(Protocol):
-    """What an export asks."""
+    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order."""
 
     @property
-    def sources(self) -> Sequence[Path]:
+    def folders(self) -> Sequence[Path]:
         """The folders that are read, and so must not be replaced."""
 
-    def prepare(self, world: World) -> None:
-        """What every rank has to say before rank 0 can describe it; called by all."""
-
-    def describe(self) -> Catalog:
-        """What there is, without values; called on rank 0."""
-
-    def open(self, catalog: Catalog) -> OpenReader:
-        """The reader of this rank."""
-
-
-class CheckpointSource:
-    """Files that every rank can read."""
-
-    def __init__(self, options: ExportOptions) -> None:
-        self._options = options
-
     @property
-    def sources(self) -> Sequence[Path]:
-        return (self._options.checkpoint,)
+    def is_shared(self) -> bool:
+        """Whether rank 0 sees everything by itself and needs no announcement to describe it."""
 
-    def prepare(self, world: World) -> None:
-        """Rank 0 reads the metadata alone."""
+    def check(self) -> None:
+        """Raise CheckpointError where this rank can't take part. Talks to no other rank."""
 
-    def describe(self) -> Catalog:
-        return read_catalog(self._options.checkpoint, self._options.iteration)
+    def announce(self) -> bytes:
+        """What this rank alone can say of its part, for rank 0; b"" where `is_shared`.
 
-    def open(self, catalog: Catalog) -> FileReader:
-        return FileReader(catalog, check_source=self._options.check_source)
+        Called by all ranks, after `check` has passed on all: it may use the training job's own collectives.
+        """
 
+    def describe(self, announced: Sequence[bytes]) -> Catalog:
+        """What there is, without values; called on rank 0 with the announcements of all ranks, in order."""
 
-class ModelSource:
-    """The model parts (one per virtual stage) of this rank of a training job; nothing of them is copied
-    here.
-    """
-
-    def __init__(self, model: Sequence[Any]) -> None:
-        self._model = model
-        self._local: live.LocalModel | None = None
-        self._gathered: list[bytes] = []
-
-    @property
-    def sources(self) -> Sequence[Path]:
-        return ()
-
-    def prepare(self, world: World) -> None:
-        """Every rank tells rank 0 what it holds; nobody gathers before all are known to be able to."""
-        world.together(lambda: live.check(self._model))
-        live.settle(self._model)
-        self._local = live.look_at(self._model)
-        self._gathered = world.gather(self._local.to_bytes())
-
-    def describe(self) -> Catalog:
-        return live.merge(self._gathered)
-
-    def open(self, catalog: Catalog) -> LiveReader:
-        assert self._local is not None
-        return LiveReader(self._local, catalog)
-
-
-def holders_of(catalog: Catalog, world_size: int) -> list[Sequence[int]] | None:
-    """The ranks that can read each record, or None where all can.
-
-    In the legacy format each file is one rank's part of the model. Files go to ranks in order: as many ranks
-    as files get one each, fewer take several. With more ranks than files, all read all, as the export's own
-    grid deals.
-    """
-    if catalog.holders is not None:
-        return [catalog.holders[record.file] for record in catalog.stored_items]
-    num_files = len(catalog.files)
-    if not catalog.is_one_file_per_rank or world_size > num_files:
-        return None
-    return [(record.file * world_size // num_files,) for record in catalog.stored_items]
+    def open(self, catalog: Catalog) -> Reader:
+        """The reader of this rank for what rank 0 described."""

@@ -7,9 +7,7 @@ are read as data; nothing that they name is imported.
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from pp_export.checkpoint import locate, transformer_config
+from pp_export.checkpoint import locate
 from pp_export.checkpoint.catalog import Interleave
 from pp_export.core.errors import CheckpointError
-from pp_export.torch_file import unpickler
+from pp_export.megatron import transformer_config
+from pp_export.torch_file import archive, unpickler
 
 COMMON_STATE = "common_state/"
 _ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
@@ -71,7 +70,7 @@ def read(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Found:
     if (folder / "run_config.yaml").is_file():
         return _from_config(folder / "run_config.yaml", "model", "Megatron-Bridge")
     if (folder / "common.pt").is_file():
-        return _from_state(read_pickle(locate.read(folder / "common.pt"), folder / "common.pt"))
+        return _from_state(archive.value_in(locate.read(folder / "common.pt"), folder / "common.pt"))
     if (folder.parent / "context" / "model.yaml").is_file():
         return _from_config(folder.parent / "context" / "model.yaml", "config", "NeMo 2")
     common = next((key for key in sorted(items) if key.startswith(COMMON_STATE)), None)
@@ -86,18 +85,6 @@ def args_of(state: Any) -> dict[str, Any] | None:
     args = state.get("args") if isinstance(state, dict) else None
     values = args.__dict__.get("state") if isinstance(args, unpickler.InertObject) else args
     return {str(k): unpickler.plain(v) for k, v in values.items()} if isinstance(values, dict) else None
-
-
-def read_pickle(data: bytes, origin: Path) -> Any:
-    """The value in a torch.save archive that is in memory whole; tensors in it stay records."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            return unpickler.load(archive.read(name), str(origin))
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise CheckpointError(f"{origin.name} can't be read: {error!r}", where={"file": origin}) from error
 
 
 def _from_state(state: Any) -> Found:
@@ -121,4 +108,4 @@ def _from_config(path: Path, section: str, writer: str) -> Found:
 
 def _read_item(folder: Path, item: tuple[str, int, int]) -> Any:
     file, offset, length = item
-    return read_pickle(locate.read(folder / file, offset, length), folder / file)
+    return archive.value_in(locate.read(folder / file, offset, length), folder / file)

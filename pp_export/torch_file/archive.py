@@ -7,20 +7,19 @@ the zip's directory, `data.pkl` and local headers are read, never a tensor.
 
 from __future__ import annotations
 
-import math
-import struct
+import io
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Shape
+from pp_export.core.views import View
 from pp_export.torch_file import unpickler
+from pp_export.torch_file.zip_member import read_local_header
 
 _STORAGES = {
     "FloatStorage": "float32",
@@ -38,57 +37,20 @@ _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 _PLAIN = (str, int, float, bytes, type(None))
-LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _AGAIN = "copy the file again, or take another iteration"
 
 
 @dataclass(frozen=True)
-class View:
-    """A tensor as torch describes one: elements from `offset` of a storage on, `strides` elements apart."""
+class StoredView:
+    """A tensor as torch describes one: a view of the elements of a storage, which are of one type."""
 
     storage: str
     dtype: DType
-    offset: int
-    shape: Shape
-    strides: Shape
+    view: View
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the values lie in C order one after another; dims of size 1 may have any stride."""
-        pairs = [(n, stride) for n, stride in zip(self.shape, self.strides) if n != 1]
-        steps = [math.prod(n for n, _ in pairs[dim + 1 :]) for dim in range(len(pairs))]
-        return [stride for _, stride in pairs] == steps
-
-    def narrow(self, dim: int, start: int, count: int) -> View:
-        """Elements [start, start + count) along `dim`."""
-        shape = (*self.shape[:dim], count, *self.shape[dim + 1 :])
-        return replace(self, offset=self.offset + start * self.strides[dim], shape=shape)
-
-    def select(self, index: int) -> View:
-        """Element `index` of the first dim, which goes away."""
-        offset = self.offset + index * self.strides[0]
-        return replace(self, offset=offset, shape=self.shape[1:], strides=self.strides[1:])
-
-    def seen_as(self, shape: Shape) -> View:
-        """The same memory in another shape; the view must be contiguous."""
-        if not self.is_contiguous or math.prod(shape) != math.prod(self.shape):
-            raise CheckpointError(
-                f"a stored tensor can't be seen in shape {list(shape)}",
-                expected="as many values, one after another",
-                got=f"shape {list(self.shape)}, strides {list(self.strides)}",
-            )
-        return replace(
-            self, shape=shape, strides=tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        )
-
-    def swapped(self) -> View:
-        """The two last dims swapped."""
-        (*outer, rows, columns), (*steps, down, right) = self.shape, self.strides
-        return replace(self, shape=(*outer, columns, rows), strides=(*steps, right, down))
+        return self.view.num_elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -102,28 +64,28 @@ class Member:
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that torch.save wrote. Tensors in `value` are records of the pickle; `view` understands them."""
+    """A file that torch.save wrote. Tensors in `value` are objects of the pickle; `view` understands them."""
 
     path: Path
     value: Any
     storages: Mapping[str, Member]
 
-    def view(self, stored: Any) -> View | None:
+    def view(self, stored: Any) -> StoredView | None:
         """The tensor or parameter that `stored` is, or None where it is none; CheckpointError if damaged."""
         try:
-            view = view_of(_bare(stored))
-            if view is not None:
-                self._check_inside(view)
-            return view
+            found = view_of(_bare(stored))
+            if found is not None:
+                self._check_inside(found)
+            return found
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"a stored tensor is not what torch writes: {error}", where={"file": self.path}, advice=_AGAIN
             ) from error
 
-    def _check_inside(self, view: View) -> None:
+    def _check_inside(self, stored: StoredView) -> None:
+        view, length = stored.view, self.storages[stored.storage].length
         last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides))
-        length = self.storages[view.storage].length
-        if math.prod(view.shape) and (last + 1) * view.dtype.itemsize > length:
+        if view.num_elements and (last + 1) * stored.dtype.itemsize > length:
             raise ValueError(f"it reaches beyond its storage of {length} bytes")
 
     def begins(self, keys: Iterable[str]) -> dict[str, int]:
@@ -133,23 +95,22 @@ class Archive:
         with self.path.open("rb") as file:
             for key in sorted(keys, key=lambda key: self.storages[key].header):
                 member = self.storages[key]
-                file.seek(member.header)
-                header = file.read(LOCAL_HEADER.size)
-                if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
-                    raise _damaged(self.path, f"no member begins at byte {member.header}")
-                *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
-                if not file.read(name_length).endswith(f"/data/{key}".encode()):
+                try:
+                    header = read_local_header(file, member.header)
+                except ValueError as error:
+                    raise _damaged(self.path, str(error)) from None
+                if not header.name.endswith(f"/data/{key}".encode()):
                     raise _damaged(
                         self.path, f"another member than data/{key} begins at byte {member.header}"
                     )
-                found[key] = member.header + LOCAL_HEADER.size + name_length + extra_length
+                found[key] = header.begin
                 if found[key] + member.length > size:
                     raise _damaged(self.path, f"data/{key} reaches beyond its end")
         return found
 
 
-def view_of(tensor: Any) -> View | None:
-    """The tensor that a record of the pickle describes; None where it is none, ValueError where it can't
+def view_of(tensor: Any) -> StoredView | None:
+    """The tensor that an object of the pickle describes; None where it is none, ValueError where it can't
     be.
     """
     kind = getattr(tensor, "kind", "")
@@ -160,11 +121,10 @@ def view_of(tensor: Any) -> View | None:
     name = _STORAGES[storage_kind.__name__] if kind.endswith("v2") else more.pop(0)
     if any(more):
         raise ValueError(f"it is another tensor seen through {more[0]}")
-    dtype, sizes = dtypes.from_torch(name), tuple(map(int, shape))
-    view = View(str(key), dtype, int(offset), sizes, tuple(map(int, strides)))
+    view = View(int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
     if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides)) < 0:
         raise ValueError(f"offset {offset}, shape {shape} and strides {strides} describe no tensor")
-    return view
+    return StoredView(str(key), dtypes.from_torch(name), view)
 
 
 def read(path: Path) -> Archive:
@@ -172,7 +132,29 @@ def read(path: Path) -> Archive:
     try:
         with path.open("rb") as file:
             start = file.read(4)
-        with zipfile.ZipFile(path) as archive:
+            if start.startswith(b"PK"):
+                return _read(file, path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing", where={"file": path}) from None
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+    raise CheckpointError(
+        f"{path.name} is not what torch.save writes since torch 1.6" if start else f"{path.name} is empty",
+        where={"file": path},
+        expected="a zip archive",
+        got=f"a file that begins with {start!r}" if start else "no bytes",
+        advice="load it with torch and store it again with torch.save" if start else _AGAIN,
+    )
+
+
+def value_in(data: bytes, source: Path) -> Any:
+    """The value in an archive that was read from `source` into memory; tensors in it stay inert."""
+    return _read(io.BytesIO(data), source).value
+
+
+def _read(file: IO[bytes], path: Path) -> Archive:
+    try:
+        with zipfile.ZipFile(file) as archive:
             members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
             packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
             if packed or len(members) != len(archive.infolist()):
@@ -182,21 +164,11 @@ def read(path: Path) -> Archive:
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise ValueError("its tensors are not stored in little-endian order")
             value = unpickler.load(archive.read(members["data.pkl"]), str(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing", where={"file": path}) from None
+    except CheckpointError:
+        raise
     except zipfile.BadZipFile as error:
-        if start.startswith(b"PK"):
-            raise _damaged(path, f"truncated or not finished ({error})") from error
-        raise CheckpointError(
-            f"{path.name} is not what torch.save writes since torch 1.6"
-            if start
-            else f"{path.name} is empty",
-            where={"file": path},
-            expected="a zip archive",
-            got=f"a file that begins with {start!r}" if start else "no bytes",
-            advice="load it with torch and store it again with torch.save" if start else _AGAIN,
-        ) from error
-    except (OSError, ValueError, LookupError, EOFError, RuntimeError, struct.error, zlib.error) as error:
+        raise _damaged(path, f"truncated or not finished ({error})") from error
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise _damaged(path, str(error)) from error
     storages = {
         name.removeprefix("data/"): Member(member.header_offset, member.file_size, member.CRC)
@@ -234,7 +206,7 @@ def _bare(stored: Any) -> Any:
         return _bare(stored.args[0])
     if kind == _WITH_ATTRIBUTES:
         function, _, args, _ = stored.args
-        return _bare(function(*args))  # records all the way: nothing of torch is called
+        return _bare(function(*args))  # inert objects all the way: nothing of torch is called
     return stored
 
 

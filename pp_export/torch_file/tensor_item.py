@@ -18,6 +18,7 @@ from typing import Any
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import TensorSpec
 from pp_export.torch_file import archive, unpickler
+from pp_export.torch_file.zip_member import read_local_header
 
 
 @dataclass(frozen=True)
@@ -115,26 +116,22 @@ def _check_member(window: _Window, member: zipfile.ZipInfo, expected_offset: int
     """Offset of the member's bytes, after comparing its local header with the directory's entry."""
     if member.header_offset != expected_offset or member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"member {member.filename} is not where or how torch stores it")
-    window.seek(member.header_offset)
-    signature, version, flags, method, time, date, crc, packed, size, name_length, extra_length = (
-        archive.LOCAL_HEADER.unpack(window.read(archive.LOCAL_HEADER.size))
-    )
-    name, extra = window.read(name_length), window.read(extra_length)
+    header = read_local_header(window, member.header_offset)
+    extra = header.extra
     filled = len(extra) < 4 or (extra[:2] == b"FB" and extra[4:] == b"Z" * (len(extra) - 4))
     zip64 = extra[:2] == b"\x01\x00"
     if (
-        signature != b"PK\x03\x04"
-        or name != member.orig_filename.encode()
-        or flags != member.flag_bits
-        or method != member.compress_type
-        or version != member.extract_version
-        or (time, date) != (0, 0)
-        or crc not in (0, member.CRC)
+        header.name != member.orig_filename.encode()
+        or header.flags != member.flag_bits
+        or header.method != member.compress_type
+        or header.version != member.extract_version
+        or (header.time, header.date) != (0, 0)
+        or header.crc not in (0, member.CRC)
         or not (filled or zip64)
-        or any(value not in (0, 0xFFFFFFFF, member.file_size) for value in (packed, size))
+        or any(value not in (0, 0xFFFFFFFF, member.file_size) for value in (header.packed, header.size))
     ):
         raise ValueError(f"member {member.filename}: local header and directory disagree")
-    return window.tell()
+    return header.begin
 
 
 def _descriptor_bytes(window: _Window, member: zipfile.ZipInfo, begin: int) -> int:
@@ -155,13 +152,13 @@ def _check_tensor(stored: Any, spec: TensorSpec) -> None:
     """The pickle beside the bytes must describe one contiguous tensor of the expected shape that owns its
     storage.
     """
-    view = archive.view_of(stored)
-    if view is None:
+    seen = archive.view_of(stored)
+    if seen is None:
         raise ValueError(f"the item holds {stored!r}, not a tensor")
-    found = TensorSpec(view.shape, view.dtype)
+    found = TensorSpec(seen.view.shape, seen.dtype)
     if found != spec:
         raise ValueError(f"the item holds {found}, expected {spec}")
     (_, _, _, _, size) = stored.args[0]
     full = spec.num_elements if stored.kind.endswith("v2") else spec.num_bytes
-    if (view.storage, view.offset, size) != ("0", 0, full) or not view.is_contiguous:
+    if (seen.storage, seen.view.offset, size) != ("0", 0, full) or not seen.view.is_dense:
         raise ValueError("the item's tensor does not fill its storage contiguously")

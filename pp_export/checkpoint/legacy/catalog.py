@@ -11,22 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pp_export.checkpoint import locate, training_args
-from pp_export.checkpoint.catalog import (
-    LEGACY,
-    Catalog,
-    Description,
-    Interleave,
-    StoredBox,
-    StoredItem,
-    StoredTensor,
-)
-from pp_export.checkpoint.legacy.names import Split
+from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredItem, StoredTensor
 from pp_export.checkpoint.legacy.parts import Args, Parameter, ParameterPart, is_model, parameters
 from pp_export.checkpoint.legacy.rank_files import FILE, RankFile, rank_files
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, check_coverage
+from pp_export.megatron.local_names import Split
 from pp_export.torch_file import archive
 
+LEGACY = "torch"
 _KINDS = ("optimizer", "rng_state")
 
 
@@ -63,8 +56,9 @@ def _catalog(folder: Path) -> Catalog:
         layout=training_args.layout_of(args),
         other=_other(folder, files),
         notes=tuple(f"tensor parallel ranks differ, the first counts: {text}" for text in drifted),
+        reader=LEGACY,
     )
-    return Catalog(description, *builder.files_and_records(), tensors)
+    return Catalog(description, *builder.files_and_items(), tensors, is_one_file_per_rank=True)
 
 
 class _Builder:
@@ -83,7 +77,7 @@ class _Builder:
         megatron/core/transformer/mlp.py).
         """
         parameter = found[name]
-        first = parameter.parts[0].view
+        first = parameter.parts[0].stored.view
         dim = 1 if parameter.split is Split.COLUMNS else 0
         if len(first.shape) <= dim:
             raise CheckpointError("a parameter has too few dims", where={"tensor": name}, got=first.shape)
@@ -98,9 +92,11 @@ class _Builder:
         ]
         shape = (*first.shape[:dim], size * first.shape[dim], *first.shape[dim + 1 :])
         check_coverage(name, shape, [stored.box for stored in boxes])
-        return StoredTensor(name, shape, first.dtype, tuple(boxes), interleave if is_gated else None)
+        return StoredTensor(
+            name, shape, parameter.parts[0].stored.dtype, tuple(boxes), interleave if is_gated else None
+        )
 
-    def files_and_records(self) -> tuple[tuple[str, ...], tuple[StoredItem, ...]]:
+    def files_and_items(self) -> tuple[tuple[str, ...], tuple[StoredItem, ...]]:
         """The files that the tensors made so far lie in, and where in them their storages are."""
         keys: defaultdict[int, list[str]] = defaultdict(list)
         for file, key in self._numbers:
@@ -108,26 +104,26 @@ class _Builder:
         number_of = {file: number for number, file in enumerate(sorted(keys))}
         begins = {file: self._files[file].archive.begins(keys[file]) for file in number_of}
         members = [(file, key, self._files[file].archive.storages[key]) for file, key in self._numbers]
-        records = [
+        items = [
             StoredItem(number_of[file], begins[file][key], member.length, member.crc)
             for file, key, member in members
         ]
-        return tuple(self._files[file].name for file in number_of), tuple(records)
+        return tuple(self._files[file].name for file in number_of), tuple(items)
 
     def _box(self, part: ParameterPart, dim: int, start: int, count: int, at: int) -> StoredBox:
         """Elements [start, start + count) of a part along `dim`, which lie from `at` on in the tensor."""
-        view = part.view.narrow(dim, start, count)
+        view = part.stored.view.narrow(dim, start, count)
         offset = tuple(at if axis == dim else 0 for axis in range(len(view.shape)))
-        record = self._numbers.setdefault((part.file, view.storage), len(self._numbers))
-        begin = view.offset * view.dtype.itemsize
-        return StoredBox(Box(offset, view.shape), record, begin, None if view.is_contiguous else view.strides)
+        item = self._numbers.setdefault((part.file, part.stored.storage), len(self._numbers))
+        begin = view.offset * part.stored.dtype.itemsize
+        return StoredBox(Box(offset, view.shape), item, begin, None if view.is_dense else view.strides)
 
 
 def _is_gated(name: str, found: Mapping[str, Parameter], args: Args) -> bool:
     """Whether `linear_fc1` has two rows for each column of `linear_fc2` (gate, up), as the args say too."""
-    rows = found[name].parts[0].view.shape[0]
+    rows = found[name].parts[0].stored.view.shape[0]
     sibling = found.get(name.rpartition("linear_fc1.")[0] + "linear_fc2.weight")
-    columns = sibling.parts[0].view.shape[-1] if sibling is not None else 0
+    columns = sibling.parts[0].stored.view.shape[-1] if sibling is not None else 0
     told = bool(args.get("swiglu") or args.get("quick_geglu"))
     if rows not in (columns, 2 * columns) or ("swiglu" in args and told != (rows == 2 * columns)):
         raise CheckpointError(

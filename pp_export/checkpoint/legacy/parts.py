@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pp_export.checkpoint.canonical_names import framework_prefix
-from pp_export.checkpoint.legacy import names as legacy_names
-from pp_export.checkpoint.legacy import pipeline_layout
-from pp_export.checkpoint.legacy.names import Split
-from pp_export.checkpoint.legacy.pipeline_layout import Stage
-from pp_export.checkpoint.legacy.rank_files import RankFile, TrainingGrid
+from pp_export.checkpoint.legacy.rank_files import RankFile
 from pp_export.core.errors import CheckpointError
-from pp_export.torch_file.archive import View
+from pp_export.core.tensors import TensorSpec
+from pp_export.core.views import View
+from pp_export.megatron import local_names, pipeline_layout
+from pp_export.megatron.local_names import Split
+from pp_export.megatron.pipeline_layout import Stage
+from pp_export.megatron.training_grid import TrainingGrid
+from pp_export.torch_file.archive import StoredView
 
 Args = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ class ParameterPart:
     file: int
     stage: Stage
     tensor: int
-    view: View
+    stored: StoredView
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def parameters(
     differing: list[str] = []
     drifted: list[str] = []
     for name, parts in sorted(held.items()):
-        size = grid.expert_tensor if legacy_names.is_of_experts(name) else grid.tensor
-        split = _split(name, parts[0].view, args, size)
+        size = grid.expert_tensor if local_names.is_of_experts(name) else grid.tensor
+        split = _split(name, parts[0].stored.view, args, size)
         if split is Split.COPIES:
             size = 1
         of_rank: defaultdict[int, list[ParameterPart]] = defaultdict(list)
@@ -102,10 +104,10 @@ def _held(args: Args, grid: TrainingGrid, files: list[RankFile]) -> dict[str, li
         experts = range(file.expert * num_experts, (file.expert + 1) * num_experts)
         for virtual, model in enumerate(_models(file, num_virtual)):
             stage = by_place[file.pipeline, virtual]
-            for name, view in _tensors(file, model, stage, experts):
-                if legacy_names.split_of(name) is None:
-                    strange.append(f"{name} {list(view.shape)} in {file.name}")
-                found[_or_copied(name, stage, args)].append(ParameterPart(number, stage, file.tensor, view))
+            for name, stored in _tensors(file, model, stage, experts):
+                if local_names.split_of(name) is None:
+                    strange.append(f"{name} {list(stored.view.shape)} in {file.name}")
+                found[_or_copied(name, stage, args)].append(ParameterPart(number, stage, file.tensor, stored))
     if strange:
         raise CheckpointError(
             "there are parameters of which it isn't known how tensor parallel ranks cut them",
@@ -135,12 +137,12 @@ def is_model(key: object) -> bool:
     return isinstance(key, str) and (key == "model" or key.removeprefix("model").isdecimal())
 
 
-def _tensors(file: RankFile, model: Args, stage: Stage, experts: range) -> Iterator[tuple[str, View]]:
+def _tensors(file: RankFile, model: Args, stage: Stage, experts: range) -> Iterator[tuple[str, StoredView]]:
     """The tensors of one virtual stage under their global names, experts one by one."""
     keys = [str(key) for key, value in model.items() if value is not None and "_extra_state" not in str(key)]
     prefix = framework_prefix(keys)
     names = {key: key.removeprefix(prefix) for key in keys}
-    layers = {layer for name in names.values() if (layer := legacy_names.local_layer(name)) is not None}
+    layers = {layer for name in names.values() if (layer := local_names.local_layer(name)) is not None}
     expected = {("decoder", number) for number in range(len(stage.layers))}
     expected |= {("mtp", number) for number in range(stage.num_mtp_layers)}
     if layers != expected:
@@ -153,11 +155,12 @@ def _tensors(file: RankFile, model: Args, stage: Stage, experts: range) -> Itera
         )
     for key, name in names.items():
         try:
-            view = file.archive.view(model[key])
-            if view is None:
+            stored = file.archive.view(model[key])
+            if stored is None:
                 raise CheckpointError("an entry of the model is no tensor", got=repr(model[key])[:200])
-            global_name = legacy_names.with_global_layer(name, stage.layers)
-            yield from legacy_names.single_experts(global_name, view, experts)
+            global_name = local_names.with_global_layer(name, stage.layers)
+            for single, view in local_names.single_experts(global_name, stored.view, experts):
+                yield single, replace(stored, view=view)
         except CheckpointError as error:
             raise error.at(file=file.archive.path, tensor=key) from error
 
@@ -190,11 +193,11 @@ def _check_names(held: Mapping[str, list[ParameterPart]]) -> None:
 
 
 def _split(name: str, view: View, args: Args, size: int) -> Split:
-    split = legacy_names.split_of(name)
+    split = local_names.split_of(name)
     assert split is not None
     if split is not Split.LATENT:
         return split
-    rows, full = view.shape[0], legacy_names.latent_rows(name, args)
+    rows, full = view.shape[0], local_names.latent_rows(name, args)
     if full not in (rows, rows * size):
         raise CheckpointError(
             "a down projection has another size than the training args tell",
@@ -207,9 +210,11 @@ def _split(name: str, view: View, args: Args, size: int) -> Split:
 
 def _check_parts(name: str, of_rank: Mapping[int, list[ParameterPart]], size: int) -> None:
     """Each of `size` ranks has a part, and all parts and copies are of one shape and type."""
-    views = {rank: [part.view for part in of_rank[rank]] for rank in sorted(of_rank)}
-    kinds = {rank: sorted({f"{v.dtype.torch_name}{list(v.shape)}" for v in views[rank]}) for rank in views}
-    if len(views) != size or len({kind for found in kinds.values() for kind in found}) > 1:
+    kinds = {
+        rank: sorted({str(TensorSpec(p.stored.view.shape, p.stored.dtype)) for p in of_rank[rank]})
+        for rank in sorted(of_rank)
+    }
+    if len(kinds) != size or len({kind for found in kinds.values() for kind in found}) > 1:
         raise CheckpointError(
             "the parts of a parameter don't fit together",
             where={"tensor": name},
@@ -223,8 +228,9 @@ def _differences(copies: list[ParameterPart], files: list[RankFile]) -> Iterator
     """Which copies of one part differ; those that share a storage with other parameters can't be compared."""
     crcs: dict[str, int] = {}
     for part in copies:
-        member = files[part.file].archive.storages[part.view.storage]
-        if part.view.is_contiguous and part.view.num_bytes == member.length:
+        stored = part.stored
+        member = files[part.file].archive.storages[stored.storage]
+        if stored.view.is_dense and stored.num_bytes == member.length:
             crcs[files[part.file].name] = member.crc
     if len(set(crcs.values())) > 1:
         yield ", ".join(f"{crc:08x} in {name}" for name, crc in crcs.items())

@@ -99,8 +99,10 @@ def test_a_catalog_of_any_kind_travels_as_bytes() -> None:
     """Strides, offsets in records, holders, notes and checksums arrive on another rank as they were."""
     box = StoredBox(Box((0, 0), (2, 3)), 0, 8, (1, 2))
     tensor = StoredTensor("decoder.w", (2, 3), from_torch("bfloat16"), (box,), Interleave(4, 2))
-    description = Description("f", "torch", "w", 3, {"a": 1}, {"tensor": 2}, {"optimizer": (1, 2)}, ("note",))
-    catalog = Catalog(description, ("a", "b"), (StoredItem(1, 5, 20, 77),), (tensor,), ((0, 2), (1,)))
+    description = Description(
+        "f", "torch", "w", 3, {"a": 1}, {"tensor": 2}, {"optimizer": (1, 2)}, ("note",), "torch"
+    )
+    catalog = Catalog(description, ("a", "b"), (StoredItem(1, 5, 20, 77),), (tensor,), ((0, 2), (1,)), True)
     received = Catalog.from_bytes(catalog.to_bytes())
     assert (received.files, received.stored_items, received.tensors) == (
         catalog.files,
@@ -108,4 +110,6 @@ def test_a_catalog_of_any_kind_travels_as_bytes() -> None:
         catalog.tensors,
     )
     assert received.holders == catalog.holders
+    assert received.is_one_file_per_rank
+    assert received.description.reader == "torch"
     assert tuple(received.description.notes) == ("note",)

@@ -1,5 +1,5 @@
-"""Claims of `pp_export.checkpoint.dcp` and `reader`: what is read is what torch would load, or the fault is
-named.
+"""Claims of `pp_export.checkpoint.dcp` and `file_reader`: what is read is what torch would load, or the fault
+is named.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import pp_export
-from pp_export.checkpoint import read_catalog
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.file_reader import FileReader
+from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Slice, whole
 from tests.cpu.conftest import Checkpoint, Reference
@@ -95,7 +95,7 @@ def edit(folder: Path, change: EDIT) -> None:
 
 def refused(folder: Path, match: str) -> CheckpointError:
     with pytest.raises(CheckpointError, match=match) as caught:
-        read_catalog(folder, None)
+        describe_checkpoint(folder, None)
     return caught.value
 
 
@@ -107,7 +107,7 @@ def test_the_catalog_is_what_torch_reads(checkpoint: Checkpoint, model: str, lay
     """Of a real checkpoint, all model tensors have the sizes, types, boxes and places that torch's reader
     says.
     """
-    catalog = read_catalog(checkpoint(model, layout), None)
+    catalog = describe_checkpoint(checkpoint(model, layout), None)
     truth = FileSystemReader(checkpoint(model, layout) / "iter_0000010").read_metadata()
     tensors = {
         key: meta
@@ -144,7 +144,8 @@ def test_the_catalog_is_what_megatron_core_reads(checkpoint: Checkpoint) -> None
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     for root, truth in zip(roots, json.loads(answer.stdout.splitlines()[-1])):
         found = {
-            t.key: [list(t.shape), f"torch.{t.dtype.torch_name}"] for t in read_catalog(root, None).tensors
+            t.key: [list(t.shape), f"torch.{t.dtype.torch_name}"]
+            for t in describe_checkpoint(root, None).tensors
         }
         assert found == {key: value for key, value in truth.items() if "optimizer." not in key}
         assert len(found) >= 10
@@ -156,7 +157,7 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
     box.
     """
     root = checkpoint(model, layout)
-    catalog = read_catalog(root, None)
+    catalog = describe_checkpoint(root, None)
     truth = canonical_values(read_stored(root)[0])
     assert catalog.slices.keys() == catalog.specs.keys() == truth.keys()
     num_cut = 0
@@ -178,21 +179,21 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
 
 def test_the_description_says_what_the_checkpoint_is(checkpoint: Checkpoint, folder: Path) -> None:
     """Iteration, format, args and kind of keys are described; args are None where there is no common.pt."""
-    real = read_catalog(checkpoint("qwen2", "tp2pp2"), None).description
+    real = describe_checkpoint(checkpoint("qwen2", "tp2pp2"), None).description
     assert (real.format, real.iteration) == ("torch_dist", 10)
-    assert read_catalog(checkpoint("qwen2", "tp2pp2"), None).is_stacked
+    assert describe_checkpoint(checkpoint("qwen2", "tp2pp2"), None).is_stacked
     assert real.layout["tensor_model_parallel_size"] == real.layout["pipeline_model_parallel_size"] == 2
     assert real.args is not None
     assert Path(real.folder) == checkpoint("qwen2", "tp2pp2") / "iter_0000010"
-    described = read_catalog(folder, None).description
+    described = describe_checkpoint(folder, None).description
     assert (described.args, described.other, described.iteration) == ({"num_layers": 3}, {}, 10)
     (folder / "common.pt").unlink()
-    assert read_catalog(folder, None).description.args is None
+    assert describe_checkpoint(folder, None).description.args is None
 
 
 def test_a_catalog_travels_as_bytes(checkpoint: Checkpoint) -> None:
     """A catalog sent to another rank has the same slices, records and description there."""
-    catalog = read_catalog(checkpoint("qwen3_moe", "pp2ep2"), None)
+    catalog = describe_checkpoint(checkpoint("qwen3_moe", "pp2ep2"), None)
     image = catalog.to_bytes()
     received = Catalog.from_bytes(image)
     assert received.slices == catalog.slices
@@ -205,7 +206,7 @@ def test_a_catalog_travels_as_bytes(checkpoint: Checkpoint) -> None:
 
 def test_boxes_in_any_order_become_slices(boxed: Path) -> None:
     """A tensor stored in several boxes is described and read box by box, wherever each box lies."""
-    catalog = read_catalog(boxed, None)
+    catalog = describe_checkpoint(boxed, None)
     assert len(catalog.slices["w"]) == 3
     full = TENSORS["embedding.word_embeddings.weight"]
     with FileReader(catalog, check_source=True) as reader:
@@ -215,7 +216,7 @@ def test_boxes_in_any_order_become_slices(boxed: Path) -> None:
 
 def test_a_stacked_record_is_read_in_parts(folder: Path) -> None:
     """Layers of a stacked record are parts of it, read in the order of their bytes, in rows if need be."""
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
     assert len({slice_.item for slice_ in layers}) == 1
     with FileReader(catalog, check_source=True) as reader:
@@ -233,7 +234,7 @@ def test_a_flipped_bit_in_a_record_is_named(checkpoint: Checkpoint, tmp_path: Pa
     read.
     """
     shutil.copytree(checkpoint("qwen2", "tp2pp2"), tmp_path / "ckpt")
-    catalog = read_catalog(tmp_path / "ckpt", None)
+    catalog = describe_checkpoint(tmp_path / "ckpt", None)
     chance = random.Random(0)
     slices = [slice_ for slices in catalog.slices.values() for slice_ in slices]
     for slice_ in chance.sample(slices, 25):
@@ -260,7 +261,7 @@ def test_a_flipped_bit_in_an_archive_s_frame_is_named(folder: Path) -> None:
     """A flipped bit in the header or the directory around a tensor is refused with the tensor and the
     file.
     """
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     slice_ = catalog.slices["decoder.final_layernorm.weight"][0]
     stored = catalog.stored_items[slice_.item]
     path = folder / catalog.files[stored.file]
@@ -278,7 +279,7 @@ def test_the_check_covers_records_that_are_read_in_parts(folder: Path) -> None:
     """A flipped bit in the first part of a record is found when its last part is read, unless checks are
     off.
     """
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
     stored = catalog.stored_items[layers[0].item]
     path = folder / catalog.files[stored.file]
@@ -299,7 +300,7 @@ def test_the_check_covers_records_that_are_read_in_parts(folder: Path) -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1,), (0,), (0, 2)])
 def test_a_record_is_checked_whole_in_whatever_order_it_is_read(folder: Path, order: tuple[int, ...]) -> None:
     """Parts read in any order, or left out, don't keep damage in any part of a record from being found."""
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     layers = [catalog.slices[f"decoder.layers.{number}.mlp.linear_fc2.weight"][0] for number in range(3)]
     with FileReader(catalog, check_source=True) as reader:
         assert [read(reader, layers[i]) for i in order] == [bytes_of(TENSORS[FC2][i]) for i in order]
@@ -321,14 +322,14 @@ def test_values_that_do_not_lie_together_are_read_by_their_strides(tmp_path: Pat
     """
     full = random_bits((6, 8), "bfloat16", 4)
     folder = write_stored(tmp_path / "iter_0000010", {"w": full}, None)
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     turned = replace(catalog.slices["w"][0], box=whole((8, 6)), strides=(1, 8))
     with FileReader(catalog, check_source=True) as reader:
         assert read(reader, turned) == bytes_of(full.T.contiguous())
         rows = turned.rows(24)
         assert len(rows) == 4
         assert b"".join(read(reader, row) for row in rows) == bytes_of(full.T.contiguous())
-        with pytest.raises(CheckpointError, match="reaches beyond its record"):
+        with pytest.raises(CheckpointError, match="reaches beyond its item"):
             read(reader, replace(turned, strides=(1, 9)))
         reader.finish()
 
@@ -338,7 +339,7 @@ def test_files_are_closed_and_losing_one_is_named(folder: Path) -> None:
     tensor.
     """
     before = len(os.listdir("/proc/self/fd"))
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     slice_ = catalog.slices["decoder.final_layernorm.weight"][0]
     path = folder / catalog.files[0]
     with FileReader(catalog, check_source=True) as reader:
@@ -494,7 +495,7 @@ def test_items_that_are_no_weights_are_counted_and_left(folder: Path) -> None:
         metadata.state_dict_metadata["decoder.x._extra_state/shard_0_1"] = BytesStorageMetadata()
 
     edit(folder, change)
-    catalog = read_catalog(folder, None)
+    catalog = describe_checkpoint(folder, None)
     assert set(catalog.description.other) == {"_extra_state", "optimizer", "rng_state"}
     assert {tensor.key for tensor in catalog.tensors} == TENSORS.keys()
 
@@ -519,7 +520,7 @@ def test_damaged_metadata_never_ends_in_another_error(folder: Path) -> None:
         damaged[chance.randrange(len(image))] ^= 1 << chance.randrange(8)
         (folder / ".metadata").write_bytes(damaged)
         try:
-            read_catalog(folder, None)
+            describe_checkpoint(folder, None)
         except CheckpointError:
             num_refused += 1
     assert num_refused > 250
@@ -543,7 +544,7 @@ print(json.dumps({
     "loaded": sorted({name.partition(".")[0] for name in sys.modules if sys.modules[name] is not None}),
     "cuda": torch.cuda.is_initialized(),
     "group": torch.distributed.is_initialized(),
-    "files": len(report.plan.shards),
+    "files": report.num_files,
 }))
 """
 

@@ -17,8 +17,8 @@ import torch
 
 import pp_export
 from pp_export.checkpoint import live
+from pp_export.core import file_names
 from pp_export.core.errors import CheckpointError
-from pp_export.shards.manifests import MANIFEST_FILE
 from tests.cpu.conftest import Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.live import Case
@@ -92,7 +92,7 @@ def test_the_bytes_are_those_of_the_job_s_checkpoint(
     folder = root / name_of(model, layout)
     export_here(checkpoint=folder / "checkpoint", reference=reference(model), output=folder / "offline")
     files = [files_of(folder / name) for name in ("live", "offline")]
-    assert [file.pop(MANIFEST_FILE) for file in files]
+    assert [file.pop(file_names.MANIFEST) for file in files]
     assert files[0] == files[1]
     assert any(name.endswith(".safetensors") for name in files[0])
 

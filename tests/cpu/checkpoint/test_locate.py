@@ -1,4 +1,6 @@
-"""Claims of `pp_export.checkpoint.locate`: the folder that is meant is found, and what it isn't is said."""
+"""Claims of `pp_export.checkpoint.locate` and `formats`: the folder that is meant is found, and what it isn't
+is said.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.checkpoint.catalog import LEGACY
-from pp_export.checkpoint.locate import DCP, TRACKER, format_of, iteration_folder, iteration_of
+from pp_export.checkpoint import locate
+from pp_export.checkpoint.dcp.format import DcpFormat
+from pp_export.checkpoint.formats import describe_checkpoint, format_of, is_checkpoint
+from pp_export.checkpoint.legacy.format import LegacyFormat
+from pp_export.checkpoint.locate import TRACKER, iteration_of
 from pp_export.core.errors import CheckpointError
 
 TORCH_DIST = json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
+
+
+def iteration_folder(checkpoint: Path, iteration: int | None) -> Path:
+    return locate.iteration_folder(checkpoint, iteration, is_checkpoint)
 
 
 def finished(folder: Path) -> Path:
@@ -120,7 +129,7 @@ def test_an_unfinished_save_is_refused(root: Path) -> None:
     for given in (root, folder):
         assert iteration_folder(given, None) == folder
     with pytest.raises(CheckpointError, match="the save is unfinished") as caught:
-        format_of(folder)
+        describe_checkpoint(folder, None)
     assert caught.value.where == {"folder": str(folder)}
     assert "earlier iteration" in str(caught.value.advice)
 
@@ -130,14 +139,14 @@ def test_a_save_without_its_last_file_is_refused(root: Path) -> None:
     without megatron-core's files is plain DCP.
     """
     (root / "iter_0000010" / "metadata.json").unlink()
-    assert format_of(root / "iter_0000010") == DCP
+    assert isinstance(format_of(root / "iter_0000010"), DcpFormat)
     (root / "iter_0000010" / "common.pt").write_bytes(b"...")
     with pytest.raises(CheckpointError, match=r"no metadata\.json: the save is unfinished"):
-        format_of(root / "iter_0000010")
+        describe_checkpoint(root / "iter_0000010", None)
     (root / "iter_0000020" / ".metadata").unlink()
     (root / "iter_0000020" / "__0_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"metadata\.json but no \.metadata"):
-        format_of(root / "iter_0000020")
+        describe_checkpoint(root / "iter_0000020", None)
 
 
 def test_other_formats_are_refused_by_their_name(root: Path) -> None:
@@ -145,18 +154,18 @@ def test_other_formats_are_refused_by_their_name(root: Path) -> None:
     zarr, adapter, modelopt = (root / name for name in ("iter_0000010", "iter_0000020", "release"))
     (zarr / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "sharded_backend_version": 1}))
     with pytest.raises(CheckpointError, match="stored as zarr arrays") as caught:
-        format_of(zarr)
+        describe_checkpoint(zarr, None)
     assert "0.15" in str(caught.value.advice)
     (zarr / "metadata.json").write_text(json.dumps({"sharded_backend": "other"}))
     with pytest.raises(CheckpointError, match="another backend") as caught:
-        format_of(zarr)
+        describe_checkpoint(zarr, None)
     assert (caught.value.expected, caught.value.got) == ("torch_dist", "other")
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"an adapter \(LoRA\)"):
-        format_of(adapter)
+        describe_checkpoint(adapter, None)
     (modelopt / "modelopt_state").mkdir()
     with pytest.raises(CheckpointError, match="ModelOpt"):
-        format_of(modelopt)
+        describe_checkpoint(modelopt, None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"torch_dist"', "null"])
@@ -165,17 +174,17 @@ def test_a_damaged_metadata_json_is_refused(root: Path, text: str) -> None:
     path = root / "iter_0000010" / "metadata.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"metadata\.json can't be read") as caught:
-        format_of(path.parent)
+        describe_checkpoint(path.parent, None)
     assert caught.value.where == {"file": str(path)}
 
 
 def test_a_finished_save_is_accepted(root: Path) -> None:
     """The marks of a finished save are enough, whatever else lies there; legacy folders are known by name."""
     (root / "release" / "mp_rank_00_001").mkdir()
-    assert format_of(root / "release") == LEGACY
+    assert isinstance(format_of(root / "release"), LegacyFormat)
     (root / "iter_0000010" / "tokenizer").mkdir()
     (root / "iter_0000010" / "metadata.json").write_text(TORCH_DIST[:-1] + ', "new_field": 1}')
-    assert format_of(root / "iter_0000010") == DCP
+    assert isinstance(format_of(root / "iter_0000010"), DcpFormat)
 
 
 def test_folders_of_nemo_and_single_iterations_are_found(tmp_path: Path) -> None:

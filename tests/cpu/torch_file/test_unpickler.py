@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pp_export.checkpoint import read_catalog
+from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError, UnsafePickleError
 from pp_export.torch_file import unpickler
 from pp_export.torch_file.unpickler import InertObject
@@ -151,13 +151,13 @@ def test_harmless_globals_are_refused_too(value: Any) -> None:
 def test_a_payload_in_metadata_does_not_run(tmp_path: Path, marker: Path, name: str) -> None:
     """A checkpoint whose `.metadata` carries a payload is refused, naming the global and the file."""
     folder = write_stored(tmp_path / "iter_0000010", {"x": torch.ones(2, 2)}, {"num_layers": 1})
-    read_catalog(folder, None)
+    describe_checkpoint(folder, None)
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     metadata.planner_data = payloads(marker)[name]
     image = pickle.dumps(metadata)
     (folder / ".metadata").write_bytes(image)
     with pytest.raises(UnsafePickleError) as caught:
-        read_catalog(folder, None)
+        describe_checkpoint(folder, None)
     assert str(caught.value.got) in {f"{module}.{of}" for module, of in globals_of(image)}
     assert caught.value.where == {"file": str(folder / ".metadata")}
 
@@ -168,7 +168,7 @@ def test_a_payload_in_common_pt_does_not_run(tmp_path: Path, marker: Path, name:
     folder = write_stored(tmp_path / "iter_0000010", {"x": torch.ones(2, 2)}, {"num_layers": 1})
     torch.save({"args": argparse.Namespace(a=1), "evil": payloads(marker)[name]}, folder / "common.pt")
     with pytest.raises(UnsafePickleError) as caught:
-        read_catalog(folder, None)
+        describe_checkpoint(folder, None)
     assert caught.value.where == {"file": str(folder / "common.pt")}
 
 
@@ -277,7 +277,7 @@ def test_tensor_properties_of_every_torch_are_read(tmp_path: Path, num_fields: i
     assert isinstance(tensor, TensorStorageMetadata)
     tensor.properties = Stated()  # type: ignore[assignment]
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    stored = read_catalog(folder, None).tensors[0]
+    stored = describe_checkpoint(folder, None).tensors[0]
     assert (stored.key, stored.shape, stored.dtype.torch_name) == ("x", (3, 2), "bfloat16")
 
 
@@ -330,7 +330,7 @@ def test_args_keep_their_values(tmp_path: Path) -> None:
         "values": torch.ones(2),
     }
     folder = write_stored(tmp_path / "iter_0000010", {"x": torch.ones(2, 2)}, args)
-    found = dict(read_catalog(folder, None).description.args or {})
+    found = dict(describe_checkpoint(folder, None).description.args or {})
     assert found.pop("values").startswith("torch._utils._rebuild_tensor_v2(")
     assert found == {
         "plain": [1, 2.5, "a", None, True],
@@ -347,7 +347,7 @@ def test_args_of_a_real_checkpoint(checkpoint: Checkpoint) -> None:
     """The args that a training run stores, Megatron's own enums among them, are read with the values they
     had.
     """
-    toy, args = MODELS["qwen2"], read_catalog(checkpoint("qwen2", "tp2pp2"), None).description.args
+    toy, args = MODELS["qwen2"], describe_checkpoint(checkpoint("qwen2", "tp2pp2"), None).description.args
     assert args is not None
     assert (args["num_layers"], args["hidden_size"]) == (toy.num_layers, toy.hidden_size)
     assert (args["num_attention_heads"], args["num_query_groups"]) == (toy.num_heads, toy.num_query_groups)
@@ -362,8 +362,8 @@ def test_a_cut_off_common_pt_is_a_checkpoint_error(tmp_path: Path, length: int) 
     folder = write_stored(tmp_path / "iter_0000010", {"x": torch.ones(2, 2)}, {"a": 1})
     path = folder / "common.pt"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match=r"common\.pt can't be read") as caught:
-        read_catalog(folder, None)
+    with pytest.raises(CheckpointError, match=r"common\.pt is damaged: truncated") as caught:
+        describe_checkpoint(folder, None)
     assert caught.value.where == {"file": str(path)}
 
 
@@ -384,7 +384,7 @@ def test_cut_off_metadata_is_a_checkpoint_error(tmp_path: Path) -> None:
     for length in range(0, len(image), 7):
         (folder / ".metadata").write_bytes(image[:length])
         with pytest.raises(CheckpointError) as caught:
-            read_catalog(folder, None)
+            describe_checkpoint(folder, None)
         assert caught.value.where["file"] == str(folder / ".metadata")
 
 
@@ -397,4 +397,4 @@ def test_args_that_contain_themselves_are_refused(tmp_path: Path) -> None:
     torch.save({"args": argparse.Namespace(a=endless)}, buffer)
     (folder / "common.pt").write_bytes(buffer.getvalue())
     with pytest.raises(CheckpointError, match="nest without end"):
-        read_catalog(folder, None)
+        describe_checkpoint(folder, None)

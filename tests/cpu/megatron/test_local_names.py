@@ -1,19 +1,15 @@
-"""Claims of `pp_export.checkpoint.legacy.names` and of the views of `archive`: every parameter that
-megatron-core makes has a rule and a global name, and views move as torch's do.
+"""Claims of `pp_export.megatron.local_names`: every parameter that megatron-core makes has a rule and a
+global name.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from pp_export.checkpoint.legacy.names import Split, latent_rows, single_experts, split_of, with_global_layer
-from pp_export.core import dtypes
 from pp_export.core.errors import CheckpointError
-from pp_export.torch_file import archive
-from pp_export.torch_file.archive import View
+from pp_export.core.views import View
+from pp_export.megatron.local_names import Split, latent_rows, single_experts, split_of, with_global_layer
 
 ROWS, COLUMNS, COPIES, FC1, LATENT = Split.ROWS, Split.COLUMNS, Split.COPIES, Split.FC1, Split.LATENT
 SPLITS = {
@@ -76,11 +72,7 @@ MEMORY = torch.arange(24)
 
 
 def view(tensor: torch.Tensor) -> View:
-    """What a file would say of `tensor`."""
-    strides = tuple(tensor.stride())
-    return View(
-        "0", dtypes.from_torch(str(tensor.dtype)), int(tensor.storage_offset()), tuple(tensor.shape), strides
-    )
+    return View(int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
 
 
 def values(of: View) -> torch.Tensor:
@@ -165,66 +157,3 @@ def test_latent_rows_come_from_the_args(name: str, rows: int) -> None:
     """The latent of keys and values has the rows of the position beside it."""
     assert latent_rows(name, {"q_lora_rank": 12, "kv_lora_rank": 6, "qk_pos_emb_head_dim": 2}) == rows
     assert latent_rows(name, {}) is None
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [MEMORY.view(2, 3, 4), MEMORY.view(4, 6)[1:, 2:], MEMORY.view(2, 12).t(), MEMORY.view(1, 24)[:, ::2]],
-)
-def test_views_move_as_in_torch(tensor: torch.Tensor) -> None:
-    """Cutting, choosing and swapping give the values that torch gives, and know whether they lie together."""
-    of = view(tensor)
-    for moved, expected in [
-        (of, tensor),
-        (of.narrow(1, 1, 1), tensor.narrow(1, 1, 1)),
-        (of.narrow(0, 0, 1), tensor.narrow(0, 0, 1)),
-        (of.select(0), tensor[0]),
-        (of.swapped(), tensor.transpose(-1, -2)),
-    ]:
-        assert torch.equal(values(moved), expected)
-        assert moved.is_contiguous == expected.is_contiguous()
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.uint16, torch.float8_e4m3fn, torch.bool]
-)
-def test_every_kind_of_tensor_is_found_in_a_file(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Typed storages, storages of bytes, parameters, views of them: offset and bytes are those of torch."""
-    raw = torch.arange(96, dtype=torch.uint8).remainder(2).view(torch.bool) if dtype is torch.bool else None
-    flat = torch.arange(96, dtype=torch.uint8).view(dtype) if raw is None else raw
-    part = flat[8:].view(-1, 4)
-    saved = {"plain": flat, "view": part[1:], "cut": part[:, 1:3]}
-    torch.save(saved | {"parameter": torch.nn.Parameter(part, requires_grad=False)}, tmp_path / "file.pt")
-    stored = archive.read(tmp_path / "file.pt")
-    data = (tmp_path / "file.pt").read_bytes()
-    for key, expected in (saved | {"parameter": part}).items():
-        found = stored.view(stored.value[key])
-        assert found is not None
-        assert (found.shape, found.strides) == (tuple(expected.shape), tuple(expected.stride()))
-        begin = stored.begins([found.storage])[found.storage]
-        bytes_there = torch.frombuffer(bytearray(data[begin : begin + 96]), dtype=dtype)
-        again = bytes_there.as_strided(found.shape, found.strides, found.offset)
-        assert torch.equal(again.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)), key
-    assert stored.view({"no": "tensor"}) is None
-
-
-def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
-    """A description that does not fit the storages is refused before any byte is taken."""
-    torch.save({"weight": torch.zeros(4, 4)}, tmp_path / "file.pt")
-    stored = archive.read(tmp_path / "file.pt")
-    shorter = {"0": archive.Member(stored.storages["0"].header, 60, 0)}
-    with pytest.raises(CheckpointError, match="beyond its storage"):
-        archive.Archive(stored.path, stored.value, shorter).view(stored.value["weight"])
-
-
-@pytest.mark.parametrize("offset", [0, 32])
-def test_a_damaged_local_header_is_refused(offset: int, tmp_path: Path) -> None:
-    """A member must begin where the directory says, under the name that the directory says."""
-    torch.save({"weight": torch.zeros(4, 4)}, tmp_path / "file.pt")
-    stored = archive.read(tmp_path / "file.pt")
-    data = bytearray((tmp_path / "file.pt").read_bytes())
-    at = stored.storages["0"].header + (offset and 30 + len("file/data/0") - 1)
-    data[at] ^= 1
-    (tmp_path / "file.pt").write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged"):
-        stored.begins(["0"])

@@ -1,4 +1,4 @@
-"""Claims of `pp_export.checkpoint.legacy.pipeline_layout`: every stage holds the layers that megatron-core
+"""Claims of `pp_export.megatron.pipeline_layout`: every stage holds the layers that megatron-core
 builds there, or it is refused.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pp_export.checkpoint.legacy.pipeline_layout import ALL, Stage, stages, virtual_size
 from pp_export.core.errors import CheckpointError
+from pp_export.megatron.pipeline_layout import ALL, Stage, stages, virtual_size
 
 Args = dict[str, Any]
 ByMegatron = Callable[[Args], "tuple[Stage, ...] | None"]

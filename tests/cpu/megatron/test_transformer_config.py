@@ -1,4 +1,4 @@
-"""Claims of `pp_export.checkpoint.transformer_config`: a TransformerConfig says in its own words what the
+"""Claims of `pp_export.megatron.transformer_config`: a TransformerConfig says in its own words what the
 training args say.
 """
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pp_export.checkpoint.transformer_config import as_args
+from pp_export.megatron.transformer_config import as_args
 
 RENAMED = [
     ("num_moe_experts", "num_experts", 8),

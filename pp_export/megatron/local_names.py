@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pp_export.core.errors import CheckpointError
-from pp_export.torch_file.archive import View
+from pp_export.core.tensors import Shape
+from pp_export.core.views import View
 
 
 class Split(enum.Enum):
@@ -100,15 +101,13 @@ def single_experts(name: str, view: View, experts: range) -> Iterator[tuple[str,
         yield f"{stem}.{_global(name, int(found[2]), experts)}.{found[1]}", view
     elif _STACKED.fullmatch(rest) and view.shape and view.shape[0] == len(experts):
         for local, expert in enumerate(experts):
-            yield f"{stem}.{expert}.{rest}", view.select(local)
+            yield f"{stem}.{expert}.{rest}", view.select(0, local)
     elif rest in _GROUPED and len(view.shape) == 2 and view.shape[rest == "weight1"] % len(experts) == 0:
         rows, columns = view.shape
         shape = (rows, columns // len(experts)) if rest == "weight1" else (rows // len(experts), columns)
+        stacked = _reshaped(view, (len(experts), *shape))
         for local, expert in enumerate(experts):
-            yield (
-                f"{stem}.{expert}.{_GROUPED[rest]}",
-                view.seen_as((len(experts), *shape)).select(local).swapped(),
-            )
+            yield f"{stem}.{expert}.{_GROUPED[rest]}", stacked.select(0, local).transpose()
     else:
         yield name, view
 
@@ -132,6 +131,17 @@ def latent_rows(name: str, args: Mapping[str, Any]) -> int | None:
         return args.get("q_lora_rank")
     latent, position = args.get("kv_lora_rank"), args.get("qk_pos_emb_head_dim")
     return None if latent is None or position is None else int(latent) + int(position)
+
+
+def _reshaped(view: View, shape: Shape) -> View:
+    try:
+        return view.reshape(shape)
+    except ValueError:
+        raise CheckpointError(
+            f"a stored tensor can't be seen in shape {list(shape)}",
+            expected="as many values, one after another",
+            got=f"shape {list(view.shape)}, strides {list(view.strides)}",
+        ) from None
 
 
 def _global(name: str, local: int, experts: range) -> int:

@@ -1,0 +1,114 @@
+"""The entries of a `.metadata` file: which box of which tensor lies where in the `.distcp` files.
+
+It is a pickle and is read as data. Content is never inferred from a file's name: any rank may have written
+any box.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from pp_export.checkpoint.catalog import StoredBox, StoredItem, StoredTensor
+from pp_export.core import dtypes
+from pp_export.core.errors import CheckpointError
+from pp_export.core.tensors import Box, check_coverage
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
+_KEY = re.compile(r"[A-Za-z0-9_.\-]+")
+_OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
+
+
+class StoredEntries:
+    """The entries of `.metadata`, sorted into tensors of the model (by key), items that are no tensors, and
+    the rest. `files` and `stored_items` are those of the tensors that were asked for.
+    """
+
+    def __init__(self, metadata: Any) -> None:
+        self._infos = {
+            (index.fqn, None if index.get("offset") is None else tuple(index.offset)): info
+            for index, info in metadata.storage_data.items()
+        }
+        self._shapes = _shapes_before_flattening(metadata)
+        self.files: dict[str, int] = {}
+        self.stored_items: list[StoredItem] = []
+        self.tensors: dict[str, Any] = {}
+        self.items: dict[str, tuple[str, int, int]] = {}
+        counted: defaultdict[str, list[int]] = defaultdict(list)
+        for key, meta in metadata.state_dict_metadata.items():
+            is_tensor = meta.kind.endswith(".TensorStorageMetadata")
+            kind = _kind_of_other(key, is_tensor)
+            if kind is None:
+                self.tensors[key] = meta
+                continue
+            boxes = [tuple(box.offsets) for box in meta.chunks] if is_tensor else [None]
+            counted[kind] += [self._infos[key, box].length for box in boxes if (key, box) in self._infos]
+            if not is_tensor and (info := self._infos.get((key, None))) is not None:
+                self.items[key] = (_file_name(info), int(info.offset), int(info.length))
+        self.other = {kind: (len(sizes), sum(sizes)) for kind, sizes in sorted(counted.items())}
+
+    def tensor(self, key: str, name: str) -> StoredTensor:
+        """The tensor stored under `key`, called `name`, with its boxes proved to fill it."""
+        if not _KEY.fullmatch(key):
+            raise CheckpointError(
+                "a stored key has characters that no parameter name has", got=repr(key[:200])
+            )
+        meta = self.tensors[key]
+        properties = meta.properties
+        state = properties.__dict__.get("state")  # a tuple of five fields, of six since torch 2.15
+        dtype = dtypes.from_torch(str(state[0] if isinstance(state, tuple) else properties.dtype))
+        shape = tuple(meta.size)
+        if self._shapes.get(key, shape) != shape:
+            raise CheckpointError(
+                "the tensor is stored flattened, as megatron-core's early FSDP did",
+                where={"tensor": key},
+                expected=f"shape {list(self._shapes[key])}",
+                got=f"shape {list(shape)}",
+                advice="load and save it once with the release that wrote it and without FSDP",
+            )
+        boxes = tuple(self._box(key, Box(tuple(part.offsets), tuple(part.sizes))) for part in meta.chunks)
+        check_coverage(key, shape, [stored.box for stored in boxes])
+        return StoredTensor(name, shape, dtype, boxes)
+
+    def _box(self, key: str, box: Box) -> StoredBox:
+        info = self._infos.get((key, box.offset))
+        if info is None:
+            raise CheckpointError(
+                "a box of a tensor is stored nowhere", where={"tensor": key}, got=f"offset {box.offset}"
+            )
+        if info.get("transform_descriptors"):
+            raise CheckpointError(
+                "the tensor is stored through a transform (compression or encryption)",
+                where={"tensor": key},
+                got=info.transform_descriptors,
+                advice="save the checkpoint without the storage writer's extensions",
+            )
+        file = self.files.setdefault(_file_name(info), len(self.files))
+        self.stored_items.append(StoredItem(file, int(info.offset), int(info.length)))
+        return StoredBox(box, len(self.stored_items) - 1)
+
+
+def _file_name(info: Any) -> str:
+    path = str(info.relative_path)
+    if not _FILE_NAME.fullmatch(path):
+        raise CheckpointError(
+            "a stored file's name leaves the checkpoint or is unusual", got=repr(path[:200])
+        )
+    return path
+
+
+def _shapes_before_flattening(metadata: Any) -> dict[str, tuple[int, ...]]:
+    """What `mcore_data` (megatron-core 0.8 to 0.15) says of tensors that it stored in another shape."""
+    data = metadata.get("mcore_data") or {}
+    shapes = ((key, entry.get("nd_reformulated_orig_global_shape")) for key, entry in data.items())
+    return {key: tuple(shape) for key, shape in shapes if shape is not None}
+
+
+def _kind_of_other(key: str, is_tensor: bool) -> str | None:
+    """What an item is when it is no model weight."""
+    if _OPTIMIZER.match(key):
+        return "optimizer"
+    kinds = ("_extra_state", "rng_state", "rerun_state")
+    kind = next((kind for kind in kinds if kind in key), None)
+    return kind or (None if is_tensor else "other objects")

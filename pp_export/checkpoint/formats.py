@@ -1,0 +1,47 @@
+"""Every kind of checkpoint folder there is a reader for, or a reason against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pp_export.checkpoint import locate, refused
+from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.dcp.format import DcpFormat
+from pp_export.checkpoint.legacy.format import LegacyFormat
+from pp_export.checkpoint.source import Format, Reader
+from pp_export.core.errors import CheckpointError
+
+# In the order in which they are tried: a folder is of the first kind that recognises it.
+FORMATS: tuple[Format, ...] = (refused.MODELOPT, refused.ADAPTER, LegacyFormat(), DcpFormat())
+
+
+def describe_checkpoint(checkpoint: Path, iteration: int | None) -> Catalog:
+    """What a checkpoint of any format holds, without values; called on rank 0 only.
+
+    `checkpoint` is an iteration folder, or the root of several, where `iteration` or the tracker file
+    chooses. Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be
+    exported.
+    """
+    folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
+    return format_of(folder).describe(folder)
+
+
+def open_checkpoint(catalog: Catalog, *, check_source: bool) -> Reader:
+    """The reader of this rank for the files of a catalog that `describe_checkpoint` made on any rank."""
+    found = next(known for known in FORMATS if known.name == catalog.description.reader)
+    return found.open(catalog, check_source=check_source)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is itself a save, of a kind that can be exported or not."""
+    return any(known.recognise(folder) for known in FORMATS)
+
+
+def format_of(folder: Path) -> Format:
+    """The kind of save that `folder` holds; CheckpointError where it holds none that is known."""
+    found = next((known for known in FORMATS if known.recognise(folder)), None)
+    if found is None:
+        raise CheckpointError(
+            "the folder holds no Megatron checkpoint (no .metadata)", where={"folder": folder}
+        )
+    return found
