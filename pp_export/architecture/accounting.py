@@ -6,16 +6,20 @@ Works on names and shapes only, so a laptop finds what is missing before a clust
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pp_export.architecture.encodings import Encoding, casts, encoded
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
-from pp_export.architecture.transforms import Move, Transform
+from pp_export.architecture.transforms import Geometry, Transform
+from pp_export.architecture.units import Unit
 from pp_export.core.dtypes import DType
-from pp_export.core.errors import AccountingError, CheckpointError
-from pp_export.core.tensors import Box, Shape, TensorSpec
+from pp_export.core.errors import AccountingError, ExportError
+from pp_export.core.tensors import Shape, TensorSpec
+from pp_export.core.views import View
 
 DEFINITION, INDEX, TABLE = (
     "the model's own definition (transformers)",
@@ -26,29 +30,33 @@ DEFINITION, INDEX, TABLE = (
 
 @dataclass(frozen=True)
 class Placement:
-    """Box `box` of the Megatron tensor `source` lands in the HF tensor `name` at `target` (as many dims as
-    `name` has).
+    """The elements of `view`, a view of the Megatron tensor `source`, land in the HF tensor `name` as
+    `target`.
     """
 
     source: str
-    box: Box
+    view: View
     name: str
-    target: Shape
+    target: View
 
 
 @dataclass(frozen=True)
 class Account:
     """The outcome: the HF tensors, where each source goes, what is dropped and why.
 
-    `unit_of` gives each HF tensor the sort key of its unit; `sources_of` the canonical tensors that it is
-    made of. `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it
-    out.
+    `mapped` are the HF tensors as the transforms make them, `outputs` as they are stored, after the
+    `encodings`. `unit_of` gives each stored tensor its unit; `sources_of` the canonical tensors that it is
+    made of, whose shapes are `shapes`. `num_parts_of` and `expert_of` tell for a source what the export's
+    TP x EP grid needs to deal it out.
     """
 
+    mapped: Mapping[str, TensorSpec]
+    encodings: tuple[Encoding, ...]
     outputs: Mapping[str, TensorSpec]
-    unit_of: Mapping[str, tuple[int, int]]
+    unit_of: Mapping[str, Unit]
     sources_of: Mapping[str, tuple[str, ...]]
     placements: Mapping[str, tuple[Placement, ...]]
+    shapes: Mapping[str, Shape]
     num_parts_of: Mapping[str, int]
     expert_of: Mapping[str, int]
     dropped: Mapping[str, str]
@@ -91,8 +99,10 @@ def account(
             )
     made = _Made()
     for key, members in stacks.items():
-        findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values, dtype)
-    findings += _differences(made.outputs, expected, dropped)
+        findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values)
+    encodings = casts(made.mapped, dtype)
+    outputs = encoded(made.mapped, encodings)
+    findings += _differences(outputs, expected, dropped)
     if findings:
         raise AccountingError(
             "the checkpoint and the Hugging Face model do not match one to one",
@@ -100,15 +110,25 @@ def account(
             advice="nothing was read or written; choose the right reference, or correct the table",
             findings=findings,
         )
+    # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
+    unit_of, sources_of = dict(made.unit_of), dict(made.sources_of)
+    for encoding in encodings:
+        unit = min(unit_of[name] for name in encoding.inputs)
+        sources = tuple(dict.fromkeys(source for name in encoding.inputs for source in sources_of[name]))
+        unit_of |= dict.fromkeys(encoding.outputs, unit)
+        sources_of |= dict.fromkeys(encoding.outputs, sources)
     return Account(
-        made.outputs,
-        made.unit_of,
-        made.sources_of,
-        {source: tuple(placements) for source, placements in made.placements.items()},
-        made.num_parts_of,
-        made.expert_of,
-        dropped,
-        truth,
+        mapped=made.mapped,
+        encodings=encodings,
+        outputs=outputs,
+        unit_of={name: unit_of[name] for name in outputs},
+        sources_of={name: sources_of[name] for name in outputs},
+        placements={source: tuple(placements) for source, placements in made.placements.items()},
+        shapes={source: specs[source].shape for source in made.placements},
+        num_parts_of=made.num_parts_of,
+        expert_of=made.expert_of,
+        dropped=dropped,
+        truth=truth,
     )
 
 
@@ -116,13 +136,13 @@ class _Made:
     """HF tensors made so far."""
 
     def __init__(self) -> None:
-        self.outputs: dict[str, TensorSpec] = {}
-        self.unit_of: dict[str, tuple[int, int]] = {}
+        self.mapped: dict[str, TensorSpec] = {}
+        self.unit_of: dict[str, Unit] = {}
         self.placements: defaultdict[str, list[Placement]] = defaultdict(list)
         self.sources_of: dict[str, tuple[str, ...]] = {}
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
-        self._checked: dict[tuple[str, Shape], list[Move]] = {}
+        self._checked: dict[tuple[str, Shape], Geometry] = {}
 
     def add(
         self,
@@ -130,65 +150,60 @@ class _Made:
         members: list[tuple[tuple[int, ...], str, Rule, dict[str, int]]],
         specs: Mapping[str, TensorSpec],
         sizes: Mapping[str, int],
-        dtype: DType | None,
     ) -> list[str]:
         """Make the HF tensors `names` from the sources in `members`, stacked where the rule says so."""
         numbers = [member[0] for member in members]
         sources = tuple(member[1] for member in members)
-        rule, holes = members[0][2], members[0][3]
+        rule = members[0][2]
         stack = tuple(max(axis) + 1 for axis in zip(*numbers))
         if len(members) > 1 and (len(set(numbers)) != len(numbers) or not stack):
             return [f"{name} is made twice, from {' and '.join(sources)}" for name in names]
-        if len({specs[source] for source in sources}) > 1 or len(members) != _product(stack):
+        if len({specs[source] for source in sources}) > 1 or len(members) != math.prod(stack):
             return [
                 f"{name} stacks tensors that differ or leave gaps: {', '.join(sources)}" for name in names
             ]
         clashes = [
             f"{name} is made twice, from {sources[0]} and {self.sources_of[name][0]}"
             for name in names
-            if name in self.outputs
+            if name in self.mapped
         ]
         clashes += [f"{name} is made twice, from {sources[0]}" for name, n in Counter(names).items() if n > 1]
         if clashes:
             return clashes
         spec = specs[sources[0]]
         try:
-            moves = self._moves(rule.transform, spec.shape, sizes)
-        except (AccountingError, CheckpointError) as error:
+            geometry = self._geometry(rule.transform, spec.shape, sizes)
+        except ExportError as error:
             return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
         by_role = dict(zip(rule.hf, names))
-        stored = dtype if dtype is not None and spec.dtype.is_floating else spec.dtype
-        for role, shape in rule.transform.outputs(moves).items():
-            self.outputs[by_role[role]] = TensorSpec((*stack, *shape), stored)
-            self.unit_of[by_role[role]] = _unit(sources[0], holes)
+        assert rule.unit is not None
+        unit = rule.unit.unit(members[0][3])  # of the first one, where layers are stacked
+        for role, shape in geometry.outputs.items():
+            self.mapped[by_role[role]] = TensorSpec((*stack, *shape), spec.dtype)
+            self.unit_of[by_role[role]] = unit
             self.sources_of[by_role[role]] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts
             if "expert" in numbered:
                 self.expert_of[source] = numbered["expert"]
-            self.placements[source] += [_place(source, move, by_role, at) for move in moves]
+            self.placements[source] += [
+                Placement(
+                    source,
+                    move.source,
+                    by_role[move.role],
+                    move.target.stacked(at, stack, geometry.outputs[move.role]),
+                )
+                for move in geometry.moves
+            ]
         return []
 
-    def _moves(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> list[Move]:
-        """The checked moves of a source of `shape`: found once for all experts that are alike."""
+    def _geometry(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> Geometry:
+        """The checked geometry of a source of `shape`: found once for all experts that are alike."""
         if (transform.name, shape) not in self._checked:
-            moves = transform.moves(shape, sizes)
-            transform.check(shape, moves)
-            self._checked[transform.name, shape] = moves
+            geometry = transform.geometry(shape, sizes)
+            transform.check(shape, geometry)
+            self._checked[transform.name, shape] = geometry
         return self._checked[transform.name, shape]
-
-
-def _place(source: str, move: Move, by_role: Mapping[str, str], stacked_at: tuple[int, ...]) -> Placement:
-    return Placement(source, move.box, by_role[move.role], (*stacked_at, *move.target))
-
-
-def _unit(source: str, holes: Mapping[str, int]) -> tuple[int, int]:
-    """Sort key of the unit in file order: embedding, decoder layers, MTP layers, head."""
-    if source.startswith("embedding."):
-        return (0, 0)
-    if "mtp" in holes:
-        return (2, holes["mtp"])
-    return (1, holes["layer"]) if "layer" in holes else (3, 0)
 
 
 def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:
@@ -218,10 +233,3 @@ def _differences(
         if name in outputs and shape is not None and tuple(shape) != outputs[name].shape
     ]
     return missing + unexpected + shapes
-
-
-def _product(sizes: Shape) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

@@ -1,9 +1,9 @@
 """Architecture tables: which Megatron tensor becomes which Hugging Face tensors.
 
-A table is YAML: the HF classes it `serves`, the agreement between training args and config.json, and `rules`,
-one row per Megatron name pattern. `{layer}`, `{expert}` and `{mtp}` are holes for numbers. A hole that the HF
-name lacks means that the tensors are stacked over it. A row may `drop` a tensor, saying why. The order of
-rows means nothing.
+A table names the HF classes it `serves`, the agreement between training args and config.json, the units in
+file order, and `rules`, one row per Megatron name pattern. `{layer}`, `{expert}` and `{mtp}` are holes for
+numbers. A hole that the HF name lacks means that the tensors are stacked over it. A row may `drop` a tensor,
+saying why. The order of rows means nothing.
 """
 
 from __future__ import annotations
@@ -12,59 +12,58 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pp_export.architecture.transforms import TRANSFORMS, Transform
+from pp_export.architecture.units import HOLE, UnitKind
 from pp_export.core.errors import RuleError
 
-_TABLES = resources.files("pp_export.architecture") / "tables"
 HOLES = ("layer", "expert", "mtp")
-_HOLE = re.compile(r"\{(\w*)\}")
 _HOLE_SEGMENT = re.compile(r"(?<=\.)\{\w*\}(?=\.|$)")
 _NUMBER_SEGMENT = re.compile(r"(?<=\.)\d+(?=\.|$)")
-_TABLE_KEYS = {"serves", "extends", "config", "requires", "rules"}
-_ROW_KEYS = {"megatron", "hf", "transform", "drop"}
+_ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit"}
+_UNIT_KEYS = {"unit", "megatron"}
 
 
 @dataclass(frozen=True)
 class Rule:
     """One row: `hf` maps the transform's roles to name patterns; `drop` is the reason when the tensor is left
-    out.
+    out. `unit` is None where it is dropped.
     """
 
     megatron: str
     hf: Mapping[str, str]
     transform: Transform
+    unit: UnitKind | None
     drop: str | None = None
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
-        return tuple(_HOLE.findall(self.megatron))
+        return tuple(HOLE.findall(self.megatron))
 
     @cached_property
     def stacked(self) -> tuple[str, ...]:
         """The holes over which the HF tensors are stacked, outermost first."""
-        named = {hole for name in self.hf.values() for hole in _HOLE.findall(name)}
+        named = {hole for name in self.hf.values() for hole in HOLE.findall(name)}
         return tuple(hole for hole in self.holes if hole not in named)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A checked table."""
+    """A checked table. `table` is its content with everything that it extends, as JSON: what other ranks
+    get.
+    """
 
     name: str
     serves: tuple[str, ...]
     config: Mapping[str, str]
     requires: Mapping[str, Any]
     rules: tuple[Rule, ...] = field(repr=False)
+    table: Mapping[str, Any] = field(repr=False)
 
     @cached_property
     def _by_template(self) -> dict[str, Rule]:
-        return {_HOLE.sub("{}", rule.megatron): rule for rule in self.rules}
+        return {HOLE.sub("{}", rule.megatron): rule for rule in self.rules}
 
     def match(self, name: str) -> tuple[Rule, dict[str, int]] | None:
         """The row for the canonical tensor `name` and the numbers in its holes."""
@@ -74,95 +73,55 @@ class Architecture:
         return rule, dict(zip(rule.holes, map(int, _NUMBER_SEGMENT.findall(name))))
 
 
-def packaged() -> dict[str, str]:
-    """HF class name -> name of the packaged table that serves it."""
-    names = (entry.name for entry in _TABLES.iterdir())
-    stems = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-    return {served: stem for stem in stems for served in load(stem).serves}
-
-
-def for_class(class_name: str) -> Architecture:
-    """The packaged table for an HF class; RuleError names those that there are."""
-    tables = packaged()
-    if class_name not in tables:
-        raise RuleError(
-            "no architecture table serves this model class",
-            expected=", ".join(sorted(tables)),
-            got=class_name,
-            advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml",
-        )
-    return load(tables[class_name])
-
-
-def load(table: str) -> Architecture:
-    """The table in file `table` (a path ending in .yaml) or packaged under that name, checked."""
-    value = _merged(table, ())
+def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Architecture:
+    """The architecture that a whole `table` (of a `file`, if any) means. Raises RuleError listing
+    everything that is wrong in it.
+    """
     findings: list[str] = []
-    rules = [rule for row in value["rules"] if (rule := _rule(row, findings)) is not None]
+    units = _units(table["units"], findings)
+    rules = [rule for row in table["rules"] if (rule := _rule(row, units, findings)) is not None]
     findings += _ambiguities(rules)
     if findings:
-        raise RuleError("the architecture table is wrong", where={"table": table}, findings=findings)
-    return Architecture(
-        Path(table).stem, tuple(value["serves"]), value["config"], value["requires"], tuple(rules)
-    )
+        raise RuleError("the architecture table is wrong", where={"table": file or name}, findings=findings)
+    return Architecture(name, tuple(table["serves"]), table["config"], table["requires"], tuple(rules), table)
 
 
-def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
-    """The table with everything it extends: rows with the same pattern replace, keys of `config` and
-    `requires` too.
-    """
-    if table in below:
-        raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
-    value = _read(table)
-    base = _merged(_beside(table, value["extends"]), (*below, table)) if "extends" in value else {}
-    replaced = {row.get("megatron") for row in value.get("rules", ())}
-    config = {**base.get("config", {}), **value.get("config", {})}
-    return {
-        "serves": value.get("serves", ()),
-        "config": {size: key for size, key in config.items() if key is not None},
-        "requires": {**base.get("requires", {}), **value.get("requires", {})},
-        "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
-        + value.get("rules", []),
-    }
+def _units(lines: Iterable[Any], findings: list[str]) -> tuple[UnitKind, ...]:
+    kinds: list[UnitKind] = []
+    for order, line in enumerate(lines):
+        known = line if isinstance(line, dict) else {}
+        name, prefixes = known.get("unit"), known.get("megatron", [])
+        if not isinstance(name, str) or not isinstance(prefixes, list) or set(known) - _UNIT_KEYS:
+            findings.append(f"units: {line!r} is not {{unit: NAME, megatron: [PREFIX., ...]}}")
+            continue
+        loose = [prefix for prefix in prefixes if not (isinstance(prefix, str) and prefix.endswith("."))]
+        findings += [f"units: {name}: {prefix!r} must end with a dot" for prefix in loose]
+        kind = UnitKind(order, name, tuple(map(str, prefixes)))
+        for prefix in kind.prefixes:
+            unnamed = set(kind.holes) - set(HOLE.findall(prefix))
+            findings += [f"units: {name}: {prefix} has no hole {{{hole}}}" for hole in sorted(unnamed)]
+        if any(kind.name == other.name for other in kinds):
+            findings.append(f"units: {name} comes twice")
+        kinds.append(kind)
+    return tuple(kinds)
 
 
-def _beside(table: str, extended: str) -> str:
-    """A packaged table's name as it is; a file relative to the table that extends it."""
-    return str(Path(table).parent / extended) if extended.endswith((".yaml", ".yml")) else extended
+def _unit_of(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[str]) -> UnitKind | None:
+    """The unit that a row names, or the one whose prefix its pattern begins with."""
+    pattern, named = row["megatron"], row.get("unit")
+    found = [unit for unit in units if (unit.name == named if named is not None else unit.covers(pattern))]
+    if len(found) != 1:
+        names = [unit.name for unit in units]
+        shared = [unit.name for unit in found]
+        text = f"units {shared} share it" if found else f"it is of no unit; known are {names}"
+        findings.append(f"{pattern}: {text}; say which with `unit`")
+        return None
+    unnumbered = set(found[0].holes) - set(HOLE.findall(pattern))
+    findings += [f"{pattern}: unit {found[0].name} needs a hole {{{hole}}}" for hole in sorted(unnumbered)]
+    return None if unnumbered else found[0]
 
 
-def _read(table: str) -> dict[str, Any]:
-    packaged_file = _TABLES / f"{table}.yaml"
-    source = Path(table) if table.endswith((".yaml", ".yml")) else packaged_file
-    if not source.is_file():
-        raise RuleError("there is no such architecture table", where={"table": table})
-    try:
-        value = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RuleError(f"the table is not YAML: {error}", where={"table": table}) from error
-    if not isinstance(value, dict) or set(value) - _TABLE_KEYS:
-        got = sorted(map(str, set(value) - _TABLE_KEYS)) if isinstance(value, dict) else type(value).__name__
-        raise RuleError(
-            "the table has unknown keys", where={"table": table}, expected=sorted(_TABLE_KEYS), got=got
-        )
-    shapes = {"config": dict, "requires": dict, "rules": list, "serves": list, "extends": str}
-    for key, kind in shapes.items():
-        if key in value and not isinstance(value[key], kind):
-            raise RuleError(f"`{key}` must be a {kind.__name__}", where={"table": table})
-    if not all(isinstance(name, str) for name in value.get("serves", ())):
-        raise RuleError("`serves` must hold names of classes", where={"table": table})
-    if not all(key is None or isinstance(key, str) for key in value.get("config", {}).values()):
-        raise RuleError("`config` must give keys of config.json, or null", where={"table": table})
-    if not all(
-        isinstance(row, dict) and isinstance(row.get("megatron"), str) for row in value.get("rules", ())
-    ):
-        raise RuleError(
-            "every row of `rules` must be a mapping with a `megatron` pattern", where={"table": table}
-        )
-    return value
-
-
-def _rule(row: Mapping[str, Any], findings: list[str]) -> Rule | None:
+def _rule(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[str]) -> Rule | None:
     pattern, before = row["megatron"], len(findings)
     name, hf, drop = row.get("transform", "copy"), row.get("hf", {}), row.get("drop")
     transform = TRANSFORMS.get(name) if isinstance(name, str) else None
@@ -182,11 +141,13 @@ def _rule(row: Mapping[str, Any], findings: list[str]) -> Rule | None:
     if len(set(hf.values())) < len(hf):
         findings.append(f"{pattern}: two outputs have one name")
     findings += _hole_faults(pattern, hf.values())
-    return Rule(pattern, hf, transform, drop) if transform is not None and len(findings) == before else None
+    unit = _unit_of(row, units, findings) if drop is None else None
+    is_right = transform is not None and len(findings) == before
+    return Rule(pattern, hf, transform, unit, drop) if transform is not None and is_right else None
 
 
 def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:
-    holes = _HOLE.findall(pattern)
+    holes = HOLE.findall(pattern)
     faults = [
         f"{pattern}: unknown hole {{{hole}}}; known are {list(HOLES)}" for hole in holes if hole not in HOLES
     ]
@@ -196,11 +157,11 @@ def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:
     if _NUMBER_SEGMENT.search(pattern):
         faults.append(f"{pattern}: numbers must be holes, so that rows cannot overlap")
     for name in names:
-        if _has_brace(_HOLE.sub("", name)):
+        if _has_brace(HOLE.sub("", name)):
             faults.append(f"{pattern}: {name} has a brace that is no hole")
         faults += [
             f"{pattern}: {name} has hole {{{h}}} without a source"
-            for h in set(_HOLE.findall(name)) - set(holes)
+            for h in set(HOLE.findall(name)) - set(holes)
         ]
     return faults
 
@@ -213,7 +174,7 @@ def _ambiguities(rules: Iterable[Rule]) -> list[str]:
     seen: dict[str, str] = {}
     findings = []
     for rule in rules:
-        template = _HOLE.sub("{}", rule.megatron)
+        template = HOLE.sub("{}", rule.megatron)
         if template in seen:
             findings.append(f"{rule.megatron} and {seen[template]} match the same tensors")
         seen[template] = rule.megatron

@@ -1,8 +1,8 @@
 """The closed list of transforms: how one Megatron tensor becomes one or more Hugging Face tensors.
 
-A transform is geometry, not arithmetic: a list of moves, each a box of the source that lands at an offset of
-an output. So shapes, bytes and completeness are known before anything is read, and every byte is copied once,
-straight to its place.
+A transform is geometry, not arithmetic: moves from a view of the source to a view of an output of the same
+shape. So splits, stacking, transposes and interleaving are said alike; shapes, bytes and completeness are
+known before anything is read, and every byte is copied once, straight to its place.
 """
 
 from __future__ import annotations
@@ -11,24 +11,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pp_export.core.errors import AccountingError
-from pp_export.core.tensors import Box, Shape, check_coverage, whole
+from pp_export.core.tensors import Shape
+from pp_export.core.views import View, check_filled
 
 Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Move:
-    """The source's `box` goes to output `role`, beginning at `target`; `role` is "" for a single output."""
+    """The elements of `source`, a view of the Megatron tensor, become those of `target`, a view of output
+    `role` ("" for a single output), which has the same shape.
+    """
 
+    source: View
     role: str
-    box: Box
-    target: Shape
+    target: View
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of each output, by role, and the moves that fill them."""
+
+    outputs: Mapping[str, Shape]
+    moves: tuple[Move, ...]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """`moves(shape, sizes)` lists the moves of a source of `shape`; raises AccountingError where it does not
-    fit.
+    """`geometry(shape, sizes)` tells what becomes of a source of `shape`; raises AccountingError where it
+    does not fit.
 
     `num_parts` is the number of equal blocks along dim 0 that tensor parallelism splits each on its own (2
     for a fused gate and up projection). `drops` says that some rows (padding) go nowhere.
@@ -36,51 +47,55 @@ class Transform:
 
     name: str
     roles: tuple[str, ...]
-    moves: Callable[[Shape, Sizes], list[Move]]
+    geometry: Callable[[Shape, Sizes], Geometry]
     num_parts: int = 1
     drops: bool = False
 
-    def outputs(self, moves: list[Move]) -> dict[str, Shape]:
-        """Shape of each output."""
-        shapes: dict[str, Shape] = {}
-        for move in moves:
-            end = tuple(t + n for t, n in zip(move.target, move.box.shape))
-            shapes[move.role] = tuple(map(max, shapes.get(move.role, end), end))
-        return shapes
-
-    def check(self, shape: Shape, moves: list[Move]) -> None:
+    def check(self, shape: Shape, geometry: Geometry) -> None:
         """Raise unless every element of the source goes to exactly one place, and every place is filled."""
+        for move in geometry.moves:
+            if move.source.shape != move.target.shape:
+                raise AccountingError(
+                    f"a move of {self.name} changes the shape",
+                    expected=move.source.shape,
+                    got=move.target.shape,
+                )
         if not self.drops:
-            check_coverage(self.name, shape, [move.box for move in moves])
-        for role, output in self.outputs(moves).items():
-            filled = [Box(move.target, move.box.shape) for move in moves if move.role == role]
-            check_coverage(f"{self.name} {role}", output, filled)
+            check_filled(self.name, shape, [move.source for move in geometry.moves])
+        for role, output in geometry.outputs.items():
+            filled = [move.target for move in geometry.moves if move.role == role]
+            check_filled(f"{self.name} {role}".strip(), output, filled)
 
 
 def _num_rows(shape: Shape) -> int:
     return shape[0] if shape else 0
 
 
-def _rows(role: str, shape: Shape, begin: int, count: int, target: int = 0) -> Move:
-    rest = shape[1:]
-    zeros = (0,) * len(rest)
-    return Move(role, Box((begin, *zeros), (count, *rest)), (target, *zeros))
+def _copy(shape: Shape, sizes: Sizes) -> Geometry:
+    whole = View.of(shape)
+    return Geometry({"": shape}, (Move(whole, "", whole),))
 
 
-def _copy(shape: Shape, sizes: Sizes) -> list[Move]:
-    return [Move("", whole(shape), (0,) * len(shape))]
+def _transpose(shape: Shape, sizes: Sizes) -> Geometry:
+    """[rows, columns] to [columns, rows], as layers that are stored the other way round have it."""
+    if len(shape) != 2:
+        raise _misfit("transpose", shape, "two dims")
+    output = (shape[1], shape[0])
+    return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).transpose()),))
 
 
-def _vocabulary(shape: Shape, sizes: Sizes) -> list[Move]:
+def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows beyond the true vocabulary are padding to a multiple that TP divides (megatron's
     `padded_vocab_size`).
     """
-    if not sizes["vocab_size"] <= _num_rows(shape):
-        raise _misfit("vocabulary", shape, f"at least vocab_size = {sizes['vocab_size']} rows")
-    return [_rows("", shape, 0, sizes["vocab_size"])]
+    num_rows = sizes["vocab_size"]
+    if not num_rows <= _num_rows(shape):
+        raise _misfit("vocabulary", shape, f"at least vocab_size = {num_rows} rows")
+    output = (num_rows, *shape[1:])
+    return Geometry({"": output}, (Move(View.of(shape).narrow(0, 0, num_rows), "", View.of(output)),))
 
 
-def _split_qkv(shape: Shape, sizes: Sizes) -> list[Move]:
+def _split_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
     heads, groups, dim = (sizes[size] for size in ("num_attention_heads", "num_query_groups", "head_dim"))
     num_rows = (heads + 2 * groups) * dim
@@ -89,24 +104,52 @@ def _split_qkv(shape: Shape, sizes: Sizes) -> list[Move]:
     if groups < 1 or heads % groups:
         raise _misfit("split_qkv", shape, f"{heads} heads in equal groups, not {groups}")
     queries = heads // groups * dim
-    step = queries + 2 * dim
-    return [
-        move
-        for group in range(groups)
-        for move in (
-            _rows("q", shape, group * step, queries, group * queries),
-            _rows("k", shape, group * step + queries, dim, group * dim),
-            _rows("v", shape, group * step + queries + dim, dim, group * dim),
-        )
-    ]
+    counts = {"q": queries, "k": dim, "v": dim}
+    outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
+    source, moves = View.of(shape), []
+    for group in range(groups):
+        begin = group * (queries + 2 * dim)
+        for role, count in counts.items():
+            target = View.of(outputs[role]).narrow(0, group * count, count)
+            moves.append(Move(source.narrow(0, begin, count), role, target))
+            begin += count
+    return Geometry(outputs, tuple(moves))
 
 
-def _split_glu(shape: Shape, sizes: Sizes) -> list[Move]:
+def _split_glu(shape: Shape, sizes: Sizes) -> Geometry:
     """All rows of the gate, then all rows of the up projection, whatever the TP size that wrote them."""
+    half = _half("split_glu", shape)
+    output = (half, *shape[1:])
+    gate, up = (View.of(shape).narrow(0, begin, half) for begin in (0, half))
+    moves = (Move(gate, "gate", View.of(output)), Move(up, "up", View.of(output)))
+    return Geometry({"gate": output, "up": output}, moves)
+
+
+def _interleave_glu(shape: Shape, sizes: Sizes) -> Geometry:
+    """Gate and up rows take turns in one output: gate 0, up 0, gate 1, ... (gpt-oss: `gate_up_proj_bias`)."""
+    return _interleaved(shape, View.of(shape), shape, _half("interleave_glu", shape))
+
+
+def _interleave_glu_transposed(shape: Shape, sizes: Sizes) -> Geometry:
+    """[2 x rows, columns] to [columns, 2 x rows], where gate and up take turns (gpt-oss: `gate_up_proj`)."""
+    half = _half("interleave_glu_transposed", shape)
+    if len(shape) != 2:
+        raise _misfit("interleave_glu_transposed", shape, "two dims")
+    output = (shape[1], shape[0])
+    return _interleaved(shape, View.of(output).transpose(), output, half)
+
+
+def _interleaved(shape: Shape, target: View, output: Shape, half: int) -> Geometry:
+    """Gate and up halves of the source to every second row of `target`, a view of the output."""
+    gate, up = (View.of(shape).narrow(0, begin, half) for begin in (0, half))
+    even, odd = (target.narrow(0, first, half, step=2) for first in (0, 1))
+    return Geometry({"": output}, (Move(gate, "", even), Move(up, "", odd)))
+
+
+def _half(name: str, shape: Shape) -> int:
     if not shape or shape[0] % 2:
-        raise _misfit("split_glu", shape, "an even number of rows")
-    half = shape[0] // 2
-    return [_rows("gate", shape, 0, half), _rows("up", shape, half, half)]
+        raise _misfit(name, shape, "an even number of rows")
+    return shape[0] // 2
 
 
 def _misfit(name: str, shape: Shape, expected: str) -> AccountingError:
@@ -117,8 +160,11 @@ TRANSFORMS = {
     transform.name: transform
     for transform in (
         Transform("copy", ("",), _copy),
+        Transform("transpose", ("",), _transpose),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),
+        Transform("interleave_glu", ("",), _interleave_glu, num_parts=2),
+        Transform("interleave_glu_transposed", ("",), _interleave_glu_transposed, num_parts=2),
     )
 }

@@ -143,8 +143,8 @@ def check_coverage(name: str, shape: Shape, boxes: Sequence[Box]) -> None:
 def check_spans(name: str, shape: Shape, parts: Sequence[Sequence[Span]]) -> None:
     """Raise CheckpointError unless `parts`, each a span along every dim, fill a tensor of `shape` exactly.
 
-    Every dim is cut where some span begins or ends, and into as many residues as its steps need; then each part
-    is a set of grid cells, and no cell may come twice.
+    Every dim is cut where some span begins or ends, and into as many residues as its steps need; then each
+    part is a set of grid cells, and no cell may come twice.
     """
     for part in parts:
         if any(span.count < 1 or span.begin < 0 or span.end > n for span, n in zip(part, shape)):

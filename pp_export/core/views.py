@@ -1,7 +1,7 @@
 """Views of tensors: which elements, and in which order, told as torch tells it (offset, shape, strides).
 
-A view says where a stored tensor lies in its storage, and where a transform takes values from and puts them. It
-is geometry only: whether views fill a tensor exactly is proved on shapes, before a byte is read.
+A view says where a stored tensor lies in its storage, and where a transform takes values from and puts them.
+It is geometry only: whether views fill a tensor exactly is proved on shapes, before a byte is read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class View:
         return View(self.offset, shape, dense_strides(shape))
 
     def stacked(self, at: Shape, stack: Shape, shape: Shape) -> View:
-        """A view of a tensor of `shape`, in number `at` of a `stack` of such tensors over new leading dims."""
+        """A view of a tensor of `shape`, in number `at` of a `stack` of such tensors over new leading
+        dims.
+        """
         number = sum(index * stride for index, stride in zip(at, dense_strides(stack)))
         return replace(self, offset=self.offset + number * math.prod(shape))
 
@@ -80,8 +82,8 @@ class View:
 class Overlap:
     """What a box of a tensor holds of a view of that tensor.
 
-    An array of the box's values, indexed by `index`, has the common elements; `order` are its dims in the order
-    of the view's. In the view they begin at `begin` and are of `shape`.
+    An array of the box's values, indexed by `index`, has the common elements; its dims, taken in the order `order`,
+    are those of the view, and behind them dims of size 1. In the view they begin at `begin` and are of `shape`.
     """
 
     index: tuple[slice, ...]
@@ -103,7 +105,7 @@ def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:
     """What `box` holds of `view`, both of a tensor of `shape`; None where nothing."""
     begin, counts = [0] * len(view.shape), [1] * len(view.shape)
     index: list[slice] = []
-    order: dict[int, int] = {}
+    axis_of: dict[int, int] = {}
     spans, dims = _walk(view, shape)
     for axis, (span, dim, low, size) in enumerate(zip(spans, dims, box.offset, box.shape)):
         first = max(0, -(-(low - span.begin) // span.step))
@@ -113,24 +115,27 @@ def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:
         at = span.begin + first * span.step - low
         index.append(slice(at, at + (last - first - 1) * span.step + 1, span.step))
         if dim is not None:
-            begin[dim], counts[dim], order[dim] = first, last - first, axis
-    return Overlap(tuple(index), tuple(order[dim] for dim in sorted(order)), tuple(begin), tuple(counts))
+            begin[dim], counts[dim], axis_of[dim] = first, last - first, axis
+    walked = [axis_of[dim] for dim in sorted(axis_of)]
+    order = (*walked, *(axis for axis in range(len(shape)) if axis not in walked))
+    return Overlap(tuple(index), order, tuple(begin), tuple(counts))
 
 
 def check_filled(name: str, shape: Shape, views: Sequence[View]) -> None:
-    """Raise unless `views` reach every element of a tensor of `shape` exactly once: CheckpointError where they
-    don't, ExportError where one does not go along the tensor's dims.
+    """Raise unless `views` reach every element of a tensor of `shape` exactly once: CheckpointError where
+    they don't, ExportError where one does not go along the tensor's dims.
     """
     check_spans(name, shape, [_walk(view, shape)[0] for view in views])
 
 
 @lru_cache(maxsize=1 << 16)
 def _walk(view: View, shape: Shape) -> tuple[tuple[Span, ...], tuple[int | None, ...]]:
-    """How a view goes through a dense tensor of `shape`: along each dim of the tensor its span, and the dim of the
-    view that goes there (None where the view stays).
+    """How a view goes through a dense tensor of `shape`: along each dim of the tensor its span, and the dim
+    of the view that goes there (None where the view stays).
 
-    Every dim of the view must go along one dim of the tensor, and no two along the same: what a box of the tensor
-    holds of the view is then a box of the view too. So a transform says splits of one dim as several moves.
+    Every dim of the view must go along one dim of the tensor, and no two along the same: what a box of the
+    tensor holds of the view is then a box of the view too. So a transform says splits of one dim as several
+    moves.
     """
     steps, rest = dense_strides(shape), view.offset
     spans: list[Span] = []

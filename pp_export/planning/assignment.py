@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from pp_export.architecture.accounting import Account
+from pp_export.architecture.units import Unit
 from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Shape, Slice
 
-Unit = tuple[int, int]
 Slices = Mapping[str, tuple[Slice, ...]]
 
 

@@ -7,12 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from pp_export.architecture.accounting import Placement
+from pp_export.architecture.encodings import Encoding
 from pp_export.core.digest import json_digest
 from pp_export.core.dtypes import DType
-from pp_export.core.tensors import Slice
-from pp_export.planning.file_layout import TensorPlace, header
+from pp_export.core.tensors import Shape, Slice, TensorSpec
+from pp_export.planning.file_layout import TensorPlace, arrange, header
 from pp_export.process.ring_buffer import pages
 
 SHARDS_IN_FLIGHT = 2
@@ -51,19 +53,34 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One output file: its tensors in file order, who leads it, and the buckets that fill it."""
+    """One output file: its tensors in file order, who leads it, and the buckets that fill it.
+
+    `placements` and `shapes` are those of the Megatron tensors that it is made of; what they make goes
+    through the `encodings` where these take it.
+    """
 
     file: str
     unit: str
     stage: int
     leader: int
     tensors: tuple[TensorPlace, ...]
+    encodings: tuple[Encoding, ...]
     placements: Mapping[str, tuple[Placement, ...]]
+    shapes: Mapping[str, Shape]
     buckets: tuple[Bucket, ...]
 
     @cached_property
     def header(self) -> bytes:
         return header(self.tensors)
+
+    @cached_property
+    def scratch(self) -> tuple[TensorPlace, ...]:
+        """Where the tensors that are still to be encoded lie in memory of their own."""
+        return arrange({name: spec for e in self.encodings for name, spec in e.inputs.items()})
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.scratch[-1].end if self.scratch else 0
 
     @property
     def data_bytes(self) -> int:
@@ -76,8 +93,13 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All shards in file order, and the ranks of each stage that makes them."""
+    """All shards in file order, and the ranks of each stage that makes them.
 
+    `basis` is the digest of what decides the bytes beside the checkpoint: the table, the result's options
+    and the version of the package.
+    """
+
+    basis: str
     world_size: int
     stages: tuple[tuple[int, ...], ...]
     shards: tuple[ShardPlan, ...]
@@ -101,20 +123,9 @@ class ExportPlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the whole plan; ranks compare it before they start."""
-        return json_digest(
-            [
-                [s.file, s.stage, s.leader, [[t.name, str(t.spec), t.begin] for t in s.tensors]]
-                + [
-                    [
-                        [p.rank, [[c.name, c.box.offset, c.box.shape, c.item, c.begin] for c in p.slices]]
-                        for p in b.parts
-                    ]
-                    for b in s.buckets
-                ]
-                for s in self.shards
-            ]
-        )
+        """Digest of the whole plan and its basis; ranks compare it before they start."""
+        digests = [json_digest(_told(shard)) for shard in self.shards]
+        return json_digest([self.basis, self.world_size, self.stages, digests])
 
     @cached_property
     def stage_of_rank(self) -> dict[int, int]:
@@ -165,9 +176,10 @@ class ExportPlan:
 
     def peak_bytes(self, rank: int) -> int:
         """Planned peak of anonymous memory: a constant for the interpreter and libraries, the shards in
-        flight, the buckets read ahead, and the bucket that is being received.
+        flight, the buckets read ahead, the bucket that is being received, and what is being encoded.
         """
-        return BASE_BYTES + self.image_bytes(rank) + self.ahead_bytes(rank) + self.incoming_bytes(rank)
+        buffers = (self.image_bytes, self.ahead_bytes, self.incoming_bytes, self.scratch_bytes)
+        return BASE_BYTES + sum(num_bytes(rank) for num_bytes in buffers)
 
     def image_bytes(self, rank: int) -> int:
         """Memory for the shards in hand: as much as SHARDS_IN_FLIGHT consecutive ones of `rank` need."""
@@ -184,3 +196,34 @@ class ExportPlan:
         return max(
             (sum(p.num_bytes for p in bucket.parts if p.rank != rank) for bucket in buckets), default=0
         )
+
+    def scratch_bytes(self, rank: int) -> int:
+        """Memory for the tensors of one shard that are still to be encoded."""
+        return max((shard.scratch_bytes for shard in self.led_by(rank)), default=0)
+
+
+_PLACE = attrgetter("name", "spec.dtype.torch_name", "spec.shape", "begin")
+_PLACEMENT = attrgetter(
+    *("source", "view.offset", "view.shape", "view.strides"),
+    *("name", "target.offset", "target.shape", "target.strides"),
+)
+_SLICE = attrgetter("name", "dtype.torch_name", "box.offset", "box.shape", "item", "begin", "strides")
+
+
+def _told(shard: ShardPlan) -> list[object]:
+    """Everything that decides a shard's bytes and how they come together, as JSON; the order counts."""
+    return [
+        [shard.file, shard.unit, shard.stage, shard.leader],
+        list(map(_PLACE, shard.tensors)),
+        [[e.kind, _specs(e.inputs), _specs(e.outputs)] for e in shard.encodings],
+        list(shard.shapes.items()),
+        [list(map(_PLACEMENT, placements)) for placements in shard.placements.values()],
+        [
+            [bucket.number, [[part.rank, *map(_SLICE, part.slices)] for part in bucket.parts]]
+            for bucket in shard.buckets
+        ],
+    ]
+
+
+def _specs(specs: Mapping[str, TensorSpec]) -> list[list[str]]:
+    return [[name, str(spec)] for name, spec in specs.items()]

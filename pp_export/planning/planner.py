@@ -11,9 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from pp_export.architecture.accounting import Account
+from pp_export.architecture.units import Unit
+from pp_export.core.file_names import numbered_weights
 from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Shape, Slice, TensorSpec
-from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices, Unit
+from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices
 from pp_export.planning.export_plan import Bucket, Contribution, ExportPlan, ShardPlan
 from pp_export.planning.file_layout import arrange
 
@@ -23,7 +25,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def units_of(account: Account) -> list[Unit]:
-    """The units in file order: embedding, decoder layers, MTP layers, head."""
+    """The units in file order, as the table declares them."""
     return sorted(set(account.unit_of.values()))
 
 
@@ -35,11 +37,13 @@ def make_plan(
     max_shard_bytes: int,
     leaders_per_stage: int | None,
     holders: Sequence[Sequence[int]] | None = None,
+    basis: str = "",
 ) -> ExportPlan:
     """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
     leads.
 
     `holders` are the ranks that can read each record; None where every rank can read all, and `grid` decides.
+    `basis` is that of `ExportPlan`.
     """
     names_of: defaultdict[Unit, list[str]] = defaultdict(list)
     for name, unit in account.unit_of.items():
@@ -59,12 +63,16 @@ def make_plan(
             for unit in units
         }
         assignment = HolderAssignment(holders, records_of, leaders_per_stage)
+    encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
     shards: list[ShardPlan] = []
     number = 0
     for position, (unit, tensors) in enumerate(files, start=1):
         stage = assignment.stage_of[unit]
         leader = assignment.lead(stage, sum(spec.num_bytes for spec in tensors.values()))
         sources = _sources(account, tensors)
+        encodings = tuple({id(e): e for name in tensors if (e := encoding_of.get(name)) is not None}.values())
+        mapped = {name for e in encodings for name in e.inputs}
+        mapped |= tensors.keys() - {name for e in encodings for name in e.outputs}
         buckets = [
             Bucket(number + i, parts)
             for i, parts in enumerate(_buckets(assignment, stage, leader, sources, slices))
@@ -72,16 +80,18 @@ def make_plan(
         number += len(buckets)
         shards.append(
             ShardPlan(
-                file=f"model-{position:05d}-of-{len(files):05d}.safetensors",
-                unit=_unit_name(unit),
+                file=numbered_weights(position, len(files)),
+                unit=str(unit),
                 stage=stage,
                 leader=leader,
                 tensors=arrange(tensors),
-                placements={s: tuple(p for p in account.placements[s] if p.name in tensors) for s in sources},
+                encodings=encodings,
+                placements={s: tuple(p for p in account.placements[s] if p.name in mapped) for s in sources},
+                shapes={s: account.shapes[s] for s in sources},
                 buckets=tuple(buckets),
             )
         )
-    return ExportPlan(grid.world_size, assignment.stages, tuple(shards))
+    return ExportPlan(basis, grid.world_size, assignment.stages, tuple(shards))
 
 
 def _sources(account: Account, names: Iterable[str]) -> list[str]:
@@ -171,8 +181,3 @@ def _extent(slices: Sequence[Slice]) -> Shape:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key in which numbers count as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
-
-
-def _unit_name(unit: Unit) -> str:
-    kind, number = unit
-    return ("embed", f"layer {number}", f"mtp {number}", "head")[kind]

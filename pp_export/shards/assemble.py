@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from pp_export.core import dtypes
+from pp_export.core.dtypes import DType
 from pp_export.core.errors import ExportError
-from pp_export.core.tensors import Box, Slice, TensorSpec, whole
+from pp_export.core.tensors import Slice
+from pp_export.core.views import overlap
 from pp_export.planning.export_plan import ShardPlan
-from pp_export.planning.file_layout import TensorPlace, arrange, header
+from pp_export.planning.file_layout import TensorPlace
+from pp_export.shards.encode import encode
 
 
 @dataclass(frozen=True)
@@ -29,71 +30,61 @@ class FrozenShard:
 
 
 class ShardAssembler:
-    """A shard under construction in `image` (as long as the file). Pieces come in any order, each element
+    """A shard under construction in `image` (as long as the file). Slices come in any order, each element
     exactly once.
+
+    `scratch` (the shard's `scratch_bytes`) holds the tensors that are still to be encoded; all others grow
+    where they stay.
     """
 
-    def __init__(self, shard: ShardPlan, image: memoryview) -> None:
+    def __init__(self, shard: ShardPlan, image: memoryview, scratch: torch.Tensor) -> None:
         self._shard, self._image = shard, image
-        self._targets = _lay_out(image, shard.header, shard.tensors)
-        self._left = {place.name: place.spec.num_elements for place in shard.tensors}
+        begin = len(shard.header)
+        image[:begin] = shard.header
+        self._stored = _laid_out(torch.frombuffer(image, dtype=torch.uint8)[begin:], shard.tensors)
+        self._raw = _laid_out(scratch, shard.scratch)
+        encoded = {name for encoding in shard.encodings for name in encoding.outputs}
+        self._targets = {name: t for name, t in self._stored.items() if name not in encoded} | self._raw
+        self._left = {name: target.numel() for name, target in self._targets.items()}
 
     def paste(self, slice_: Slice, data: torch.Tensor) -> None:
-        """Copy `data` (uint8, the slice's bytes) to where the plan puts them, casting if the plan says so."""
-        values = data[: slice_.num_bytes].view(getattr(torch, slice_.dtype.torch_name)).view(slice_.box.shape)
+        """Copy `data` (uint8, the slice's bytes) to where the plan puts them."""
+        values = data[: slice_.num_bytes].view(torch_dtype(slice_.dtype)).view(slice_.box.shape)
+        shape = self._shard.shapes[slice_.name]
         for placement in self._shard.placements[slice_.name]:
-            common = placement.box.intersect(slice_.box)
+            common = overlap(placement.view, shape, slice_.box)
             if common is None:
                 continue
-            stacked = placement.target[: len(placement.target) - len(common.shape)]
-            inner = placement.target[len(stacked) :]
-            offset = tuple(o - b + t for o, b, t in zip(common.offset, placement.box.offset, inner))
-            target = self._targets[placement.name][stacked]
-            part = values[common.within(slice_.box)]
-            if part.dtype != target.dtype:  # which bits torch gives a NaN depends on the shape of the part
-                part = part.to(target.dtype)
-                part.masked_fill_(part.isnan(), torch.nan)
-            target[Box(offset, common.shape).within(whole(target.shape))].copy_(part)
-            self._left[placement.name] -= common.volume
+            part = values[common.index].permute(common.order)
+            target, place = self._targets[placement.name], common.target(placement.target)
+            at = target.storage_offset() + place.offset
+            target.as_strided(place.shape, place.strides, at).copy_(part.view(common.shape))
+            self._left[placement.name] -= common.num_elements
 
     def freeze(self) -> FrozenShard:
-        """The finished shard. The assembler keeps no way to change it and can't be used again."""
+        """The finished shard, encoded. The assembler keeps no way to change it and can't be used again."""
         wrong = [f"{name}: {left} elements" for name, left in self._left.items() if left]
         if wrong:
             raise ExportError(
                 "a shard was not filled exactly", where={"file": self._shard.file}, findings=wrong
             )
+        for encoding in self._shard.encodings:
+            encode(encoding, self._raw, self._stored)
         self._targets.clear()
+        self._stored.clear()
+        self._raw.clear()
         return FrozenShard(self._shard.file, self._image.toreadonly(), self._shard.tensors)
 
 
-def freeze_tensors(file: str, tensors: Mapping[str, torch.Tensor]) -> FrozenShard:
-    """A frozen copy of whole tensors, from any device and in any memory layout; later changes to them do not
-    reach it.
-    """
-    specs = {
-        name: TensorSpec(tuple(tensor.shape), dtypes.from_torch(str(tensor.dtype)))
-        for name, tensor in tensors.items()
-    }
-    places = arrange(specs)
-    first = header(places)
-    image = memoryview(bytearray(len(first) + sum(spec.num_bytes for spec in specs.values())))
-    for name, target in _lay_out(image, first, places).items():
-        target.copy_(tensors[name])
-    return FrozenShard(file, image.toreadonly(), places)
-
-
-def _lay_out(image: memoryview, first: bytes, places: tuple[TensorPlace, ...]) -> dict[str, torch.Tensor]:
-    """Write the header `first` into `image`; each tensor as a view of its bytes there."""
-    image[: len(first)] = first
-    flat = torch.frombuffer(image, dtype=torch.uint8)[len(first) :]
+def _laid_out(memory: torch.Tensor, places: tuple[TensorPlace, ...]) -> dict[str, torch.Tensor]:
+    """Each tensor as a view of its bytes in `memory` (uint8)."""
     return {
-        place.name: flat[place.begin : place.end].view(torch_dtype(place.spec)).view(place.spec.shape)
+        place.name: memory[place.begin : place.end].view(torch_dtype(place.spec.dtype)).view(place.spec.shape)
         for place in places
     }
 
 
-def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """torch's object for the element type of `spec`."""
-    dtype: torch.dtype = getattr(torch, spec.dtype.torch_name)
-    return dtype
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """torch's object for an element type."""
+    found: torch.dtype = getattr(torch, dtype.torch_name)
+    return found

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from pp_export.core import file_names
 from pp_export.core.digest import STEP_BYTES
 from pp_export.core.errors import VerificationError
 from pp_export.disk import files
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.shards import manifests
-from pp_export.shards.manifests import RECORDS_FOLDER, ShardManifest
+from pp_export.shards.manifests import ShardManifest
 
 
 def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
@@ -53,30 +54,30 @@ def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
 
 def read_record(staging: Path, file: str) -> ShardManifest:
     """The shard JSON of a committed shard."""
-    path = staging / RECORDS_FOLDER / f"{file}.json"
+    path = staging / file_names.shard_json(file)
     try:
         return ShardManifest.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerificationError(f"the shard JSON can't be read: {error!r}", where={"file": path}) from error
 
 
-def write_index(staging: Path, plan: ExportPlan, records: list[ShardManifest]) -> None:
+def write_index(staging: Path, plan: ExportPlan, records: Sequence[ShardManifest]) -> None:
     """`model.safetensors.index.json`, with true sizes."""
     weight_map = {tensor.name: record.file for record in records for tensor in record.tensors}
     total = sum(tensor.end - tensor.begin for record in records for tensor in record.tensors)
     value = manifests.index(weight_map, total, plan.total_parameters)
-    files.write_file(staging / manifests.INDEX_FILE, [_json_bytes(value)])
+    files.write_file(staging / file_names.INDEX, [_json_bytes(value)])
 
 
 def seal(
     staging: Path,
     plan: ExportPlan,
-    records: list[ShardManifest],
+    records: Sequence[ShardManifest],
     provenance: Mapping[str, Any],
     contents: str,
 ) -> None:
     """Fold the shard JSONs into the manifest, and write it and SHA256SUMS after everything else."""
-    files.remove_folder(staging / RECORDS_FOLDER)
+    files.remove_folder(staging / file_names.SHARD_JSONS)
     digests = {record.file: (record.bytes, record.sha256) for record in records}
     for path in sorted(staging.rglob("*")):
         name = path.relative_to(staging).as_posix()
@@ -90,8 +91,8 @@ def seal(
         provenance=provenance,
         contents=contents,
     )
-    files.write_file(staging / manifests.MANIFEST_FILE, [_json_bytes(value)])
-    files.write_file(staging / manifests.SUMS_FILE, [manifests.sums(digests).encode()])
+    files.write_file(staging / file_names.MANIFEST, [_json_bytes(value)])
+    files.write_file(staging / file_names.SUMS, [manifests.sums(digests).encode()])
 
 
 def digest_file(path: Path) -> tuple[int, str]:

@@ -10,8 +10,6 @@ from typing import Any
 
 from pp_export.core.digest import json_digest
 
-MANIFEST_FILE, SUMS_FILE, INDEX_FILE = "export_manifest.json", "SHA256SUMS", "model.safetensors.index.json"
-RECORDS_FOLDER = ".shards"  # holds the records while the folder is staged
 MANIFEST_FORMAT = "pp_export manifest 1"
 
 
@@ -39,7 +37,7 @@ class ShardManifest:
     tensors: tuple[TensorManifest, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"schema_version": 1, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
@@ -73,6 +71,7 @@ def manifest(
     """
     value = {
         "format": MANIFEST_FORMAT,
+        "schema_version": 1,
         "contents": contents,
         "files": {path: {"bytes": size, "sha256": sha256} for path, (size, sha256) in sorted(files.items())},
         "shards": [shard.to_json() for shard in shards],

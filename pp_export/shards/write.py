@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pp_export.core import digest
 from pp_export.core.digest import STEP_BYTES
+from pp_export.core.file_names import shard_json
 from pp_export.disk import files
 from pp_export.shards.assemble import FrozenShard
-from pp_export.shards.manifests import RECORDS_FOLDER, ShardManifest, TensorManifest
+from pp_export.shards.manifests import ShardManifest, TensorManifest
 
 
 def digest_shard(frozen: FrozenShard) -> ShardManifest:
@@ -50,5 +51,5 @@ def commit_shard(file: files.NewFile, record: ShardManifest, staging: Path) -> N
     committed.
     """
     file.commit()
-    path = staging / RECORDS_FOLDER / f"{record.file}.json"
+    path = staging / shard_json(record.file)
     files.write_file(path, [json.dumps(record.to_json()).encode()])

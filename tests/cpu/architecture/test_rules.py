@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pp_export.architecture import rules
+from pp_export.architecture import table_files
 from pp_export.architecture.rules import Architecture
 from pp_export.core.errors import RuleError
 from tests.fixtures.models import MODELS
@@ -28,7 +28,9 @@ def write(folder: Path, table: dict[str, Any], name: str = "table.yaml") -> str:
 
 
 def load(folder: Path, *rows: dict[str, Any], **keys: Any) -> Architecture:
-    return rules.load(write(folder, {"rules": list(rows), **keys}))
+    """A table of these rows, each of the unit `head` unless it says otherwise."""
+    known = [{"unit": "head", **row} for row in rows]
+    return table_files.load(write(folder, {"rules": known, **keys}))
 
 
 def findings(folder: Path, *rows: dict[str, Any]) -> str:
@@ -41,10 +43,10 @@ def findings(folder: Path, *rows: dict[str, Any]) -> str:
 
 def test_every_packaged_table_is_valid_and_serves_its_classes() -> None:
     """All packaged tables load, each served class has one table, and all classes of the tests are served."""
-    served = rules.packaged()
+    served = table_files.packaged()
     assert served.keys() >= CLASSES
     for class_name, name in served.items():
-        table = rules.for_class(class_name)
+        table = table_files.for_class(class_name)
         assert table.name == name
         assert class_name in table.serves
         assert len(table.rules) > 10
@@ -55,9 +57,9 @@ def test_every_packaged_table_is_valid_and_serves_its_classes() -> None:
 def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
     """A class without a table is refused, with the classes that have one and the way to write one."""
     with pytest.raises(RuleError, match="no architecture table serves") as caught:
-        rules.for_class("MambaForCausalLM")
+        table_files.for_class("MambaForCausalLM")
     assert caught.value.got == "MambaForCausalLM"
-    assert set(str(caught.value.expected).split(", ")) == set(rules.packaged())
+    assert set(str(caught.value.expected).split(", ")) == set(table_files.packaged())
     assert "--architecture" in str(caught.value.advice)
 
 
@@ -65,7 +67,7 @@ def test_a_row_matches_whole_names_with_numbers_in_its_holes() -> None:
     """A name matches only as a whole, numbers only where the pattern has holes, and the numbers are
     returned.
     """
-    table = rules.load("qwen3_moe")
+    table = table_files.load("qwen3_moe")
     match = table.match("decoder.layers.12.mlp.experts.7.linear_fc1.weight")
     assert match is not None
     assert match[1] == {"layer": 12, "expert": 7}
@@ -119,11 +121,11 @@ def test_ambiguous_rows_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "finding"),
     [
-        ({"transform": "transpose"}, "unknown transform 'transpose'; known are ['copy', "),
+        ({"transform": "turn"}, "unknown transform 'turn'; known are ['copy', "),
         ({"transform": ["copy"]}, "unknown transform ['copy']; known are ["),
         (
             {"transfrom": "copy"},
-            "unknown keys ['transfrom']; known are ['drop', 'hf', 'megatron', 'transform']",
+            "unknown keys ['transfrom']; known are ['drop', 'hf', 'megatron', 'transform', 'unit']",
         ),
         ({"megatron": "a.{layr}.w", "hf": "b"}, "unknown hole {layr}; known are ['layer', 'expert', 'mtp']"),
         ({"megatron": "a.{}.w", "hf": "b"}, "unknown hole {}"),
@@ -184,8 +186,8 @@ def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
     """`extends` takes the base's rows, config and requires; the same pattern or key replaces, null
     removes.
     """
-    base = rules.load("llama")
-    mine = rules.load(
+    base = table_files.load("llama")
+    mine = table_files.load(
         write(
             tmp_path,
             {
@@ -193,7 +195,10 @@ def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
                 "serves": ["MyForCausalLM"],
                 "config": {"rotary_base": None, "num_experts": "n_experts"},
                 "requires": {"swiglu": False},
-                "rules": [{"megatron": QKV, "drop": "a test"}, {"megatron": "extra", "hf": "extra"}],
+                "rules": [
+                    {"megatron": QKV, "drop": "a test"},
+                    {"megatron": "extra", "hf": "extra", "unit": "head"},
+                ],
             },
         )
     )
@@ -215,7 +220,7 @@ def test_circular_tables_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"extends": two}, "one.yaml")
     write(tmp_path, {"extends": one}, "two.yaml")
     with pytest.raises(RuleError, match="in a circle") as caught:
-        rules.load(one)
+        table_files.load(one)
     assert caught.value.got == f"{one} -> {two} -> {one}"
 
 
@@ -248,14 +253,14 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, match: st
     path = tmp_path / "table.yaml"
     path.write_text(text)
     with pytest.raises(RuleError, match=match) as caught:
-        rules.load(str(path))
+        table_files.load(str(path))
     assert "table" in caught.value.where
     with pytest.raises(RuleError, match="no such architecture table"):
-        rules.load(str(tmp_path / "absent.yaml"))
+        table_files.load(str(tmp_path / "absent.yaml"))
 
 
 def test_tables_are_values() -> None:
     """A loaded table can't be changed."""
-    table = rules.load("llama")
+    table = table_files.load("llama")
     with pytest.raises(dataclasses.FrozenInstanceError):
         table.name = "other"  # type: ignore[misc]

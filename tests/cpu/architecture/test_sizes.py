@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pp_export.architecture import rules
+from pp_export.architecture import table_files
 from pp_export.architecture.sizes import EMBEDDING, ModelSizes, from_args, from_config, reconcile
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import AccountingError
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
     "vocab_size": 250,
 }
-LLAMA = rules.load("llama")
+LLAMA = table_files.load("llama")
 
 
 def settle(

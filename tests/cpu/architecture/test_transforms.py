@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pp_export.architecture.transforms import TRANSFORMS, Move, Transform
+from pp_export.architecture.transforms import TRANSFORMS, Geometry, Move, Transform
 from pp_export.core.errors import AccountingError, CheckpointError
-from pp_export.core.tensors import Box, Shape, whole
+from pp_export.core.tensors import Shape
+from pp_export.core.views import View
 
 SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "vocab_size": 7}
 
@@ -15,13 +16,16 @@ SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "vocab_
 def apply(name: str, source: torch.Tensor, sizes: dict[str, int] = SIZES) -> dict[str, torch.Tensor]:
     """The outputs that the transform's moves make of `source`; what no move fills stays NaN."""
     transform, shape = TRANSFORMS[name], tuple(source.shape)
-    moves = transform.moves(shape, sizes)
-    transform.check(shape, moves)
-    outputs = {role: torch.full(of, torch.nan) for role, of in transform.outputs(moves).items()}
-    for move in moves:
-        target = Box(move.target, move.box.shape).within(whole(tuple(outputs[move.role].shape)))
-        outputs[move.role][target] = source[move.box.within(whole(shape))]
+    geometry = transform.geometry(shape, sizes)
+    transform.check(shape, geometry)
+    outputs = {role: torch.full(of, torch.nan) for role, of in geometry.outputs.items()}
+    for move in geometry.moves:
+        seen(outputs[move.role], move.target).copy_(seen(source, move.source))
     return outputs
+
+
+def seen(tensor: torch.Tensor, view: View) -> torch.Tensor:
+    return tensor.as_strided(view.shape, view.strides, view.offset)
 
 
 def numbered(*shape: int) -> torch.Tensor:
@@ -82,12 +86,15 @@ def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
         ("split_glu", (), "an even number of rows"),
         ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),
         ("vocabulary", (), "at least vocab_size = 7 rows"),
+        ("transpose", (4,), "two dims"),
+        ("interleave_glu", (9, 4), "an even number of rows"),
+        ("interleave_glu_transposed", (8,), "two dims"),
     ],
 )
 def test_misfits_are_refused(name: str, shape: Shape, expected: str) -> None:
     """A tensor that a transform can't take apart evenly is refused, with the rows it should have."""
     with pytest.raises(AccountingError, match=f"{name} does not fit") as caught:
-        TRANSFORMS[name].moves(shape, SIZES)
+        TRANSFORMS[name].geometry(shape, SIZES)
     assert caught.value.expected == expected
     assert caught.value.got == f"shape {list(shape)}"
 
@@ -99,31 +106,58 @@ def test_heads_that_groups_do_not_divide_are_refused(groups: int) -> None:
     """
     sizes = {"num_attention_heads": 6, "num_query_groups": groups, "head_dim": 3}
     with pytest.raises(AccountingError, match="split_qkv does not fit"):
-        TRANSFORMS["split_qkv"].moves(((6 + 2 * groups) * 3, 4), sizes)
+        TRANSFORMS["split_qkv"].geometry(((6 + 2 * groups) * 3, 4), sizes)
+
+
+def refused(moves: tuple[Move, ...], output: Shape) -> None:
+    with pytest.raises((AccountingError, CheckpointError)):
+        checked(moves, output)
+
+
+def checked(moves: tuple[Move, ...], output: Shape) -> None:
+    geometry = Geometry({"": output}, moves)
+    Transform("test", ("",), lambda shape, sizes: geometry).check((4, 3), geometry)
 
 
 def test_a_transform_that_loses_or_doubles_elements_is_refused() -> None:
-    """`check` refuses moves that leave out an element, use one twice, or leave a hole in an output."""
-    half, other = Box((0, 0), (2, 3)), Box((2, 0), (2, 3))
-    bad = {
-        "loses": [Move("", half, (0, 0))],
-        "doubles": [Move("a", whole((4, 3)), (0, 0)), Move("b", half, (0, 0))],
-        "leaves a hole": [Move("", half, (0, 0)), Move("", other, (3, 0))],
-        "overwrites": [Move("", half, (0, 0)), Move("", other, (1, 0))],
-    }
-    for moves in bad.values():
-        with pytest.raises(CheckpointError):
-            Transform("bad", ("",), lambda shape, sizes: []).check((4, 3), moves)
-    good = [Move("", half, (2, 0)), Move("", other, (0, 0))]
-    Transform("good", ("",), lambda shape, sizes: []).check((4, 3), good)
+    """`check` refuses moves that leave out an element, use one twice, leave a hole, overwrite, or change the
+    shape on the way.
+    """
+    whole = View.of((4, 3))
+    top, bottom = whole.narrow(0, 0, 2), whole.narrow(0, 2, 2)
+    even, odd = whole.narrow(0, 0, 2, step=2), whole.narrow(0, 1, 2, step=2)
+    refused((Move(top, "", View.of((2, 3))),), (2, 3))
+    refused((Move(top, "", top), Move(top, "", bottom)), (4, 3))
+    refused((Move(top, "", top), Move(bottom, "", top)), (4, 3))
+    refused((Move(top, "", even), Move(bottom, "", top)), (4, 3))
+    refused((Move(whole, "", View.of((6, 3)).narrow(0, 0, 4)),), (6, 3))
+    refused((Move(whole, "", View.of((3, 4))),), (3, 4))
+    checked((Move(top, "", bottom), Move(bottom, "", top)), (4, 3))
+    checked((Move(top, "", odd), Move(bottom, "", even)), (4, 3))
+    checked((Move(whole, "", View.of((3, 4)).transpose()),), (3, 4))
 
 
-def test_parts_are_those_that_tensor_parallelism_splits() -> None:
-    """Only the fused gate and up projection is split by tensor parallelism in two parts of its own."""
-    assert {name: t.num_parts for name, t in TRANSFORMS.items()} == {
-        "copy": 1,
-        "vocabulary": 1,
-        "split_qkv": 1,
-        "split_glu": 2,
-    }
+def test_transpose_swaps_rows_and_columns() -> None:
+    """`transpose` gives what torch's does."""
+    assert torch.equal(apply("transpose", numbered(4, 3))[""], numbered(4, 3).T)
+
+
+@pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
+def test_interleave_glu_lets_gate_and_up_take_turns(rest: Shape) -> None:
+    """Row 2i of the output is row i of the gate, row 2i + 1 that of the up projection."""
+    fused = numbered(10, *rest)
+    expected = torch.stack(fused.chunk(2), dim=1).reshape(10, *rest)
+    assert torch.equal(apply("interleave_glu", fused)[""], expected)
+
+
+def test_interleaved_columns_are_interleaved_rows_transposed() -> None:
+    """`interleave_glu_transposed` gives the columns that gpt-oss has: [columns, 2 x rows], taking turns."""
+    gate, up = numbered(10, 4).chunk(2)
+    output = apply("interleave_glu_transposed", numbered(10, 4))[""]
+    assert torch.equal(output[:, ::2], gate.T)
+    assert torch.equal(output[:, 1::2], up.T)
+
+
+def test_only_what_is_padded_may_drop_elements() -> None:
+    """Every other transform is checked to use its whole source."""
     assert [name for name, t in TRANSFORMS.items() if t.drops] == ["vocabulary"]

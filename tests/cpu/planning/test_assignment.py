@@ -1,4 +1,4 @@
-"""Claims of `pp_export.planning.assignment` and `pp_export.checkpoint.source.holders_of`: who may read
+"""Claims of `pp_export.planning.assignment` and `pp_export.checkpoint.catalog.holders_of`: who may read
 reads, each stored byte once, work is shared among those who hold the same, and the files are those of any
 grid.
 """
@@ -20,20 +20,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pp_export.checkpoint.catalog import LEGACY, LIVE, Catalog, Description, StoredItem
-from pp_export.checkpoint.source import holders_of
+from pp_export.architecture.units import Unit
+from pp_export.checkpoint.catalog import Catalog, Description, StoredItem, holders_of
 from pp_export.core.dtypes import from_torch
 from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Slice, whole
 from pp_export.planning import planner
-from pp_export.planning.assignment import HolderAssignment, Unit
+from pp_export.planning.assignment import HolderAssignment
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from tests.cpu.planning.test_planner import DENSE, LARGE, MOE, Slices, files_of, planned, settle
 from tests.fixtures.catalogs import ToyDecoder
 
-ROOT = Path(__file__).resolve().parents[2]
-FIRST, SECOND, THIRD = (1, 0), (1, 1), (1, 2)
+ROOT = Path(__file__).resolve().parents[3]
+FIRST, SECOND, THIRD = tuple(Unit(1, (n,), f"layer {n}") for n in range(3))
 BF16 = from_torch("bfloat16")
 
 
@@ -214,13 +214,12 @@ def test_the_plan_does_not_depend_on_how_holders_are_given() -> None:
 
 PROCESS = """
 import json, sys
-from pp_export.architecture import accounting
-from pp_export.architecture import rules
+from pp_export.architecture import accounting, table_files
 from pp_export.planning.planner import make_plan
 from pp_export.core.grid import RankGrid
 from tests.fixtures.catalogs import ToyDecoder
 toy = ToyDecoder(num_layers=3, num_experts=6)
-known = (rules.load(toy.table), toy.specs(), toy.sizes)
+known = (table_files.load(toy.table), toy.specs(), toy.sizes)
 account = accounting.account(*known, expected=None, truth="", dtype=None, drop_mtp=False)
 plan = make_plan(account, toy.slices(2), RankGrid(1, 1, 1, 12), max_shard_bytes=1500, leaders_per_stage=None,
                  holders=json.load(sys.stdin))
@@ -250,14 +249,14 @@ def test_every_process_comes_to_the_same_plan() -> None:
 
 def assignment(*holders: Sequence[int], leaders: int | None = None) -> HolderAssignment:
     """A assignment of one unit per record."""
-    return HolderAssignment(holders, {(1, n): [n] for n in range(len(holders))}, leaders)
+    return HolderAssignment(holders, {Unit(1, (n,), f"layer {n}"): [n] for n in range(len(holders))}, leaders)
 
 
 def test_units_with_common_holders_are_one_stage() -> None:
     """Stages are what hangs together, also where a later unit joins two earlier ones, in order of ranks."""
     found = assignment((4, 5), (0, 1), (6,), (2, 3), (3, 1))
     assert found.stages == ((0, 1, 2, 3), (4, 5), (6,))
-    assert found.stage_of == {(1, 0): 1, (1, 1): 0, (1, 2): 2, (1, 3): 0, (1, 4): 0}
+    assert [found.stage_of[unit] for unit in sorted(found.stage_of)] == [1, 0, 2, 0, 0]
     apart = HolderAssignment([(0,), (1,), (2,)], {FIRST: [0, 1], SECOND: [2]}, None)
     assert apart.stages == ((0, 1), (2,))
 
@@ -273,7 +272,7 @@ def test_stages_are_the_connected_parts(holders: list[set[int]]) -> None:
     assert {frozenset(stage) for stage in found.stages} == {frozenset(ranks) for ranks in near.values()}
     assert sum(map(len, found.stages)) == len(near)
     for unit, stage in found.stage_of.items():
-        assert holders[unit[1]] <= set(found.stages[stage])
+        assert holders[unit.numbers[0]] <= set(found.stages[stage])
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
@@ -320,12 +319,12 @@ def test_a_record_stays_with_one_reader() -> None:
 
 
 def catalog(
-    num_files: int, kind: str = LEGACY, holders: tuple[tuple[int, ...], ...] | None = None
+    num_files: int, of_ranks: bool = True, holders: tuple[tuple[int, ...], ...] | None = None
 ) -> Catalog:
-    """A catalog with three records in each file."""
-    records = tuple(StoredItem(file, 0, 8) for file in range(num_files) for _ in range(3))
-    about = Description("", kind, "", None, None, {}, {})
-    return Catalog(about, tuple(map(str, range(num_files))), records, (), holders)
+    """A catalog with three items in each file."""
+    items = tuple(StoredItem(file, 0, 8) for file in range(num_files) for _ in range(3))
+    about = Description("", "", "", None, None, {}, {})
+    return Catalog(about, tuple(map(str, range(num_files))), items, (), holders, of_ranks)
 
 
 @pytest.mark.parametrize(
@@ -365,8 +364,8 @@ def test_files_are_shared_evenly(num_files: int, world_size: int) -> None:
 
 def test_formats_that_anybody_can_read_have_no_holders() -> None:
     """DCP files are dealt by a grid, whatever their number; a live model's slices by who holds them."""
-    assert holders_of(catalog(4, "torch_dist"), 4) is None
-    live = catalog(2, LIVE, ((0, 2), (1,)))
+    assert holders_of(catalog(4, of_ranks=False), 4) is None
+    live = catalog(2, False, ((0, 2), (1,)))
     assert holders_of(live, 3) == [(0, 2)] * 3 + [(1,)] * 3
 
 

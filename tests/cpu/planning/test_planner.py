@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pp_export
-from pp_export.architecture import rules
+from pp_export.architecture import table_files
 from pp_export.architecture.accounting import Account, Placement, account
 from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Slice
@@ -51,7 +51,13 @@ Slices = dict[str, tuple[Slice, ...]]
 @cache
 def settle(toy: ToyDecoder) -> Account:
     return account(
-        rules.load(toy.table), toy.specs(), toy.sizes, expected=None, truth="", dtype=None, drop_mtp=False
+        table_files.load(toy.table),
+        toy.specs(),
+        toy.sizes,
+        expected=None,
+        truth="",
+        dtype=None,
+        drop_mtp=False,
     )
 
 
@@ -413,7 +419,13 @@ def test_planning_is_linear_in_the_stored_boxes() -> None:
 
         def act() -> None:
             settled = account(
-                rules.load(toy.table), specs, toy.sizes, expected=None, truth="", dtype=None, drop_mtp=False
+                table_files.load(toy.table),
+                specs,
+                toy.sizes,
+                expected=None,
+                truth="",
+                dtype=None,
+                drop_mtp=False,
             )
             plan = make_plan(settled, slices, grid, max_shard_bytes=LARGE, leaders_per_stage=1)
             assert plan.fingerprint

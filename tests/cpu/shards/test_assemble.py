@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pp_export.architecture import rules
+from pp_export.architecture import rules, table_files
 from pp_export.architecture.accounting import account
 from pp_export.architecture.sizes import ModelSizes
+from pp_export.core import file_names
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import ExportError
 from pp_export.core.grid import RankGrid
@@ -25,12 +26,13 @@ from pp_export.core.tensors import Box, Shape, Slice, TensorSpec, whole
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan, ShardPlan
 from pp_export.planning.planner import make_plan
-from pp_export.shards.assemble import FrozenShard, ShardAssembler, freeze_tensors
-from pp_export.shards.manifests import RECORDS_FOLDER, ShardManifest
+from pp_export.shards.assemble import FrozenShard, ShardAssembler
+from pp_export.shards.manifests import ShardManifest
 from pp_export.shards.write import commit_shard, digest_shard, write_shard
 from tests.fixtures.boxes import shapes, tilings
 from tests.fixtures.catalogs import one_record_each
 from tests.fixtures.element_types import TORCH_NAMES, bytes_of, random_bits
+from tests.fixtures.frozen import freeze_tensors
 
 FILE = "model-00001-of-00001.safetensors"
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
@@ -105,10 +107,10 @@ def test_changing_the_dict_or_its_tensors_afterwards_changes_nothing(tmp_path: P
     assert image(frozen) == expected
     record = digest_shard(frozen)
     assert record == before
-    (tmp_path / RECORDS_FOLDER).mkdir()
+    (tmp_path / file_names.SHARD_JSONS).mkdir()
     commit_shard(write_shard(frozen, tmp_path, lambda _: None), record, tmp_path)
     assert (tmp_path / FILE).read_bytes() == expected
-    written = json.loads((tmp_path / RECORDS_FOLDER / f"{FILE}.json").read_text())
+    written = json.loads((tmp_path / file_names.SHARD_JSONS / f"{FILE}.json").read_text())
     assert ShardManifest.from_json(written) == before
     assert {tensor.name for tensor in before.tensors} == mixed().keys()
 
@@ -146,8 +148,14 @@ TABLE = {
             "hf": {"gate": "l.{layer}.experts.gate", "up": "l.{layer}.experts.up"},
             "transform": "split_glu",
         },
+        {
+            "megatron": "decoder.layers.{layer}.experts.{expert}.packed",
+            "hf": "l.{layer}.experts.packed",
+            "transform": "interleave_glu_transposed",
+        },
+        {"megatron": "decoder.layers.{layer}.turned", "hf": "l.{layer}.turned", "transform": "transpose"},
         {"megatron": "decoder.layers.{layer}.norm", "hf": "all.norms"},
-        {"megatron": "plain", "hf": "plain"},
+        {"megatron": "plain", "hf": "plain", "unit": "head"},
         {"megatron": "forgotten", "drop": "a test of dropping"},
     ]
 }
@@ -158,7 +166,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> rules.Architecture:
     """A table with every transform, stacks over experts and over layers, and a dropped tensor."""
     path = tmp_path_factory.mktemp("table") / "every.yaml"
     path.write_text(yaml.safe_dump(TABLE))
-    return rules.load(str(path))
+    return table_files.load(str(path))
 
 
 def sources_of(draw: st.DrawFn, dtype: str) -> dict[str, torch.Tensor]:
@@ -174,7 +182,9 @@ def sources_of(draw: st.DrawFn, dtype: str) -> dict[str, torch.Tensor]:
         at = f"decoder.layers.{layer}."
         found[at + "qkv"] = (8, *rest)
         found[at + "norm"] = (4, 2)
+        found[at + "turned"] = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         found |= {f"{at}experts.{expert}.glu": (2 * half, *rest) for expert in range(num_experts)}
+        found |= {f"{at}experts.{expert}.packed": (2 * half, 3) for expert in range(num_experts)}
     return {name: random_bits(shape, dtype, i) for i, (name, shape) in enumerate(found.items())}
 
 
@@ -190,7 +200,12 @@ def mapped(sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         groups = sources[at + "qkv"].reshape(2, 4, *sources[at + "qkv"].shape[1:])
         made[f"l.{layer}.q"] = groups[:, :2].flatten(0, 1)
         made[f"l.{layer}.k"], made[f"l.{layer}.v"] = groups[:, 2], groups[:, 3]
-        pairs = [v.chunk(2) for n, v in sources.items() if n.startswith(at + "experts.")]
+        made[f"l.{layer}.turned"] = sources[at + "turned"].T
+        experts = {n: v.chunk(2) for n, v in sources.items() if n.startswith(at + "experts.")}
+        pairs = [pair for name, pair in experts.items() if name.endswith(".glu")]
+        packed = [pair for name, pair in experts.items() if name.endswith(".packed")]
+        turns = [torch.stack(pair, dim=1).flatten(0, 1).T for pair in packed]
+        made[f"l.{layer}.experts.packed"] = torch.stack(turns)
         made[f"l.{layer}.experts.gate"] = torch.stack([gate for gate, _ in pairs])
         made[f"l.{layer}.experts.up"] = torch.stack([up for _, up in pairs])
     return made | {"all.norms": torch.stack(norms)}
@@ -240,9 +255,10 @@ def cast_to(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return torch.where(values.isnan(), torch.tensor(torch.nan, dtype=dtype), values)
 
 
-def dirty_image(shard: ShardPlan) -> memoryview:
-    """Memory that was used before."""
-    return memoryview(bytearray(b"\xcc" * shard.num_bytes))
+def assembler_of(shard: ShardPlan) -> ShardAssembler:
+    """In memory that was used before."""
+    scratch = torch.full((shard.scratch_bytes,), 0xCC, dtype=torch.uint8)
+    return ShardAssembler(shard, memoryview(bytearray(b"\xcc" * shard.num_bytes)), scratch)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -266,7 +282,7 @@ def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture,
         patch.setattr(planner, "BUCKET_BYTES", data.draw(st.sampled_from([1, 16, 1 << 20])))
         plan = plan_for(table, specs, slices, grid, cast=cast, max_shard_bytes=limit)
     for shard in plan.shards:
-        assembler = ShardAssembler(shard, dirty_image(shard))
+        assembler = assembler_of(shard)
         for slice_, message in data.draw(st.permutations(messages(shard, sources))):
             assembler.paste(slice_, message)
         names = [place.name for place in shard.tensors]
@@ -296,7 +312,7 @@ def test_a_shard_with_a_hole_or_a_double_is_not_frozen(
     planned, sources = shard
     first, second = messages(planned, sources)
     for slices, left in (([first], 16), ([first, second, first], -8), ([], 24)):
-        assembler = ShardAssembler(planned, dirty_image(planned))
+        assembler = assembler_of(planned)
         for slice_, message in slices:
             assembler.paste(slice_, message)
         with pytest.raises(ExportError, match="not filled exactly") as caught:
@@ -310,7 +326,7 @@ def test_messages_changed_after_pasting_change_nothing(
 ) -> None:
     """A message may be used again as soon as it is pasted, and a frozen assembler takes nothing more."""
     planned, sources = shard
-    assembler = ShardAssembler(planned, dirty_image(planned))
+    assembler = assembler_of(planned)
     slices = messages(planned, sources)
     for slice_, message in slices:
         assembler.paste(slice_, message)

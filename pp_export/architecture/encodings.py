@@ -1,0 +1,41 @@
+"""Encodings: what is computed of finished Hugging Face tensors before they are stored.
+
+Transforms only move elements; what needs arithmetic is an encoding, a step of its own between mapping and
+freezing. Its names, shapes and types, before and after, are known in the plan; `shards/encode.py` has the
+arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pp_export.core.dtypes import DType
+from pp_export.core.tensors import TensorSpec
+
+CAST = "cast"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The tensors `inputs`, as the transforms make them, become `outputs`, as they are stored."""
+
+    kind: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+def casts(mapped: Mapping[str, TensorSpec], dtype: DType | None) -> tuple[Encoding, ...]:
+    """One for every floating-point tensor that isn't of `dtype` yet; none where `dtype` is None."""
+    return tuple(
+        Encoding(CAST, {name: spec}, {name: TensorSpec(spec.shape, dtype)})
+        for name, spec in mapped.items()
+        if dtype is not None and spec.dtype.is_floating and spec.dtype != dtype
+    )
+
+
+def encoded(mapped: Mapping[str, TensorSpec], encodings: tuple[Encoding, ...]) -> dict[str, TensorSpec]:
+    """The tensors as they are stored: those of the encodings, and the rest as mapped."""
+    taken = {name for encoding in encodings for name in encoding.inputs}
+    stored = {name: spec for name, spec in mapped.items() if name not in taken}
+    return stored | {name: spec for encoding in encodings for name, spec in encoding.outputs.items()}

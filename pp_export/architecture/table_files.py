@@ -1,0 +1,98 @@
+"""The files that tables are in: packaged ones, and a user's own, each with everything that it extends."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pp_export.architecture.rules import Architecture, checked
+from pp_export.core.errors import RuleError
+
+_TABLES = resources.files("pp_export.architecture") / "tables"
+_BASE = "megatron"
+_TABLE_KEYS = {"serves", "extends", "config", "requires", "units", "rules"}
+
+
+def packaged() -> dict[str, str]:
+    """HF class name -> name of the packaged table that serves it."""
+    names = (entry.name for entry in _TABLES.iterdir())
+    stems = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return {served: stem for stem in stems for served in load(stem).serves}
+
+
+def for_class(class_name: str) -> Architecture:
+    """The packaged table for an HF class; RuleError names those that there are."""
+    tables = packaged()
+    if class_name not in tables:
+        raise RuleError(
+            "no architecture table serves this model class",
+            expected=", ".join(sorted(tables)),
+            got=class_name,
+            advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml",
+        )
+    return load(tables[class_name])
+
+
+def load(table: str) -> Architecture:
+    """The table in file `table` (a path ending in .yaml) or packaged under that name, checked."""
+    return checked(Path(table).stem, _merged(table, ()), table)
+
+
+def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
+    """The table with everything it extends: rows with the same pattern replace, keys of `config` and
+    `requires` too; `units` replace all of the base's.
+    """
+    if table in below:
+        raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
+    value = _read(table)
+    extended = value.get("extends", None if table == _BASE else _BASE)
+    base = _merged(_beside(table, extended), (*below, table)) if extended is not None else {}
+    replaced = {row.get("megatron") for row in value.get("rules", ())}
+    config = {**base.get("config", {}), **value.get("config", {})}
+    return {
+        "serves": list(value.get("serves", ())),
+        "config": {size: key for size, key in config.items() if key is not None},
+        "requires": {**base.get("requires", {}), **value.get("requires", {})},
+        "units": value.get("units", base.get("units", [])),
+        "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
+        + value.get("rules", []),
+    }
+
+
+def _beside(table: str, extended: str) -> str:
+    """A packaged table's name as it is; a file relative to the table that extends it."""
+    return str(Path(table).parent / extended) if extended.endswith((".yaml", ".yml")) else extended
+
+
+def _read(table: str) -> dict[str, Any]:
+    packaged_file = _TABLES / f"{table}.yaml"
+    source = Path(table) if table.endswith((".yaml", ".yml")) else packaged_file
+    if not source.is_file():
+        raise RuleError("there is no such architecture table", where={"table": table})
+    try:
+        value = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RuleError(f"the table is not YAML: {error}", where={"table": table}) from error
+    if not isinstance(value, dict) or set(value) - _TABLE_KEYS:
+        got = sorted(map(str, set(value) - _TABLE_KEYS)) if isinstance(value, dict) else type(value).__name__
+        raise RuleError(
+            "the table has unknown keys", where={"table": table}, expected=sorted(_TABLE_KEYS), got=got
+        )
+    shapes = {"config": dict, "requires": dict, "units": list, "rules": list, "serves": list, "extends": str}
+    for key, kind in shapes.items():
+        if key in value and not isinstance(value[key], kind):
+            raise RuleError(f"`{key}` must be a {kind.__name__}", where={"table": table})
+    if not all(isinstance(name, str) for name in value.get("serves", ())):
+        raise RuleError("`serves` must hold names of classes", where={"table": table})
+    if not all(key is None or isinstance(key, str) for key in value.get("config", {}).values()):
+        raise RuleError("`config` must give keys of config.json, or null", where={"table": table})
+    if not all(
+        isinstance(row, dict) and isinstance(row.get("megatron"), str) for row in value.get("rules", ())
+    ):
+        raise RuleError(
+            "every row of `rules` must be a mapping with a `megatron` pattern", where={"table": table}
+        )
+    return value
