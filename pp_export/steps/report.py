@@ -1,22 +1,30 @@
-"""What an export has to say about itself: as JSON for machines, as provenance inside the manifest."""
+"""What an export has to say about itself: a report for people and machines, provenance for the manifest."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pp_export.core import errors
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.core.options import TargetOptions
+from pp_export.core.json_values import to_json_value
+from pp_export.core.options import ResultOptions, RunOptions, SourceOptions, TargetOptions
+from pp_export.core.version import VERSION
 from pp_export.disk import files
-from pp_export.planning.export_plan import ExportPlan
 from pp_export.process.log import logger
-from pp_export.reference.folder import Reference
-from pp_export.steps.inputs import ExportInputs
+
+if TYPE_CHECKING:
+    from pp_export.planning.export_plan import ExportPlan
+    from pp_export.steps.inputs import ExportInputs
+
+SCHEMA_VERSION = 1
 
 
 class Clock:
@@ -33,64 +41,143 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """An export that succeeded. `peaks` are bytes of anonymous memory per rank, known on rank 0."""
+class Completed:
+    """What rank 0 found while it completed the folder: how config.json was corrected, which files of the
+    reference were copied and which were left, and what else a user should know.
+    """
 
-    sources: ExportInputs
-    plan: ExportPlan
-    options: TargetOptions
-    reference: Reference | None
-    corrections: tuple[str, ...]
-    peaks: tuple[int, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
+    corrections: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def provenance(self) -> dict[str, Any]:
-        """Where the weights came from and how: for the manifest."""
-        description = self.sources.catalog.description
-        return {
-            "checkpoint": description.folder,
-            "format": description.format,
-            "iteration": description.iteration,
-            "args": description.args,
-            "architecture": self.sources.architecture.name,
-            "expected_from": self.sources.account.truth,
-            "dropped": dict(self.sources.account.dropped),
-            "options": self.options.to_json(),
-            "plan_fingerprint": self.plan.fingerprint,
-            "versions": versions(),
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """An export that succeeded, as plain values: `from_json(report.to_json())` is the report again.
+
+    Sizes are in bytes, times in seconds, by phase. `dtype` is the element type of most weights, in torch's
+    words. `source_checked` is None where there was no file to check. What rank 0 alone knows
+    (`config_corrections`, `assets_*`, `peak_anonymous_bytes`) is empty on the other ranks of a live export.
+    """
+
+    output: str
+    checkpoint: str
+    format: str
+    iteration: int | None
+    args: Mapping[str, Any] | None
+    architecture: str
+    expected_from: str
+    dropped: Mapping[str, str]
+    options: Mapping[str, Any]
+    plan_fingerprint: str
+    versions: Mapping[str, str]
+    dtype: str
+    vocab_size: int
+    num_files: int
+    num_tensors: int
+    total_size: int
+    total_parameters: int
+    stages: tuple[int, ...]
+    config_corrections: tuple[str, ...]
+    assets_copied: tuple[str, ...]
+    assets_left: tuple[str, ...]
+    notes: tuple[str, ...]
+    verified: bool
+    source_checked: bool | None
+    seconds: Mapping[str, float]
+    peak_anonymous_bytes: tuple[int, ...]
+    planned_peak_bytes: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        seconds = sum(self.seconds.values())
+        return (
+            f"ExportReport(output={self.output!r}, files={self.num_files}, bytes={self.total_size},"
+            f" seconds={seconds:.1f})"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """The report of success."""
-        return {
-            "status": "ok",
-            "output": str(Path(self.options.output).absolute()),
-            **self.provenance(),
-            "num_files": len(self.plan.shards),
-            "num_tensors": sum(len(shard.tensors) for shard in self.plan.shards),
-            "total_size": self.plan.total_size,
-            "total_parameters": self.plan.total_parameters,
-            "stages": [len(ranks) for ranks in self.plan.stages],
-            "config_corrections": list(self.corrections),
-            "assets_copied": list(self.reference.assets) if self.reference else [],
-            "assets_left": list(self.reference.left) if self.reference else [],
-            "notes": [
-                *(self.reference.notes if self.reference else ()),
-                *self.sources.catalog.description.notes,
-                *self.notes,
-            ],
-            "verified": self.options.verify,
-            "source_checked": getattr(self.options, "check_source", None),
-            "seconds": self.seconds,
-            "peak_anonymous_bytes": list(self.peaks),
-            "planned_peak_bytes": [self.plan.peak_bytes(rank) for rank in range(self.plan.world_size)],
-        }
+        """The report as JSON values, as `--report` and `--json` give it; see `schemas/report.json`."""
+        return {"schema_version": SCHEMA_VERSION, "status": "ok", **to_json_value(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExportReport:
+        """The report that `to_json` gave. Raises the ExportError that the report of a failure tells, and an
+        ExportError of its own where `value` is no report of this release.
+        """
+        version, names = value.get("schema_version"), [f.name for f in dataclasses.fields(cls)]
+        if version == SCHEMA_VERSION and value.get("status") == "failed":
+            raise errors.from_json(value["error"])
+        missing = [name for name in names if name not in value]
+        if version != SCHEMA_VERSION or missing:
+            raise ExportError(
+                "this is no report of an export",
+                expected=f"schema_version {SCHEMA_VERSION}",
+                got=f"schema_version {version}",
+                findings=[f"{name} is missing" for name in missing],
+            )
+        fields: dict[str, Any] = {}
+        for name in names:
+            fields[name] = tuple(value[name]) if isinstance(value[name], list) else value[name]
+        return cls(**fields)
+
+
+def succeeded(
+    inputs: ExportInputs,
+    plan: ExportPlan,
+    options: TargetOptions,
+    completed: Completed | None,
+    peaks: Sequence[int],
+    seconds: Mapping[str, float],
+) -> ExportReport:
+    """The report of success. `completed` and `peaks` (bytes of anonymous memory per rank) are known on
+    rank 0.
+    """
+    done = completed or Completed()
+    description = inputs.catalog.description
+    return ExportReport(
+        **provenance(inputs, plan, options) | {"options": options.to_json()},
+        output=str(options.output.absolute()),
+        dtype=plan.main_dtype.torch_name,
+        vocab_size=inputs.sizes.vocab_size,
+        num_files=len(plan.shards),
+        num_tensors=sum(len(shard.tensors) for shard in plan.shards),
+        total_size=plan.total_size,
+        total_parameters=plan.total_parameters,
+        stages=tuple(len(ranks) for ranks in plan.stages),
+        config_corrections=done.corrections,
+        assets_copied=done.assets,
+        assets_left=done.left,
+        notes=(*description.notes, *done.notes),
+        verified=options.verify,
+        source_checked=options.check_source if isinstance(options, SourceOptions) else None,
+        seconds=dict(seconds),
+        peak_anonymous_bytes=tuple(peaks),
+        planned_peak_bytes=tuple(plan.peak_bytes(rank) for rank in range(plan.world_size)),
+    )
+
+
+def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -> dict[str, Any]:
+    """Where the weights came from and what was asked of them, as JSON values: for the manifest."""
+    description = inputs.catalog.description
+    return {
+        "checkpoint": description.folder,
+        "format": description.format,
+        "iteration": description.iteration,
+        "args": to_json_value(description.args),
+        "architecture": inputs.architecture.name,
+        "expected_from": inputs.account.truth,
+        "dropped": dict(inputs.account.dropped),
+        "options": options.result.to_json(),
+        "plan_fingerprint": plan.fingerprint,
+        "versions": versions(),
+    }
 
 
 def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
     """The report of a failure."""
     return {
+        "schema_version": SCHEMA_VERSION,
         "status": "failed",
         "error": error.to_json(),
         "options": options.to_json(),
@@ -109,7 +196,7 @@ def write_failure(error: ExportError, options: TargetOptions) -> None:
             logger.error("the report could not be written: %s", unwritten)
 
 
-def check_path(options: TargetOptions) -> None:
+def check_path(options: RunOptions) -> None:
     """Raise OptionError where a report could not be written: that must not be found out at the end."""
     if options.report is None:
         return
@@ -129,9 +216,8 @@ def write_report(path: Path, value: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what made the bytes."""
-    names = ("pp_export", "torch", "safetensors", "transformers")
-    known = {}
-    for name in names:
+    known = {"pp_export": VERSION}
+    for name in ("torch", "safetensors", "transformers"):
         try:
             known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pp_export.checkpoint import read_catalog
+from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import TargetError
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
@@ -117,7 +117,7 @@ def case(checkpoint: Checkpoint, reference: Reference, truth: str, tmp_path: Pat
 
 def tensor_file_of(case: Case, key: str, box: int) -> tuple[Path, int, int]:
     """The .distcp file that holds a box of a stored tensor, and the box's offset and length in it."""
-    catalog = read_catalog(case.checkpoint, None)
+    catalog = describe_checkpoint(case.checkpoint, None)
     number = next(tensor for tensor in catalog.tensors if tensor.key == key).boxes[box].item
     stored = catalog.stored_items[number]
     return Path(catalog.description.folder) / catalog.files[stored.file], stored.offset, stored.length

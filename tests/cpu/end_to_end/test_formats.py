@@ -20,9 +20,9 @@ import torch
 import yaml
 from torch.distributed.checkpoint.metadata import TensorProperties
 
-from pp_export.checkpoint import read_catalog
+from pp_export.checkpoint.formats import describe_checkpoint
+from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, CheckpointError
-from pp_export.shards.manifests import SUMS_FILE
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
 from tests.fixtures.models import MODELS, ToyModel
@@ -49,7 +49,7 @@ class Source:
     def export(self, checkpoint: Path, name: str) -> str:
         output = self.folder / name
         export_here(checkpoint=checkpoint, reference=self.reference, output=output)
-        return (output / SUMS_FILE).read_text()
+        return (output / file_names.SUMS).read_text()
 
 
 @pytest.fixture(scope="module", params=MODEL_NAMES)
@@ -137,7 +137,7 @@ def test_megatron_bridge(source: Source, tmp_path: Path) -> None:
     torch.save({"iteration": 10, "checkpoint_version": 3.0}, folder / "common.pt")
     (folder / "run_config.yaml").write_text(run_config(source.model))
     torch.save({"step": torch.tensor(10)}, folder / "train_state.pt")
-    description = read_catalog(root, None).description
+    description = describe_checkpoint(root, None).description
     assert description.writer == "Megatron-Bridge, megatron-core 0.16 to 0.18"
     assert description.iteration == 10
     assert description.args is not None
@@ -164,7 +164,7 @@ def test_a_run_config_is_data_only(source: Source, tmp_path: Path, text: str) ->
     shutil.copytree(source.checkpoint, root)
     (root / "iter_0000010" / "run_config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=r"run_config\.yaml") as caught:
-        read_catalog(root, None)
+        describe_checkpoint(root, None)
     assert caught.value.where["file"].endswith("run_config.yaml")
 
 
@@ -180,7 +180,7 @@ def test_nemo_2(source: Source, tmp_path: Path) -> None:
     context.mkdir()
     value = {"_target_": "nemo.x.Model", "config": transformer_config(source.model)}
     (context / "model.yaml").write_text(yaml.safe_dump(value))
-    catalog = read_catalog(tmp_path / "nemo", None)
+    catalog = describe_checkpoint(tmp_path / "nemo", None)
     assert catalog.description.writer == "NeMo 2"
     assert catalog.description.other["optimizer"][0] == 1
     assert source.export(tmp_path / "nemo", "nemo") == source.sums
@@ -205,7 +205,7 @@ def test_torch_2_15(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     edited(folder, lambda metadata: None)
     with pytest.raises(ValueError, match="too many values"):
         pickle.loads((folder / ".metadata").read_bytes())
-    assert read_catalog(folder, None).description.writer == "torch 2.15 or newer"
+    assert describe_checkpoint(folder, None).description.writer == "torch 2.15 or newer"
     assert source.export(folder, "torch-2.15") == source.sums
 
 
@@ -228,7 +228,7 @@ def test_torch_dcp(source: Source, tmp_path: Path) -> None:
     """FSDP2's format: whole tensors under the modules' own names, args as an item, no metadata.json."""
     state = nested("", local_names(source.tensors), source.args, "torch_dcp")
     folder = write_plain(tmp_path / "iter_0000010", state)
-    description = read_catalog(folder, None).description
+    description = describe_checkpoint(folder, None).description
     assert (description.format, description.iteration) == ("torch_dcp", 10)
     assert {"optimizer", "rng_state"} <= set(description.other)
     assert source.export(folder, "torch_dcp") == source.sums
@@ -241,7 +241,7 @@ def test_fsdp_dtensor(source: Source, tmp_path: Path) -> None:
     """
     state = nested("module.", halves(source.tensors), source.args, "fsdp_dtensor")
     folder = write_plain(tmp_path / "iter_0000010", state)
-    assert read_catalog(folder, None).description.format == "fsdp_dtensor"
+    assert describe_checkpoint(folder, None).description.format == "fsdp_dtensor"
     assert source.export(folder, "fsdp_dtensor") == source.sums
 
 
@@ -255,7 +255,7 @@ def test_halves_that_don_t_belong_together_are_refused(source: Source, tmp_path:
         )
         folder = write_plain(tmp_path / str(number), nested("module.", changed, source.args, "fsdp_dtensor"))
         with pytest.raises(CheckpointError, match="do not belong together") as caught:
-            read_catalog(folder, None)
+            describe_checkpoint(folder, None)
         assert "linear_fc1.weight" in caught.value.where["tensor"]
 
 
@@ -284,7 +284,7 @@ def test_flattened_tensors_are_refused(source: Source, tmp_path: Path) -> None:
         }
 
     with pytest.raises(CheckpointError, match="stored flattened") as caught:
-        read_catalog(edited(folder, flatten), None)
+        describe_checkpoint(edited(folder, flatten), None)
     assert (caught.value.where["tensor"], caught.value.expected) == (key, "shape [8, 8]")
 
 
@@ -298,7 +298,7 @@ def test_an_adapter_alone_is_refused(source: Source, tmp_path: Path) -> None:
     }
     folder = write_stored(tmp_path / "iter_0000010", tensors, source.args)
     with pytest.raises(CheckpointError, match="an adapter") as caught:
-        read_catalog(folder, None)
+        describe_checkpoint(folder, None)
     assert "merge it" in str(caught.value.advice)
 
 
@@ -315,8 +315,8 @@ def test_args_say_the_same_wherever_they_are_kept(source: Source, tmp_path: Path
     """common.pt, an item of plain DCP and `common_state` of newer releases give the same args."""
     some, args = {"output_layer.weight": torch.ones(2, 2)}, Namespace(**source.args)
     folder = write_plain(tmp_path / "items", {**some, "args": args})
-    assert read_catalog(folder, None).description.args == json.loads(json.dumps(source.args))
+    assert describe_checkpoint(folder, None).description.args == json.loads(json.dumps(source.args))
     # As megatron-core 0.19 has it (tests/golden holds real ones), but without its last file.
     newer = {**some, "common_state/shard_0_1": [{"args": args, "iteration": 7}]}
     with pytest.raises(CheckpointError, match="unfinished"):
-        read_catalog(write_plain(tmp_path / "unfinished", newer), None)
+        describe_checkpoint(write_plain(tmp_path / "unfinished", newer), None)

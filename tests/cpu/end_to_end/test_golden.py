@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from pp_export import cli
-from pp_export.checkpoint import read_catalog
+from pp_export.checkpoint.formats import describe_checkpoint
 from tests.fixtures.stored import read_all
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.safetensors"))
 RELEASES = {f"0.{minor}" for minor in range(8, 20)}
 
@@ -25,7 +25,7 @@ RELEASES = {f"0.{minor}" for minor in range(8, 20)}
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_release_s_checkpoint_is_read_bit_for_bit(folder: str) -> None:
     """Names, shapes, types and values of all tensors are those that were saved."""
-    catalog = read_catalog(GOLDEN / folder, None)
+    catalog = describe_checkpoint(GOLDEN / folder, None)
     found, expected = read_all(catalog), load_file(GOLDEN / folder / "expected.safetensors")
     assert found.keys() == expected.keys()
     for name, values in expected.items():
@@ -38,7 +38,7 @@ def test_a_release_s_checkpoint_is_described(folder: str) -> None:
     """Format, iteration, sizes and layout are found, wherever the release keeps them, and what is no
     weight.
     """
-    description = read_catalog(GOLDEN / folder, None).description
+    description = describe_checkpoint(GOLDEN / folder, None).description
     release, _, kind = folder.partition("-")
     assert description.format == ("torch" if "legacy" in kind else "torch_dist")
     assert description.iteration == 10
@@ -60,7 +60,7 @@ def test_all_releases_are_there() -> None:
 
 def test_a_box_of_several_experts_is_read() -> None:
     """GroupedMLP stores all experts of a rank in one record; each expert is a part of it."""
-    catalog = read_catalog(GOLDEN / "0.16.1-grouped", None)
+    catalog = describe_checkpoint(GOLDEN / "0.16.1-grouped", None)
     experts = [n for n in catalog.slices if ".mlp.experts." in n]
     records = {slice_.item for name in experts for slice_ in catalog.slices[name]}
     assert len(records) < len(experts)
@@ -73,7 +73,7 @@ def test_inspect_shows_any_of_them(folder: str, capsys: pytest.CaptureFixture[st
     """
     assert cli.main(["inspect", str(GOLDEN / folder)]) == 0
     shown = capsys.readouterr().out
-    catalog = read_catalog(GOLDEN / folder, None)
+    catalog = describe_checkpoint(GOLDEN / folder, None)
     for text in (catalog.description.format, catalog.description.writer, "hidden_size 16", "optimizer"):
         assert text in shown
     assert all(f" {tensor.key} " in shown for tensor in catalog.tensors)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pp_export.checkpoint.source import CheckpointSource
+from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
 from pp_export.core.options import ExportOptions
@@ -444,7 +444,9 @@ def test_ranks_with_other_options_stop(inputs: Inputs) -> None:
         world = World(number, 2, store, stall_seconds=60)
         try:
             options = ExportOptions(**inputs.options | {"verify": number == 0})
-            export(CheckpointSource(options), options, world)
+            export(
+                CheckpointSource(options.checkpoint, options.iteration, options.check_source), options, world
+            )
         except ExportError as error:
             raised[number] = error
         world.close()
@@ -485,10 +487,12 @@ def test_ranks_that_do_not_share_the_filesystem(
         world = World(number, 2, store, stall_seconds=60)
         try:
             options = ExportOptions(**inputs.options)
-            export(CheckpointSource(options), options, world)
+            export(
+                CheckpointSource(options.checkpoint, options.iteration, options.check_source), options, world
+            )
         except ExportError as error:
             raised[number] = error
-        world.leave_after_failure()
+        world.abort.leave_after_failure()
 
     threads = [threading.Thread(target=rank, args=(n,), name=f"rank {n}") for n in (0, 1)]
     with remembering():

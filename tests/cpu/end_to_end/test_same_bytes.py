@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pp_export.checkpoint.source import CheckpointSource
+from pp_export.checkpoint.folder_source import CheckpointSource
+from pp_export.core import file_names
 from pp_export.core.options import ExportOptions
-from pp_export.shards.manifests import MANIFEST_FILE, SUMS_FILE
-from pp_export.steps.inputs import ask, plan_export, read_inputs
-from pp_export.view.console import plan_json
+from pp_export.steps.inputs import PendingInputs, plan_export, read_inputs
+from pp_export.steps.plan_report import plan_report
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of, remembering
 from tests.fixtures.processes import run_python, torchrun
@@ -117,8 +117,11 @@ def test_every_layout_and_every_grid_give_the_same_folder(
     """SHA256SUMS and the set of files are those of the unsharded checkpoint exported by one rank."""
     alone = exported[1][0 if cases is DENSE else len(DENSE) * len(SHARD_SIZES)]
     truth = Path(alone["output"].removesuffix(SHARD_SIZES[0]) + size)
-    sums, names = (truth / SUMS_FILE).read_text(), set(files_of(truth))
-    assert {line.partition("  ")[2] for line in sums.splitlines()} == names - {SUMS_FILE, MANIFEST_FILE}
+    sums, names = (truth / file_names.SUMS).read_text(), set(files_of(truth))
+    assert {line.partition("  ")[2] for line in sums.splitlines()} == names - {
+        file_names.SUMS,
+        file_names.MANIFEST,
+    }
 
     roots = {f"{name}/{layout}" for name, layout in cases}
     compared = 0
@@ -126,7 +129,7 @@ def test_every_layout_and_every_grid_give_the_same_folder(
         source = Path(job["checkpoint"])
         if f"{source.parent.name}/{source.name}" in roots and job["max_shard_size"] == size:
             output = Path(job["output"])
-            assert (output / SUMS_FILE).read_text() == sums, job
+            assert (output / file_names.SUMS).read_text() == sums, job
             assert set(files_of(output)) == names, job
             compared += 1
     assert compared == len(cases)
@@ -160,9 +163,10 @@ def test_the_bytes_of_a_stage_are_read_by_its_ranks_and_travel(
         leaders_per_stage=leaders,
         **grid,
     )
+    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     with remembering():
-        sources, _ = read_inputs(CheckpointSource(options), options, ask(options).result())
-    plan = plan_json(sources, plan_export(sources, options, 4))
+        inputs = read_inputs(source, options, PendingInputs.start(options))
+    plan = plan_report(inputs, plan_export(inputs, options, 4)).to_json()
     ranks = plan["ranks"]
     stored = sum(rank["read_bytes"] for rank in ranks)
     assert stored >= plan["total_size"], "padding aside, every byte is read by one rank"

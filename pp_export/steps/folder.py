@@ -1,0 +1,125 @@
+"""Steps 8 and 10: the staging folder, what is in it beside the weights, and the name that it gets at last.
+
+Rank 0 does all of this alone, while the others wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pp_export.core import file_names
+from pp_export.core.errors import TargetError, VerificationError
+from pp_export.core.options import ResultOptions, TargetOptions
+from pp_export.disk import files, publish
+from pp_export.distributed.world import World
+from pp_export.planning.export_plan import ExportPlan
+from pp_export.reference import config_json
+from pp_export.reference.reference_folder import copy_assets
+from pp_export.shards import index
+from pp_export.shards.manifests import ShardManifest
+from pp_export.steps.inputs import ExportInputs
+from pp_export.steps.report import Completed
+from pp_export.steps.target import Target
+from pp_export.verification import verify_structure
+
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class IndexedFolder:
+    """A staging folder with all that belongs into it but the manifest; known on rank 0."""
+
+    staging: Path
+    plan: ExportPlan
+    contents: str
+    shards: tuple[ShardManifest, ...]
+    completed: Completed
+
+
+def make_staging_folder(world: World, target: Target, plan: ExportPlan) -> Path:
+    """Rank 0 makes it, called by all ranks; one that does not see it does not share the filesystem."""
+
+    def make() -> None:
+        files.check_space(target.folder, sum(shard.num_bytes for shard in plan.shards) + _SPARE_BYTES)
+        files.make_folder(target.staging)
+        files.make_folder(target.staging / file_names.SHARD_JSONS)
+
+    def see() -> None:
+        if not (target.staging / file_names.SHARD_JSONS).is_dir():
+            raise TargetError(
+                "this rank does not see the folder that rank 0 made: the ranks do not share a filesystem",
+                where={"rank": world.rank, "folder": target.staging},
+                advice="put --output on a filesystem that all nodes mount",
+            )
+
+    world.control.on_first(make)
+    world.control.together(see)
+    return target.staging
+
+
+def index_folder(
+    world: World, staging: Path, plan: ExportPlan, inputs: ExportInputs, options: ResultOptions
+) -> IndexedFolder | None:
+    """Step 8, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
+    it made.
+    """
+
+    def complete() -> IndexedFolder:
+        shards = index.merge_shards(staging, plan)
+        index.write_index(staging, plan, shards)
+        completed = Completed() if options.weights_only else _add_model_files(staging, plan, inputs, options)
+        return IndexedFolder(staging, plan, options.contents, tuple(shards), completed)
+
+    return world.control.on_first(complete)
+
+
+def _add_model_files(
+    staging: Path, plan: ExportPlan, inputs: ExportInputs, options: ResultOptions
+) -> Completed:
+    reference = inputs.reference
+    assert reference is not None
+    copy_assets(reference, staging)
+    config, corrections = config_json.corrected(
+        reference.config,
+        dtype=plan.main_dtype.torch_name,
+        vocab_size=inputs.sizes.vocab_size,
+        num_mtp_layers=0 if options.mtp == "drop" else None,
+    )
+    files.write_file(staging / file_names.CONFIG, [config_json.to_bytes(config)])
+    return Completed(tuple(corrections), reference.assets, reference.left, reference.notes)
+
+
+def seal(world: World, indexed: IndexedFolder | None, provenance: Mapping[str, Any]) -> None:
+    """The end of step 9, called by all ranks: manifest and SHA256SUMS, then the structure of the whole
+    folder.
+    """
+
+    def prove() -> None:
+        assert indexed is not None
+        index.seal(indexed.staging, indexed.plan, indexed.shards, provenance, indexed.contents)
+        faults = verify_structure(indexed.staging)
+        if faults:
+            findings = [str(fault) for fault in faults]
+            raise VerificationError("the finished folder has faults", findings=findings)
+
+    world.control.on_first(prove)
+
+
+def publish_folder(
+    world: World, target: Target, indexed: IndexedFolder | None, options: TargetOptions
+) -> Completed | None:
+    """Step 10, called by all ranks: the staging folder gets the target's name. On rank 0, all that is to
+    be said of the folder, what could not be done afterwards included.
+    """
+
+    def name() -> Completed:
+        assert indexed is not None
+        publish.check_target(target.folder, overwrite=options.overwrite, beside=options.beside)
+        put = publish.publish_beside if options.beside else publish.publish
+        notes = put(target.staging, target.folder)
+        return replace(indexed.completed, notes=(*indexed.completed.notes, *notes))
+
+    return world.control.on_first(name)

@@ -1,0 +1,130 @@
+"""A plan as plain values: what an export would do, file by file and rank by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pp_export.core.errors import OptionError
+from pp_export.core.json_values import to_json_value
+
+if TYPE_CHECKING:
+    from pp_export.core.options import ExportOptions
+    from pp_export.core.tensors import Shape
+    from pp_export.planning.export_plan import ExportPlan
+    from pp_export.steps.inputs import ExportInputs
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """Element type (torch's word) and shape of a tensor."""
+
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A file: its unit of the model, the rank that writes it, its size, its tensors in file order."""
+
+    file: str
+    unit: str
+    stage: int
+    leader: int
+    bytes: int
+    tensors: Mapping[str, PlannedTensor]
+
+
+@dataclass(frozen=True)
+class PlannedRank:
+    """What a rank does; its stage is None where it has nothing to do. `peak_bytes` is of anonymous memory."""
+
+    rank: int
+    stage: int | None
+    read_bytes: int
+    sent_bytes: int
+    written_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """What an export would do. `total_size` is in bytes of tensors, without the files' headers."""
+
+    architecture: str
+    expected_from: str
+    dropped: Mapping[str, str]
+    sizes: Mapping[str, int]
+    sizes_from: str
+    total_size: int
+    total_parameters: int
+    fingerprint: str
+    shards: tuple[PlannedShard, ...]
+    ranks: tuple[PlannedRank, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"PlanReport(architecture={self.architecture!r}, files={len(self.shards)},"
+            f" bytes={self.total_size}, ranks={len(self.ranks)}, stages={self.num_stages})"
+        )
+
+    @property
+    def num_stages(self) -> int:
+        return len({rank.stage for rank in self.ranks} - {None})
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values, as `pp_export plan --json` gives it; see `schemas/plan.json`."""
+        return {"schema_version": SCHEMA_VERSION, **to_json_value(self)}
+
+
+def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
+    """What an export with `options` by `world_size` ranks would do; called by one process, reads metadata
+    only.
+    """
+    if world_size < 1:
+        raise OptionError("--world-size must be at least 1", got=world_size)
+    from pp_export.checkpoint.folder_source import CheckpointSource
+    from pp_export.steps.inputs import PendingInputs, plan_export, read_inputs
+
+    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
+    inputs = read_inputs(source, options, PendingInputs.start(options))
+    return plan_report(inputs, plan_export(inputs, options, world_size))
+
+
+def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
+    """The report of a plan."""
+    return PlanReport(
+        architecture=inputs.architecture.name,
+        expected_from=inputs.account.truth,
+        dropped=dict(inputs.account.dropped),
+        sizes={**inputs.sizes.values, "padded_vocab_size": inputs.sizes.padded_vocab_size},
+        sizes_from=inputs.sizes.source,
+        total_size=plan.total_size,
+        total_parameters=plan.total_parameters,
+        fingerprint=plan.fingerprint,
+        shards=tuple(
+            PlannedShard(
+                shard.file,
+                shard.unit,
+                shard.stage,
+                shard.leader,
+                shard.num_bytes,
+                {t.name: PlannedTensor(t.spec.dtype.torch_name, t.spec.shape) for t in shard.tensors},
+            )
+            for shard in plan.shards
+        ),
+        ranks=tuple(
+            PlannedRank(
+                rank,
+                plan.stage_of_rank.get(rank),
+                plan.read_bytes(rank),
+                plan.sent_bytes(rank),
+                sum(shard.num_bytes for shard in plan.led_by(rank)),
+                plan.peak_bytes(rank),
+            )
+            for rank in range(plan.world_size)
+        ),
+    )
