@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import re
 import stat
@@ -17,14 +16,13 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from pp_export.core import file_names, weight_index
 from pp_export.core.errors import TargetError
 from pp_export.disk.files import attempt, read_umask, remove_folder, sync_folder
-from pp_export.shards.manifests import INDEX_FILE, MANIFEST_FILE, SUMS_FILE
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
-_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 _MARKS = re.compile(r"iter_\d+|mp_rank_.*|latest_checkpointed_iteration\.txt|\.metadata|.*\.distcp")
-_OF_ALL = (INDEX_FILE, MANIFEST_FILE, SUMS_FILE)
+_OF_ALL = (file_names.INDEX, file_names.MANIFEST, file_names.SUMS)
 
 
 def check_target(
@@ -79,7 +77,7 @@ def _check_replaceable(target: Path, beside: bool, sources: Iterable[Path]) -> N
 
 def holds_weights(folder: Path) -> bool:
     """Whether the weights of an earlier export, of anybody, lie in `folder`."""
-    return any(path.name == INDEX_FILE or _WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+    return any(path.name == file_names.INDEX or _is_of_a_model(path.name) for path in folder.iterdir())
 
 
 def publish(staging: Path, target: Path) -> list[str]:
@@ -130,11 +128,15 @@ def publish_beside(staging: Path, target: Path) -> list[str]:
 
 def _weights_of(folder: Path) -> set[str]:
     """The shards that an earlier export left: those that its index names, and those of such a name."""
-    names = {path.name for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)}
-    with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-        named = map(str, json.loads((folder / INDEX_FILE).read_text())["weight_map"].values())
-        names |= {name for name in named if re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)}
+    names = {path.name for path in folder.iterdir() if _is_of_a_model(path.name)}
+    with suppress(OSError, ValueError), (folder / file_names.INDEX).open("rb") as file:
+        index = weight_index.parse(file.read(weight_index.MAX_BYTES + 1))
+        names.update((index.weight_map or {}).values())
     return {name for name in names if (folder / name).is_file()}
+
+
+def _is_of_a_model(name: str) -> bool:
+    return name == file_names.SINGLE_WEIGHTS or file_names.number_of(name) is not None
 
 
 def _afterwards(*steps: Callable[[], object]) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+from pp_export.core.config_keys import QUANTIZATION
+
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
 _LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
@@ -40,15 +41,6 @@ def corrected(
     if num_mtp_layers is not None:
         corrections += _correct(language, _MTP_KEYS, num_mtp_layers, absent=None)
     return result, corrections + removed
-
-
-def without(value: Any, keys: Collection[str]) -> Any:
-    """A copy of a JSON value in which no object, however deep, has any of `keys`."""
-    if isinstance(value, Mapping):
-        return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
-    if isinstance(value, list):
-        return [without(inner, keys) for inner in value]
-    return value
 
 
 def to_bytes(config: Mapping[str, Any]) -> bytes:
@@ -84,7 +76,7 @@ def _plain(value: Any) -> Any:
 
 def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:
     sentences = []
-    for key in [key for key in config if key in QUANTIZATION_KEYS]:
+    for key in [key for key in config if key in QUANTIZATION]:
         value = config.pop(key)
         if value is not None:
             method = value.get("quant_method") if isinstance(value, dict) else None

@@ -21,20 +21,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from pp_export.core.config_keys import LEADS_OUTSIDE, QUANTIZATION, without
 from pp_export.core.errors import ReferenceFolderError
 from pp_export.core.tensors import Shape
 from pp_export.process import child
-from pp_export.reference.config_json import QUANTIZATION_KEYS, without
-
-# What could make the class look for other code, for quantized weights or for kernels from the Hub.
-_IGNORED_KEYS = (
-    "auto_map",
-    *QUANTIZATION_KEYS,
-    "attn_implementation",
-    "_attn_implementation",
-    "experts_implementation",
-    "_experts_implementation",
-)
 
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, Shape] | None:
@@ -142,7 +132,7 @@ def _library_class(name: str) -> Any:
 
 def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
     accelerate: Any = importlib.import_module("accelerate")
-    values = without(config, _IGNORED_KEYS)
+    values = without(config, LEADS_OUTSIDE | QUANTIZATION)
     # Release 5 writes infinity as {"__float__": "Infinity"} and decodes it only when it reads a file itself.
     decode = getattr(model_class.config_class, "_decode_special_floats", None)
     model_config = model_class.config_class.from_dict(decode(values) if decode else values)

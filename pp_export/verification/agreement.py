@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pp_export.core.file_names import MANIFEST, SUMS
 from pp_export.verification.claims import Manifest, ShardClaim, parse_manifest, parse_sums
 from pp_export.verification.findings import Fault, MalformedError, shown
-from pp_export.verification.folder import MANIFEST_NAME, SUMS_NAME
 from pp_export.verification.header import Header, TensorEntry
 from pp_export.verification.survey import Survey
 
@@ -18,26 +18,26 @@ MAX_SUMS_BYTES = 64 << 20
 
 def read_sums(survey: Survey) -> None:
     """Fill in the digests of SHA256SUMS."""
-    if SUMS_NAME not in survey.listing.sizes:
-        survey.fault("missing-file", SUMS_NAME, f"{MANIFEST_NAME} is there without it")
+    if SUMS not in survey.listing.sizes:
+        survey.fault("missing-file", SUMS, f"{MANIFEST} is there without it")
         return
     try:
-        survey.sums, faults = parse_sums(survey.listing.read(SUMS_NAME, MAX_SUMS_BYTES))
+        survey.sums, faults = parse_sums(survey.listing.read(SUMS, MAX_SUMS_BYTES))
         survey.faults += faults
     except MalformedError as broken:
-        survey.fault("bad-sums", SUMS_NAME, broken.message)
+        survey.fault("bad-sums", SUMS, broken.message)
 
 
 def read_manifest(survey: Survey) -> None:
     """Fill in the manifest."""
-    if MANIFEST_NAME not in survey.listing.sizes:
-        survey.fault("missing-file", MANIFEST_NAME, f"{SUMS_NAME} is there without it")
+    if MANIFEST not in survey.listing.sizes:
+        survey.fault("missing-file", MANIFEST, f"{SUMS} is there without it")
         return
     try:
-        survey.manifest = parse_manifest(survey.listing.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        survey.manifest = parse_manifest(survey.listing.read(MANIFEST, MAX_MANIFEST_BYTES))
         survey.faults += survey.manifest.faults
     except MalformedError as broken:
-        survey.fault("bad-manifest", MANIFEST_NAME, broken.message)
+        survey.fault("bad-manifest", MANIFEST, broken.message)
 
 
 def check_manifest(survey: Survey) -> None:
@@ -45,21 +45,21 @@ def check_manifest(survey: Survey) -> None:
     sizes, sums = survey.listing.sizes, survey.sums or {}
     manifest = survey.manifest if survey.manifest is not None and survey.manifest.is_readable else None
     records = manifest.files if manifest else {}
-    present = sizes.keys() - {MANIFEST_NAME, SUMS_NAME}
+    present = sizes.keys() - {MANIFEST, SUMS}
     for name in sorted((records.keys() | sums.keys()) - present):
-        lister = MANIFEST_NAME if name in records else SUMS_NAME
+        lister = MANIFEST if name in records else SUMS
         survey.fault("missing-file", name, f"{lister} lists it; it is not there")
     if manifest is not None and manifest.contents in ("model", "weights"):
         unlisted = present - records.keys() - sums.keys()
         others = {name for name in unlisted if not _MODEL_WEIGHTS.fullmatch(name)}
-        survey.notes += [f"not covered by {MANIFEST_NAME}: {', '.join(sorted(others))}"] if others else []
+        survey.notes += [f"not covered by {MANIFEST}: {', '.join(sorted(others))}"] if others else []
         present -= others
     for name in sorted(present):
         lacking = [
             lister
             for lister, names, is_readable in (
-                (MANIFEST_NAME, records, manifest is not None),
-                (SUMS_NAME, sums, survey.sums is not None),
+                (MANIFEST, records, manifest is not None),
+                (SUMS, sums, survey.sums is not None),
             )
             if is_readable and name not in names
         ]
@@ -70,7 +70,7 @@ def check_manifest(survey: Survey) -> None:
             survey.fault("wrong-size", name, text)
     for name in sorted(records.keys() & sums.keys()):
         if records[name].sha256 != sums[name]:
-            text = f"{MANIFEST_NAME} says SHA-256 {records[name].sha256}, {SUMS_NAME} says {sums[name]}"
+            text = f"{MANIFEST} says SHA-256 {records[name].sha256}, {SUMS} says {sums[name]}"
             survey.fault("manifest-mismatch", name, text)
     if manifest is not None:
         _check_shard_records(survey, manifest)
@@ -98,7 +98,7 @@ def _check_shard_records(survey: Survey, manifest: Manifest) -> None:
         if name in survey.headers:
             survey.faults += claim_faults(survey.headers[name], record)
     if list(manifest.shards) != sorted(manifest.shards):
-        survey.fault("bad-manifest", MANIFEST_NAME, "its shards are not in file order")
+        survey.fault("bad-manifest", MANIFEST, "its shards are not in file order")
 
 
 def _described(entry: TensorEntry | None) -> str:

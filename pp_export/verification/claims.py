@@ -1,4 +1,4 @@
-"""What export_manifest.json and SHA256SUMS claim, read without trusting them."""
+"""What export_manifest.json, SHA256SUMS and the JSON of a staged shard claim, read without trusting them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pp_export.core.digest import json_digest
+from pp_export.core.file_names import MANIFEST, SUMS, is_weight_file
+from pp_export.core.strict_json import JsonError, is_count, parse_object
 from pp_export.verification.findings import Fault, MalformedError, brief
-from pp_export.verification.folder import MANIFEST_NAME, SUMS_NAME, is_safe_weight_name, is_sha256
+from pp_export.verification.folder import is_sha256
 from pp_export.verification.header import TensorEntry, parse_tensor
-from pp_export.verification.strict_json import is_count, parse_object
 
 FORMAT = "pp_export manifest 1"
+MAX_SHARD_JSON_BYTES = 512 << 20
 
 _XXH3_128 = re.compile(r"[0-9a-f]{32}")
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n\\]+)")
@@ -74,9 +76,8 @@ def parse_manifest(data: bytes) -> Manifest:
         if not isinstance(files, dict) or not isinstance(shards, list):
             raise MalformedError("it has no map of files or no list of shards")
         digest = json_digest({key: each for key, each in value.items() if key != "digest"})
-    except (MalformedError, RecursionError) as error:
-        text = error.message if isinstance(error, MalformedError) else "it is nested too deeply"
-        manifest.faults.append(_manifest_fault(text))
+    except (MalformedError, JsonError) as broken:
+        manifest.faults.append(_manifest_fault(str(broken)))
         return manifest
     if digest != value.get("digest"):
         text = f"its content has digest {digest}, it says {brief(value.get('digest'))}"
@@ -91,12 +92,22 @@ def parse_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+def parse_shard_json(data: bytes, file: str) -> ShardClaim:
+    """The JSON of the staged shard `file`; MalformedError or JsonError where it is none."""
+    if not is_weight_file(file):
+        raise MalformedError("its name is no plain name of a weight file; not opened")
+    claim = parse_shard_claim(parse_object(data))
+    if claim.file != file:
+        raise MalformedError(f"it is that of {claim.file}")
+    return claim
+
+
 def parse_shard_claim(value: object) -> ShardClaim:
     """One entry of the manifest's `shards`, or MalformedError."""
     if not isinstance(value, Mapping):
         raise MalformedError(f"it is {brief(value)}")
     file, tensors = value.get("file"), value.get("tensors")
-    if not is_safe_weight_name(file):
+    if not is_weight_file(file):
         raise MalformedError(f"it names the file {brief(file)}, which was not opened")
     whole = _parse_file_record(value)
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
@@ -113,7 +124,7 @@ def parse_shard_claim(value: object) -> ShardClaim:
 def shard_claim_fault(value: object, broken: MalformedError) -> Fault:
     """The fault of a record that `parse_shard_claim` refused, under its file's name if that is safe."""
     name = value.get("file") if isinstance(value, Mapping) else None
-    file = str(name) if is_safe_weight_name(name) else MANIFEST_NAME
+    file = str(name) if is_weight_file(name) else MANIFEST
     return Fault("bad-manifest", file, broken.tensor, f"its shard record: {broken.message}")
 
 
@@ -122,15 +133,15 @@ def parse_sums(data: bytes) -> tuple[dict[str, str], list[Fault]]:
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError:
-        return {}, [Fault("bad-sums", SUMS_NAME, None, "it is not UTF-8 text")]
-    faults = [] if lines.pop() == "" else [Fault("bad-sums", SUMS_NAME, None, "its last line is cut off")]
+        return {}, [Fault("bad-sums", SUMS, None, "it is not UTF-8 text")]
+    faults = [] if lines.pop() == "" else [Fault("bad-sums", SUMS, None, "its last line is cut off")]
     matches = [_SUMS_LINE.fullmatch(line) for line in lines]
     sums = {match[2]: match[1] for match in matches if match}
     broken = [line for line, match in zip(lines, matches, strict=True) if not match]
     if broken:
-        faults.append(Fault("bad-sums", SUMS_NAME, None, f"not a line of sha256sum: {brief(broken[0])}"))
+        faults.append(Fault("bad-sums", SUMS, None, f"not a line of sha256sum: {brief(broken[0])}"))
     elif list(sums) != sorted(sums) or len(sums) != len(lines):
-        faults.append(Fault("bad-sums", SUMS_NAME, None, "its lines are not sorted by path, each path once"))
+        faults.append(Fault("bad-sums", SUMS, None, "its lines are not sorted by path, each path once"))
     return sums, faults
 
 
@@ -144,13 +155,13 @@ def is_safe_path(name: str) -> bool:
 
 
 def _manifest_fault(message: str) -> Fault:
-    return Fault("bad-manifest", MANIFEST_NAME, None, message)
+    return Fault("bad-manifest", MANIFEST, None, message)
 
 
 def _collect_file(manifest: Manifest, name: str, record: Any) -> None:
     if not is_safe_path(name):
         text = f"it lists {brief(name)}, which may lead out of the folder; not opened"
-        manifest.faults.append(Fault("unsafe-name", MANIFEST_NAME, None, text))
+        manifest.faults.append(Fault("unsafe-name", MANIFEST, None, text))
         return
     try:
         manifest.files[name] = _parse_file_record(record)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pp_export.core import weight_index
 from pp_export.core.errors import VerificationError
+from pp_export.core.file_names import INDEX, SINGLE_WEIGHTS
 
 if TYPE_CHECKING:
     import torch
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-MAX_INDEX_BYTES = 128 << 20
-
 _STEP_ELEMENTS = 4 << 20
-_WEIGHT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,16 @@ class Difference:
         """Whether both have the same names, shapes, dtypes and bits."""
         return not (self.only_in_a or self.only_in_b or self.other_spec or self.other_values)
 
+    def __repr__(self) -> str:
+        num_different = len(self.other_spec) + len(self.other_values)
+        return (
+            f"Difference(a={self.a!r}, b={self.b!r}, identical={self.identical}, equal={self.num_equal},"
+            f" different={num_different}, only_in_a={len(self.only_in_a)}, only_in_b={len(self.only_in_b)})"
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """Everything, for the report."""
-        return {**asdict(self), "identical": self.identical}
+        """Everything as JSON values, as `pp_export diff --json` gives it; see `schemas/diff.json`."""
+        return {"schema_version": 1, **asdict(self), "identical": self.identical}
 
 
 def diff_folders(a: Path, b: Path, on_tensor: Callable[[str], None] | None = None) -> Difference:
@@ -122,23 +124,24 @@ def _open_folder(folder: Path, stack: ExitStack) -> Mapping[str, Any]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or the only one, or where there is no index all of them."""
-    index = folder / INDEX_NAME
-    if not index.exists():
-        single = folder / SINGLE_NAME
+    path = folder / INDEX
+    if not path.exists():
+        single = folder / SINGLE_WEIGHTS
         found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
         if not found:
             raise VerificationError("the folder has no *.safetensors", where={"folder": folder})
         return found
     try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError("it is too large")
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-        if not all(isinstance(name, str) and _WEIGHT_NAME.fullmatch(name) for name in names):
+        with path.open("rb") as file:
+            index = weight_index.parse(file.read(weight_index.MAX_BYTES + 1))
+        if index.weight_map is None:
+            raise ValueError("it has no weight_map")
+        if index.unsafe:
             raise ValueError("it names a file that may lie outside the folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         text = f"the index can't be used: {error}"
-        raise VerificationError(text, where={"file": index}, advice="run verify on this folder") from None
-    return [folder / name for name in sorted(names)]
+        raise VerificationError(text, where={"file": path}, advice="run verify on this folder") from None
+    return [folder / name for name in sorted(set(index.weight_map.values()))]
 
 
 def _spec(file: Any, name: str) -> str:

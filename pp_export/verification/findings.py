@@ -79,9 +79,16 @@ class Verification:
         """Whether nothing at all was found; a transient read counts as a finding."""
         return not self.faults
 
+    def __repr__(self) -> str:
+        return (
+            f"Verification(folder={self.folder!r}, ok={self.ok}, faults={len(self.faults)},"
+            f" files={self.num_files}, depth={self.depth!r})"
+        )
+
     def to_json(self) -> dict[str, object]:
-        """Everything, for the report."""
+        """Everything as JSON values, as `pp_export verify --json` gives it; see `schemas/verify.json`."""
         return {
+            "schema_version": 1,
             "folder": self.folder,
             "ok": self.ok,
             "depth": self.depth,

@@ -12,14 +12,9 @@ from pathlib import Path
 from pp_export.core.errors import VerificationError
 from pp_export.verification.findings import Fault, MalformedError
 
-INDEX_NAME = "model.safetensors.index.json"
-MANIFEST_NAME = "export_manifest.json"
-SUMS_NAME = "SHA256SUMS"
-
 IGNORED = (".cache", ".git", ".gitattributes")
 """What git and the Hub's client put beside a model; no loader reads it."""
 
-_WEIGHT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 _LEFTOVER = re.compile(r"\.tmp.*|.*\.tmp")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,11 +53,6 @@ class Listing:
     def weight_files(self) -> list[str]:
         """Names of the *.safetensors at the top level, which is where loaders look."""
         return sorted(name for name in self.sizes if name.endswith(".safetensors") and "/" not in name)
-
-
-def is_safe_weight_name(name: object) -> bool:
-    """Whether an index may name this file: one plain component, no leading dot."""
-    return isinstance(name, str) and len(name) < 256 and _WEIGHT_NAME.fullmatch(name) is not None
 
 
 def is_sha256(value: object) -> bool:

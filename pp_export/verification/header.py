@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pp_export.core import dtypes
+from pp_export.core.strict_json import JsonError, is_count, parse_object
 from pp_export.verification.findings import Fault, MalformedError, brief
-from pp_export.verification.strict_json import is_count, parse_object
 
 MAX_HEADER_BYTES = 100_000_000
 PREFIX_BYTES = 8
@@ -59,8 +59,8 @@ def read_header(
         if not data.startswith(b"{"):
             raise MalformedError(f"the header starts with {data[:1]!r}, not with {{")
         fields = parse_object(data)
-    except MalformedError as broken:
-        return None, [Fault("bad-header", name, broken.tensor, broken.message)]
+    except (MalformedError, JsonError) as broken:
+        return None, [Fault("bad-header", name, None, str(broken))]
     broken_rules = _metadata_faults(fields.pop("__metadata__", None), ours)
     if ours and length % 8:
         broken_rules.append(f"the header takes {length} bytes, not a multiple of 8")

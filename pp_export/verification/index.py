@@ -6,48 +6,35 @@ file, and no other weight file may lie beside them.
 
 from __future__ import annotations
 
-import re
-
-from pp_export.verification.findings import brief
-from pp_export.verification.folder import INDEX_NAME, MANIFEST_NAME, is_safe_weight_name
+from pp_export.core import weight_index
+from pp_export.core.file_names import INDEX, MANIFEST, SINGLE_WEIGHTS, number_of
+from pp_export.core.strict_json import JsonError
+from pp_export.verification.findings import MalformedError, brief
 from pp_export.verification.survey import Survey
 
-SINGLE_NAME = "model.safetensors"
-MAX_INDEX_BYTES = 128 << 20
 HUB_INDEX_BYTES = 10 << 20
-
-_NUMBERED = re.compile(r"model-(\d{5,9})-of-(\d{5,9})\.safetensors")
 
 
 def read_index(survey: Survey) -> None:
     """Fill in the weight map and the metadata of the index."""
     sizes = survey.listing.sizes
     for name in sizes:
-        if name.endswith(".index.json") and "/" not in name and name != INDEX_NAME:
+        if name.endswith(".index.json") and "/" not in name and name != INDEX:
             _report_second_index(survey, name)
-    if INDEX_NAME not in sizes:
+    if INDEX not in sizes:
         _check_without_index(survey)
         return
-    if sizes[INDEX_NAME] > HUB_INDEX_BYTES:
-        survey.notes.append(f"{INDEX_NAME} is larger than the 10 MiB that the Hub's own loader accepts")
-    index = survey.parse(INDEX_NAME, MAX_INDEX_BYTES)
-    if index is None:
+    if sizes[INDEX] > HUB_INDEX_BYTES:
+        survey.notes.append(f"{INDEX} is larger than the 10 MiB that the Hub's own loader accepts")
+    try:
+        index = weight_index.parse(survey.listing.read(INDEX, weight_index.MAX_BYTES))
+    except (MalformedError, JsonError) as broken:
+        survey.fault("bad-json", INDEX, str(broken))
         return
-    weight_map, metadata = index.get("weight_map"), index.get("metadata")
-    if isinstance(metadata, dict):
-        survey.index_metadata = metadata
-    else:
-        survey.fault("bad-index", INDEX_NAME, f"metadata is not an object: {brief(metadata)}")
-    if not isinstance(weight_map, dict):
-        survey.fault("bad-index", INDEX_NAME, f"weight_map is not an object: {brief(weight_map)}")
-        return
-    survey.weight_map = {}
-    for tensor, file in weight_map.items():
-        if is_safe_weight_name(file):
-            survey.weight_map[tensor] = file
-        else:
-            text = f"it maps to {brief(file)}, which is no plain name of a weight file; not opened"
-            survey.fault("unsafe-name", INDEX_NAME, text, tensor)
+    survey.weight_map, survey.index_metadata = index.weight_map, index.metadata
+    for entry in index.wrong:
+        kind = "bad-index" if entry.tensor is None else "unsafe-name"
+        survey.fault(kind, INDEX, f"{entry.what}: {brief(entry.value)}", entry.tensor)
 
 
 def check_weight_map(survey: Survey) -> None:
@@ -71,7 +58,7 @@ def check_weight_map(survey: Survey) -> None:
     for tensor, file in survey.weight_map.items():
         if tensor in home and (tensor, file) not in places:
             text = f"the index says {file}, the header of {home[tensor]} has it"
-            survey.fault("misplaced-tensor", INDEX_NAME, text, tensor)
+            survey.fault("misplaced-tensor", INDEX, text, tensor)
         elif tensor not in home and file in survey.headers:
             survey.fault("missing-tensor", file, "the index names it; no header has it", tensor)
     for tensor, file in home.items():
@@ -82,11 +69,11 @@ def check_weight_map(survey: Survey) -> None:
 def check_numbering(survey: Survey) -> None:
     """Files named model-N-of-M are numbered 1 to M, each once."""
     names = set(survey.weight_map.values()) if survey.weight_map else set(survey.listing.weight_files())
-    matches = [match for match in map(_NUMBERED.fullmatch, names) if match]
-    numbers, totals = sorted(int(match[1]) for match in matches), {int(match[2]) for match in matches}
-    if matches and (totals != {len(matches)} or numbers != list(range(1, len(matches) + 1))):
-        text = f"{len(matches)} files model-N-of-M have N in {brief(numbers)}, M in {brief(sorted(totals))}"
-        survey.fault("wrong-numbering", INDEX_NAME, text)
+    found = [numbers for numbers in map(number_of, names) if numbers]
+    numbers, totals = sorted(number for number, _ in found), {total for _, total in found}
+    if found and (totals != {len(found)} or numbers != list(range(1, len(found) + 1))):
+        text = f"{len(found)} files model-N-of-M have N in {brief(numbers)}, M in {brief(sorted(totals))}"
+        survey.fault("wrong-numbering", INDEX, text)
 
 
 def check_totals(survey: Survey) -> None:
@@ -101,12 +88,12 @@ def check_totals(survey: Survey) -> None:
     }
     metadata = survey.index_metadata
     if metadata is not None:
-        _check_sum(survey, INDEX_NAME, "total_size", metadata.get("total_size"), sums)
+        _check_sum(survey, INDEX, "total_size", metadata.get("total_size"), sums)
         if survey.made_by_us:  # to other writers the word means other things
-            _check_sum(survey, INDEX_NAME, "total_parameters", metadata.get("total_parameters"), sums)
+            _check_sum(survey, INDEX, "total_parameters", metadata.get("total_parameters"), sums)
     if survey.manifest is not None and survey.manifest.is_readable:
-        _check_sum(survey, MANIFEST_NAME, "total_size", survey.manifest.total_size, sums)
-        _check_sum(survey, MANIFEST_NAME, "total_parameters", survey.manifest.total_parameters, sums)
+        _check_sum(survey, MANIFEST, "total_size", survey.manifest.total_size, sums)
+        _check_sum(survey, MANIFEST, "total_parameters", survey.manifest.total_parameters, sums)
 
 
 def _check_sum(survey: Survey, file: str, key: str, claim: object, sums: dict[str, int]) -> None:
@@ -126,15 +113,15 @@ def _report_second_index(survey: Survey, name: str) -> None:
 def _check_without_index(survey: Survey) -> None:
     files = survey.listing.weight_files()
     if not files:
-        survey.fault("missing-file", SINGLE_NAME, "the folder has no *.safetensors at its top")
-    elif len(files) > 1 or _NUMBERED.fullmatch(files[0]):
-        survey.fault("missing-file", INDEX_NAME, f"{len(files)} weight files without an index")
-    elif files != [SINGLE_NAME]:
-        survey.notes.append(f"loaders look for {SINGLE_NAME}; this folder has {brief(files[0])}")
+        survey.fault("missing-file", SINGLE_WEIGHTS, "the folder has no *.safetensors at its top")
+    elif len(files) > 1 or number_of(files[0]):
+        survey.fault("missing-file", INDEX, f"{len(files)} weight files without an index")
+    elif files != [SINGLE_WEIGHTS]:
+        survey.notes.append(f"loaders look for {SINGLE_WEIGHTS}; this folder has {brief(files[0])}")
 
 
 def _why_it_matters(file: str) -> str:
-    if file == SINGLE_NAME:
+    if file == SINGLE_WEIGHTS:
         return "the index does not name it, and transformers loads it instead of the index"
     if file.startswith("consolidated"):
         return "the index does not name it, and vLLM takes the folder for one in Mistral's own format"

@@ -15,26 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pp_export.core.config_keys import LEADS_OUTSIDE, without
+from pp_export.core.file_names import CONFIG
+from pp_export.core.strict_json import parse_object
 from pp_export.verification.findings import Fault, brief
-from pp_export.verification.strict_json import parse_object
-
-CONFIG_NAME = "config.json"
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-
-# Fields that could make transformers fetch or run something that is not in the library.
-_LEADS_ELSEWHERE = {
-    "auto_map",
-    "transformers_weights",
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "fusion_config",
-    "kernel_config",
-}
 
 
 def load_faults(folder: Path) -> list[Fault]:
@@ -43,23 +29,23 @@ def load_faults(folder: Path) -> list[Fault]:
         with _quiet_and_offline():
             return list(_load(folder))
     except Exception as error:  # noqa: BLE001 (whatever the library raises is a finding about the folder)
-        return [Fault("load-failed", CONFIG_NAME, None, f"{type(error).__name__}: {brief(str(error))}")]
+        return [Fault("load-failed", CONFIG, None, f"{type(error).__name__}: {brief(str(error))}")]
 
 
 def _load(folder: Path) -> Iterator[Fault]:
     transformers: Any = importlib.import_module("transformers")
-    config = parse_object((folder / CONFIG_NAME).read_bytes(), allow_nonfinite=True)
+    config = parse_object((folder / CONFIG).read_bytes(), allow_infinity=True)
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     model_class: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)
     if not is_model:
         text = f"transformers {transformers.__version__} has no model class {brief(name)}"
-        yield Fault("load-failed", CONFIG_NAME, None, text)
+        yield Fault("load-failed", CONFIG, None, text)
         return
     _, info = model_class.from_pretrained(
         str(folder),
-        config=model_class.config_class.from_dict(_without_leads(config)),
+        config=model_class.config_class.from_dict(without(config, LEADS_OUTSIDE)),
         dtype="auto",
         local_files_only=True,
         use_safetensors=True,
@@ -72,18 +58,12 @@ def _load(folder: Path) -> Iterator[Fault]:
         ("load-unexpected", "unexpected_keys", f"the folder has it; {name} lacks it"),
     ):
         for tensor in sorted(info[key]):
-            yield Fault(kind, CONFIG_NAME, tensor, text)
+            yield Fault(kind, CONFIG, tensor, text)
     for tensor, found, expected in sorted(info["mismatched_keys"], key=lambda each: str(each[0])):
         text = f"the folder has shape {list(found)}, {name} has {list(expected)}"
-        yield Fault("load-mismatch", CONFIG_NAME, tensor, text)
+        yield Fault("load-mismatch", CONFIG, tensor, text)
     for message in info.get("error_msgs", []):
-        yield Fault("load-failed", CONFIG_NAME, None, brief(str(message)))
-
-
-def _without_leads(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_leads(each) for key, each in value.items() if key not in _LEADS_ELSEWHERE}
-    return [_without_leads(each) for each in value] if isinstance(value, list) else value
+        yield Fault("load-failed", CONFIG, None, brief(str(message)))
 
 
 @contextmanager

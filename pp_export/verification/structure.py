@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pp_export.core.file_names import CONFIG, MANIFEST, SUMS
 from pp_export.verification.agreement import check_manifest, read_manifest, read_sums
 from pp_export.verification.findings import once
-from pp_export.verification.folder import MANIFEST_NAME, SUMS_NAME, list_folder
+from pp_export.verification.folder import list_folder
 from pp_export.verification.header import read_header
 from pp_export.verification.index import check_numbering, check_totals, check_weight_map, read_index
 from pp_export.verification.survey import Survey
 
-CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 16 << 20
 
 
 def survey_folder(folder: Path) -> Survey:
     """Look at everything but tensor bytes. Raises VerificationError where there is no folder to look at."""
     listing = list_folder(folder)
-    survey = Survey(listing, MANIFEST_NAME in listing.sizes or SUMS_NAME in listing.sizes)
+    survey = Survey(listing, MANIFEST in listing.sizes or SUMS in listing.sizes)
     survey.faults += listing.faults
     if listing.ignored:
         survey.notes.append(f"not looked at: {', '.join(sorted(listing.ignored))}")
@@ -31,7 +31,7 @@ def survey_folder(folder: Path) -> Survey:
         read_manifest(survey)
         check_manifest(survey)
     else:
-        survey.notes.append(f"no {MANIFEST_NAME}: not made by pp_export, or stripped of its records")
+        survey.notes.append(f"no {MANIFEST}: not made by pp_export, or stripped of its records")
     _check_config(survey)
     check_totals(survey)
     survey.faults = once(survey.faults)
@@ -39,12 +39,12 @@ def survey_folder(folder: Path) -> Survey:
 
 
 def _check_config(survey: Survey) -> None:
-    if CONFIG_NAME in survey.listing.sizes:
-        survey.parse(CONFIG_NAME, MAX_CONFIG_BYTES, allow_nonfinite=True)
+    if CONFIG in survey.listing.sizes:
+        survey.parse(CONFIG, MAX_CONFIG_BYTES, allow_infinity=True)
     elif survey.manifest is not None and survey.manifest.contents == "weights":
-        survey.notes.append(f"weights only: there is no {CONFIG_NAME} yet")
+        survey.notes.append(f"weights only: there is no {CONFIG} yet")
     elif "adapter_config.json" not in survey.listing.sizes:
-        survey.fault("missing-file", CONFIG_NAME, "a model folder needs it")
+        survey.fault("missing-file", CONFIG, "a model folder needs it")
 
 
 def _read_headers(survey: Survey) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pp_export.core.strict_json import JsonError, parse_object
 from pp_export.verification.claims import Manifest
 from pp_export.verification.findings import Fault, MalformedError
 from pp_export.verification.folder import Listing
 from pp_export.verification.header import Header
-from pp_export.verification.strict_json import parse_object
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Survey:
         """Note a fault."""
         self.faults.append(Fault(kind, file, tensor, message))
 
-    def parse(self, name: str, max_bytes: int, *, allow_nonfinite: bool = False) -> dict[str, Any] | None:
+    def parse(self, name: str, max_bytes: int, *, allow_infinity: bool = False) -> dict[str, Any] | None:
         """The JSON object in the file `name`; a fault and None where it holds something else."""
         try:
-            return parse_object(self.listing.read(name, max_bytes), allow_nonfinite=allow_nonfinite)
-        except MalformedError as broken:
-            self.fault("bad-json", name, broken.message)
+            return parse_object(self.listing.read(name, max_bytes), allow_infinity=allow_infinity)
+        except (MalformedError, JsonError) as broken:
+            self.fault("bad-json", name, str(broken))
             return None

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
+from pp_export.core import file_names
 from pp_export.core.digest import STEP_BYTES
 from pp_export.core.errors import TargetError
 from pp_export.disk import files
 from pp_export.disk import publish as publishing
 from pp_export.disk.files import NewFile, copy_file, write_file
-from pp_export.shards.manifests import INDEX_FILE
 
 TEMPORARY = f".f.{os.getpid()}.tmp"
 DATA = bytes(range(256)) * 40
@@ -601,13 +601,13 @@ THEIRS = [
     *(".hidden", "adapter_model.safetensors", "assets", "assets/deep", "assets/deep/template.jinja", "away"),
     *("config.json", "dangling", "empty", "link"),
 ]
-NEW = [INDEX_FILE, "f"]
+NEW = [file_names.INDEX, "f"]
 
 
 @pytest.fixture
 def weights(staging: Path) -> Path:
     """A staged export with an index."""
-    write_file(staging / INDEX_FILE, [b"{}"])
+    write_file(staging / file_names.INDEX, [b"{}"])
     return staging
 
 
@@ -630,7 +630,7 @@ def test_beside_nothing_is_a_folder_of_its_own(tmp_path: Path, weights: Path) ->
     assert listing(tmp_path / "target") == sorted(NEW)
 
 
-@pytest.mark.parametrize("old", ["model.safetensors", "model-00001-of-00002.safetensors", INDEX_FILE])
+@pytest.mark.parametrize("old", ["model.safetensors", "model-00001-of-00002.safetensors", file_names.INDEX])
 def test_old_weights_are_replaced_where_that_was_asked_for(
     tmp_path: Path, weights: Path, target: Path, old: str
 ) -> None:
@@ -643,7 +643,7 @@ def test_old_weights_are_replaced_where_that_was_asked_for(
     publishing.check_target(target, overwrite=True, beside=True)
     publishing.publish_beside(weights, target)
     assert listing(target) == sorted([*THEIRS, *NEW])
-    assert (target / INDEX_FILE).read_bytes() == b"{}"
+    assert (target / file_names.INDEX).read_bytes() == b"{}"
 
 
 def test_shards_that_an_old_index_names_are_old_weights(weights: Path, target: Path) -> None:
@@ -651,7 +651,7 @@ def test_shards_that_an_old_index_names_are_old_weights(weights: Path, target: P
     (target / "part-1.safetensors").write_bytes(b"old")
     (target / "assets" / "x.safetensors").write_bytes(b"theirs")
     weight_map = {"a": "part-1.safetensors", "b": "assets/x.safetensors", "c": "../bystander/f"}
-    (target / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    (target / file_names.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     publishing.publish_beside(weights, target)
     assert listing(target) == sorted([*THEIRS, "assets/x.safetensors", *NEW])
 
@@ -692,7 +692,7 @@ def test_an_index_names_only_what_is_whole(
     tmp_path: Path, faulty: Callable[..., FaultyOs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call fails, other files stay, and with an index the folder is the old export or the new."""
-    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX_FILE)
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", file_names.INDEX)
 
     def attempt(root: Path, fail_at: int | None) -> list[str]:
         for folder, text in (("target", b"old"), (".staging", b"new")):
@@ -714,7 +714,7 @@ def test_an_index_names_only_what_is_whole(
         root = tmp_path / str(number)
         attempt(root, number)
         assert (root / "target" / "config.json").read_bytes() == b"theirs"
-        if (root / "target" / INDEX_FILE).exists():
+        if (root / "target" / file_names.INDEX).exists():
             assert len({(root / "target" / name).read_bytes() for name in names}) == 1, call
 
 
@@ -726,7 +726,7 @@ def test_an_old_single_file_never_stands_beside_the_new_index(
     seen: list[bool] = []
 
     def replace(source: Path, path: Path) -> None:
-        if Path(path).name == INDEX_FILE:
+        if Path(path).name == file_names.INDEX:
             seen.append((target / "model.safetensors").exists())
         os.replace(source, path)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pp_export.reference.config_json import corrected, to_bytes, without
+from pp_export.reference.config_json import corrected, to_bytes
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 256,
@@ -102,10 +102,3 @@ def test_bytes() -> None:
     config = {"b": "é 日本", "a": [0.0, float("inf")]}
     assert to_bytes(config) == '{\n  "b": "é 日本",\n  "a": [\n    0.0,\n    Infinity\n  ]\n}\n'.encode()
     assert json.loads(to_bytes(config)) == config
-
-
-def test_without_reaches_every_depth() -> None:
-    """A key is taken out of every object, in lists too, and the value given stays as it was."""
-    value = {"x": 1, "a": {"x": 2, "y": [{"x": 3, "z": 4}, "x"]}}
-    assert without(value, ["x"]) == {"a": {"y": [{"z": 4}, "x"]}}
-    assert value["x"] == 1

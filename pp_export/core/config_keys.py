@@ -1,0 +1,37 @@
+"""Keys of config.json by which a loader could fetch or run what neither the folder nor the library holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+CODE = frozenset({"auto_map"})
+"""Names Python classes in the folder or in another repository."""
+
+QUANTIZATION = frozenset({"quantization_config", "compression_config"})
+"""Says how the weights on disk are packed; quantizers bring libraries and kernels with them."""
+
+LEADS_OUTSIDE = CODE | {
+    # Names another file as the weights.
+    "transformers_weights",
+    # May name kernels in a repository of the Hub.
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "kernel_config",
+    # Swaps modules of the model for others.
+    "fusion_config",
+}
+"""A config without these asks for nothing outside, as long as its class is one of the library."""
+
+
+def without(value: Any, keys: Collection[str]) -> Any:
+    """A copy of a JSON value in which no object, however deep, has any of `keys`."""
+    if isinstance(value, Mapping):
+        return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
+    if isinstance(value, list):
+        return [without(inner, keys) for inner in value]
+    return value

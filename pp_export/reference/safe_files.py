@@ -1,0 +1,64 @@
+"""Opens files of a folder that is not trusted: none outside of it, none that is no file, none too large."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pp_export.core.errors import ReferenceFolderError
+from pp_export.core.strict_json import JsonError, parse_object
+from pp_export.disk.files import is_regular
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object by the strict grammar, except for Infinity, which Mamba configs on the Hub have."""
+    data = read_bytes(folder, name, MAX_JSON_BYTES)
+    try:
+        return parse_object(data, allow_infinity=True)
+    except JsonError as error:
+        raise not_json(folder / name, error) from error
+
+
+def not_json(path: Path, error: JsonError) -> ReferenceFolderError:
+    """The error of a file that should hold a JSON object."""
+    what = "a file of the reference folder is not a valid JSON object"
+    return ReferenceFolderError(what, where={"file": path}, got=error)
+
+
+def read_bytes(folder: Path, name: str, max_bytes: int) -> bytes:
+    """What the file `name` holds; ReferenceFolderError above `max_bytes`."""
+    with real_file(folder, name).open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ReferenceFolderError(
+            "a file of the reference folder is larger than such a file can be",
+            where={"file": folder / name},
+            expected=f"at most {max_bytes:,} bytes",
+        )
+    return data
+
+
+def real_file(folder: Path, name: str) -> Path:
+    """The regular file that `name` leads to, inside the folder or the Hub cache that it belongs to."""
+    real = check_inside(folder, name)
+    if not is_regular(real):
+        raise ReferenceFolderError(
+            "a file of the reference folder is missing or not a regular file",
+            where={"file": folder / name},
+            got=real,
+        )
+    return real
+
+
+def check_inside(folder: Path, name: str) -> Path:
+    """Where `name` leads to; ReferenceFolderError where that is neither in the folder nor in its cache."""
+    real, root = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
+    # In the Hub's cache, snapshots/REVISION/NAME is a link to blobs/HASH.
+    blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
+    if not any(real.is_relative_to(allowed) for allowed in (root, *blobs)):
+        what = "a link leads out of the reference folder"
+        raise ReferenceFolderError(what, where={"file": folder / name}, got=real)
+    return real

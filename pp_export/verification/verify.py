@@ -1,0 +1,151 @@
+"""The three ways to ask: a whole folder, its structure alone, one shard of an export that is under way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pp_export.core.errors import OptionError
+from pp_export.core.file_names import MANIFEST, SUMS, shard_json
+from pp_export.core.strict_json import JsonError
+from pp_export.verification.agreement import claim_faults
+from pp_export.verification.claims import MAX_SHARD_JSON_BYTES, ShardClaim, parse_shard_json
+from pp_export.verification.content import Promise, Reader
+from pp_export.verification.findings import Fault, MalformedError, Verification, once
+from pp_export.verification.folder import open_regular, read_upto
+from pp_export.verification.header import read_header
+from pp_export.verification.structure import survey_folder
+from pp_export.verification.survey import Survey
+
+MAX_DEFAULT_THREADS = 4
+
+
+def verify_folder(
+    folder: Path,
+    *,
+    quick: bool = False,
+    subset: tuple[int, int] | None = None,
+    load: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Verification:
+    """Prove `folder`: its structure, every byte against the recorded digests, and with `load` the model.
+
+    `quick` stops after the structure. `subset` (i, n) reads the i-th of n shares of the files; the n shares
+    together are all files. `on_bytes` is told the size of every read, by one thread at a time; what it raises
+    ends the verification. Raises OptionError for options that make no sense and VerificationError where there
+    is no folder to look at.
+    """
+    folder = Path(folder)
+    threads = _check_options(quick, subset, threads)
+    survey = survey_folder(folder)
+    faults, notes, depth = list(survey.faults), list(survey.notes), "structure"
+    reader = Reader(folder, on_bytes)
+    promises = _promises(survey)
+    if not quick and promises:
+        share = promises if subset is None else promises[subset[0] - 1 :: subset[1]]
+        depth = "full" if subset is None else f"subset {subset[0]}/{subset[1]}"
+        faults += reader.check_all(share, threads)
+    elif not quick:
+        notes.append("no digests are recorded, so no tensor bytes were compared")
+    faults = once(faults)
+    if load and faults:
+        notes.append("not loaded, because of the faults")
+    elif load:
+        from pp_export.verification.loading import load_faults
+
+        faults += load_faults(folder)
+        depth += " and load"
+    return Verification(
+        folder=str(folder),
+        faults=tuple(faults),
+        num_files=len(survey.listing.sizes),
+        num_tensors=sum(len(header.tensors) for header in survey.headers.values()),
+        num_bytes_read=reader.num_bytes_read,
+        depth=depth,
+        made_by_us=survey.made_by_us,
+        notes=tuple(notes),
+    )
+
+
+def verify_structure(folder: Path) -> list[Fault]:
+    """Everything but reading tensor bytes. Raises VerificationError where there is no folder to look at."""
+    return survey_folder(Path(folder)).faults
+
+
+def verify_staged_shard(
+    folder: Path, file: str, on_bytes: Callable[[int], None] | None = None
+) -> list[Fault]:
+    """The shard `file` of the staging folder `folder` against the JSON that its writer left beside it.
+
+    For a rank that did not write the file: the kernel is asked to forget its pages, then every byte is read.
+    `on_bytes` is told the size of every read; what it raises is passed on.
+    """
+    folder = Path(folder)
+    claim = _read_shard_claim(folder, file)
+    if isinstance(claim, Fault):
+        return [claim]
+    path = folder / file
+    if path.is_symlink():
+        return [Fault("unsafe-link", file, None, "a symbolic link; it was not followed")]
+    try:
+        with open_regular(path) as shard:
+            num_bytes = os.fstat(shard.fileno()).st_size
+            header, faults = read_header(shard, file, num_bytes, ours=True)
+    except FileNotFoundError:
+        return [Fault("missing-file", file, None, "it is not there")]
+    except OSError as error:
+        return [Fault("unreadable-file", file, None, f"it cannot be read: {error.strerror}")]
+    if header is not None:
+        faults += claim_faults(header, claim)
+    if num_bytes != claim.whole.num_bytes:
+        text = f"it has {num_bytes} bytes; its JSON says {claim.whole.num_bytes}"
+        faults.append(Fault("wrong-size", file, None, text))
+    faults += Reader(folder, on_bytes).check(Promise(file, {"its JSON": claim.whole.sha256}, claim))
+    return once(faults)
+
+
+def _read_shard_claim(folder: Path, file: str) -> ShardClaim | Fault:
+    path = folder / shard_json(file)
+    try:
+        with open_regular(path) as source:
+            if os.fstat(source.fileno()).st_size > MAX_SHARD_JSON_BYTES:
+                raise MalformedError(f"more than {MAX_SHARD_JSON_BYTES:,} bytes are not read")
+            return parse_shard_json(read_upto(source, MAX_SHARD_JSON_BYTES), file)
+    except FileNotFoundError:
+        return Fault("missing-file", file, None, "its JSON is not there")
+    except OSError as error:
+        return Fault("unreadable-file", file, None, f"its JSON cannot be read: {error.strerror}")
+    except MalformedError as broken:
+        return Fault("bad-manifest", file, broken.tensor, f"its JSON: {broken.message}")
+    except JsonError as broken:
+        return Fault("bad-manifest", file, None, f"its JSON: {broken}")
+
+
+def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int | None) -> int:
+    if subset is not None and not 1 <= subset[0] <= subset[1]:
+        raise OptionError("a subset is i/n with i from 1 to n", got=f"{subset[0]}/{subset[1]}")
+    if subset is not None and quick:
+        raise OptionError("a quick verification reads no tensor bytes, so it has no subsets")
+    if threads is not None and threads < 1:
+        raise OptionError("verification needs at least one thread", got=threads)
+    return threads or min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+
+
+def _promises(survey: Survey) -> list[Promise]:
+    """What is recorded of every file that is there; weight files first."""
+    manifest, sums = survey.manifest, survey.sums or {}
+    promises = []
+    for name in dict.fromkeys([*survey.listing.weight_files(), *survey.listing.sizes]):
+        record = manifest.shards.get(name) if manifest else None
+        sources = {
+            MANIFEST: manifest.files[name].sha256 if manifest and name in manifest.files else None,
+            "its shard record": record.whole.sha256 if record else None,
+            SUMS: sums.get(name),
+            "the cache's name for it": survey.listing.blob_digests.get(name),
+        }
+        digests = {source: digest for source, digest in sources.items() if digest is not None}
+        if digests:
+            promises.append(Promise(name, digests, record))
+    return promises
