@@ -4,27 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# torch comes first and pinned: other packages would pull in a newer one.
+TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-frameworks check bench format clean help
+.PHONY: help demo test test-frameworks test-pythons test-oldest test-newest check coverage bench format hooks dist clean
 
-help:
-	@echo "make demo    write a real Megatron checkpoint, export it, verify it, compare logits (under 3 minutes)"
-	@echo "make test    run the tests (CPU; tests/gpu is skipped without a GPU)"
-	@echo "make test-frameworks    run verl's own checkpoint manager through the bridge (installs verl, 500 MB)"
-	@echo "make check   lint, types, import floors"
-	@echo "make bench   measure against the usual converter and against cp (needs 20 GB of disk, about 15 minutes)"
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
-# torch comes first and pinned: other packages would pull in a newer one.
 $(READY): setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,check]"
+	$(BIN)/python $(PIP_INSTALL) "$(TORCH)"
+	$(BIN)/python $(PIP_INSTALL) -e ".[test,check]"
 	@touch $@
 
 demo: export PYTHONWARNINGS := ignore
 demo: export HF_HUB_DISABLE_PROGRESS_BARS := 1
-demo: $(READY)
+demo: $(READY) ## write a real Megatron checkpoint, export it, verify it, compare logits (under 3 minutes)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "1. megatron-core writes a Qwen2-shaped checkpoint, TP2 PP2, with 4 processes on the CPU"
 	@$(BIN)/torchrun --standalone --nproc-per-node 4 -m tests.fixtures.write_checkpoints qwen2 $(DEMO)/checkpoint tp2pp2
@@ -36,30 +34,55 @@ demo: $(READY)
 	@echo "4. transformers answers as Megatron does"
 	@$(BIN)/python -m tests.fixtures.compare_logits $(DEMO)/checkpoint/tp2pp2 qwen2 $(DEMO)/export
 
-test: $(READY)
+test: $(READY) ## run the tests (CPU; tests/gpu is skipped without a GPU)
 	$(BIN)/python -m pytest
 
 # Real frameworks are large, so they live beside the tests' own packages, not among them.
 FRAMEWORKS := $(VENV)/frameworks
 $(FRAMEWORKS)/.ready: tests/frameworks/requirements.txt $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FRAMEWORKS) -r $<
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(FRAMEWORKS) -r $<
 	@touch $@
 
-test-frameworks: $(FRAMEWORKS)/.ready
+test-frameworks: $(FRAMEWORKS)/.ready ## run verl's own checkpoint manager through the bridge (installs verl, 500 MB)
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=$(CURDIR)/$(FRAMEWORKS) $(BIN)/python -m pytest tests/frameworks
 
-check: $(READY)
+# The oldest and newest Python, each in an environment of its own. tests/oldest.txt: the lowest versions that setup.py admits.
+test-pythons: test-oldest test-newest ## run a selection on Python 3.10 with the lowest packages, and 3.13 with the newest
+
+test-oldest:
+	TORCH=$(TORCH) .ci/test-python 3.10 tests/oldest.txt
+
+test-newest:
+	TORCH=$(TORCH) .ci/test-python 3.13
+
+check: $(READY) ## lint, format, types, import floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/cpu/test_floors.py
 
-bench: $(READY)
+# Settings are in pyproject.toml: processes that the tests start count too.
+coverage: $(READY) ## which lines the tests run, in child processes too; build/coverage/index.html
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
+
+bench: $(READY) ## measure against the usual converter and against cp (needs 20 GB of disk, about 15 minutes)
 	$(BIN)/python -m bench
 
-format: $(READY)
+format: $(READY) ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf $(VENV) build *.egg-info
+hooks: $(READY) ## run what `make check` runs before each commit (installs pre-commit)
+	$(BIN)/python $(PIP_INSTALL) "pre-commit>=3.2"
+	$(BIN)/pre-commit install
+
+dist: $(READY) ## build the wheel into build/dist
+	rm -rf build/dist build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
+
+clean: ## remove environments and what was built
+	rm -rf $(VENV) .venv-* build *.egg-info

@@ -1,31 +1,70 @@
-"""pp_export: Megatron checkpoints and live Megatron models to complete, verified Hugging Face folders."""
+"""pp_export: Megatron checkpoints and live Megatron models to complete, verified Hugging Face folders.
+
+What is public is named here, in `pp_export.integrations`, and in docs/api.md; everything else may change.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pp_export.core import version
+
 if TYPE_CHECKING:
-    from pp_export.api import export_checkpoint, export_model
+    from pp_export.api import diff, export_checkpoint, export_model, inspect, plan, verify
     from pp_export.background import BackgroundExport
     from pp_export.core.errors import ExportError
+    from pp_export.steps.checkpoint_report import CheckpointReport
+    from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
+    from pp_export.verification import Verification
+    from pp_export.verification.diff import Difference
 
-__version__ = "0.1.0"
-__all__ = ["BackgroundExport", "ExportError", "ExportReport", "export_checkpoint", "export_model"]
+__version__ = version.VERSION
+__all__ = [
+    "BackgroundExport",
+    "CheckpointReport",
+    "Difference",
+    "ExportError",
+    "ExportReport",
+    "PlanReport",
+    "Verification",
+    "__version__",
+    "diff",
+    "export_checkpoint",
+    "export_model",
+    "inspect",
+    "plan",
+    "verify",
+]
 
-_MODULES = {
+_HOMES = {
     "BackgroundExport": "background",
-    "ExportError": "errors",
-    "ExportReport": "report",
+    "CheckpointReport": "steps.checkpoint_report",
+    "Difference": "verification.diff",
+    "ExportError": "core.errors",
+    "ExportReport": "steps.report",
+    "PlanReport": "steps.plan_report",
+    "Verification": "verification",
+    "diff": "api",
     "export_checkpoint": "api",
     "export_model": "api",
+    "inspect": "api",
+    "plan": "api",
+    "verify": "api",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """The names above, imported when they are first asked for: the command line must start before torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # so that a name that isn't there is an error of type checkers
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """The names above, imported when first asked for: the command line must start before torch."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        globals()[name] = value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -1,34 +1,30 @@
-"""What a training program calls: export a checkpoint, now or in the background, or the model as it is in
-memory.
+"""What Python programs call. `import pp_export` gives these functions; each imports what it needs when it
+runs, so that a door that needs no torch never waits for it.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import torch
-
-from pp_export.background import BackgroundExport
-from pp_export.checkpoint.source import CheckpointSource, ModelSource
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.core.options import ExportOptions, TargetOptions, options_from
-from pp_export.distributed import process_groups
-from pp_export.distributed.world import World
-from pp_export.export import abort, export
-from pp_export.steps import inputs, report
-from pp_export.steps.report import ExportReport
+from pp_export.options.kinds import ExportOptions, TargetOptions
+from pp_export.options.values import options_from
 
 if TYPE_CHECKING:
-    from pp_export.planning.export_plan import ExportPlan
-    from pp_export.steps.inputs import ExportInputs
-    from pp_export.view.console import ExportView
+    import torch
+    from typing_extensions import Unpack
 
-Folder = str | Path
+    from pp_export.background import BackgroundExport
+    from pp_export.distributed.world import World
+    from pp_export.options.keywords import ExportKeywords, Folder, TargetKeywords
+    from pp_export.steps.checkpoint_report import CheckpointReport
+    from pp_export.steps.plan_report import PlanReport
+    from pp_export.steps.report import ExportReport
+    from pp_export.verification import Verification
+    from pp_export.verification.diff import Difference
 
 
 @overload
@@ -38,37 +34,69 @@ def export_checkpoint(
     reference: Folder,
     output: Folder,
     background: Literal[False] = False,
-    **options: Any,
+    **options: Unpack[ExportKeywords],
 ) -> ExportReport: ...
 
 
 @overload
 def export_checkpoint(
-    checkpoint: Folder, *, reference: Folder, output: Folder, background: Literal[True], **options: Any
+    checkpoint: Folder,
+    *,
+    reference: Folder,
+    output: Folder,
+    background: Literal[True],
+    **options: Unpack[ExportKeywords],
 ) -> BackgroundExport: ...
 
 
 def export_checkpoint(
-    checkpoint: Folder, *, reference: Folder, output: Folder, background: bool = False, **options: Any
+    checkpoint: Folder,
+    *,
+    reference: Folder,
+    output: Folder,
+    background: bool = False,
+    **options: Unpack[ExportKeywords],
 ) -> ExportReport | BackgroundExport:
-    """Export a checkpoint folder; called by one process, which need not be part of any group.
+    """Export a checkpoint folder to the Hugging Face folder `output`.
 
-    `options` are the fields of `ExportOptions`. In the background the work is done by a process of its own,
-    on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for it.
-    Raises ExportError, and the target is then what it was before.
+    Called by one process (one rank of a job, or any other), which need not be part of any group.
+    `checkpoint` is the root with the tracker file, or an iteration folder; `reference` the model's Hugging
+    Face folder. `options` are the fields of `ExportOptions`: sizes are bytes or texts such as `5GB`, times
+    are seconds.
+
+    Returns the report when the folder is published. In the background the work is done by a process of its
+    own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for it
+    and gives the same report. Raises ExportError (OptionError at the call, also in the background); `output`
+    is then what it was before.
+
+    >>> handle = pp_export.export_checkpoint(
+    ...     "/checkpoints/run", reference="/models/Qwen2-1.5B", output="/exports/run", background=True
+    ... )
+    >>> handle.wait().total_size
+    3554214752
     """
+    from pp_export.steps import report
+
     values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
     chosen = options_from(values, "export_checkpoint", ExportOptions)
     report.check_path(chosen)
     if background:
+        from pp_export.background import BackgroundExport
+
         return BackgroundExport(chosen)
+
+    from pp_export.checkpoint.folder_source import CheckpointSource
+    from pp_export.distributed import process_groups
+    from pp_export.export import export
+    from pp_export.steps.inputs import PendingInputs
+
+    source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
     world = process_groups.alone(stall_seconds=chosen.stall_seconds)
-    asked = inputs.ask(chosen)
+    pending = PendingInputs.start(chosen)
     try:
-        act = partial(export, CheckpointSource(chosen), chosen, world, asked=asked)
-        return _reporting(chosen, world, act)
+        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending))
     finally:
-        inputs.forget(asked)
+        pending.cancel()
         world.close()
 
 
@@ -78,18 +106,30 @@ def export_model(
     reference: Folder,
     output: Folder,
     show_progress: bool = False,
-    **options: Any,
+    **options: Unpack[TargetKeywords],
 ) -> ExportReport:
-    """Export the model of a running job; called by all ranks of the default process group, which share a
-    filesystem.
+    """Export the model of a running job to the Hugging Face folder `output`.
 
-    `model` is this rank's list of model parts, one per virtual pipeline stage, wrapped or not. `options` are
-    the fields of `TargetOptions`; all ranks lead shards unless `leaders_per_stage` says otherwise. Nothing of
-    the training state is changed; host memory is taken for the shards in flight only. The files are those
-    that an export of the checkpoint gives that the same job would save. Returns the report (whole on rank 0).
-    If anything fails on any rank, every rank raises the same ExportError, the target is what it was before,
-    and the job can go on.
+    Called by all ranks of the default process group, which share a filesystem, or by one process without a
+    group. `model` is this rank's list of model parts, one per virtual pipeline stage, wrapped or not.
+    `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`, times are seconds;
+    all ranks lead shards unless `leaders_per_stage` says otherwise.
+
+    Nothing of the training state is changed; host memory is taken for the shards in flight only. The files
+    are those that an export of the checkpoint gives that the same job would save. Returns the report when
+    the folder is published (whole on rank 0). If anything fails on any rank, every rank raises the same
+    ExportError, `output` is what it was before, and the job can go on.
+
+    >>> pp_export.export_model(model, reference="/models/Qwen2-1.5B", output="/exports/step-1000")
+    ExportReport(output='/exports/step-1000', files=30, bytes=3554214752, seconds=5.1)
     """
+    from pp_export.checkpoint.live_source import ModelSource
+    from pp_export.distributed import process_groups
+    from pp_export.export import export
+    from pp_export.steps.failure import abort
+    from pp_export.steps.inputs import PendingInputs
+    from pp_export.view.in_job import JobProgress
+
     values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
     chosen = _checked(values)
     if isinstance(chosen, OptionError):
@@ -97,27 +137,113 @@ def export_model(
     else:
         backend, patience = chosen.backend, chosen.stall_seconds
     world = process_groups.beside(backend, stall_seconds=patience)
-    shown = _Progress(world) if show_progress and world.rank == 0 else None
-    asked = None
+    shown = JobProgress(world) if show_progress and world.rank == 0 else None
+    pending = None
     try:
         if isinstance(chosen, OptionError):
             raise abort(world, None, chosen)
-        asked = inputs.ask(chosen) if world.rank == 0 else None
-        is_list = isinstance(model, (Sequence, torch.nn.ModuleList))
-        origin = ModelSource(list(model) if is_list else [model])  # type: ignore[arg-type]
+        pending = PendingInputs.start(chosen) if world.rank == 0 else None
+        source = ModelSource(_parts(model))
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
-        act = partial(export, origin, chosen, world, asked=asked, **callbacks)
-        return _reporting(chosen, world, act)
+        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending, **callbacks))
     finally:
         if shown is not None:
             shown.close()
-        if asked is not None:
-            inputs.forget(asked)
+        if pending is not None:
+            pending.cancel()
         world.close()
+
+
+def plan(
+    checkpoint: Folder,
+    *,
+    reference: Folder,
+    output: Folder = ".",
+    world_size: int = 1,
+    **options: Unpack[ExportKeywords],
+) -> PlanReport:
+    """What an export by `world_size` ranks would do: bytes per file and rank, and peak memory in bytes.
+
+    Called by one process; needs no group, and reads metadata only. Arguments are those of
+    `export_checkpoint`; `output` changes nothing. Raises the ExportError that the export would end with
+    before it reads a tensor.
+
+    >>> report = pp_export.plan("/checkpoints/run", reference="/models/Qwen2-1.5B", world_size=8)
+    >>> max(rank.peak_bytes for rank in report.ranks)
+    527433728
+    """
+    from pp_export.steps.plan_report import plan_checkpoint
+
+    values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
+    return plan_checkpoint(options_from(values, "plan", ExportOptions), world_size)
+
+
+def inspect(checkpoint: Folder, *, iteration: int | None = None) -> CheckpointReport:
+    """What a checkpoint is: its format, writer, parallel layout, training args, and every stored tensor.
+
+    Called by one process; reads metadata only. Sizes are in bytes. Raises CheckpointError where there is no
+    finished checkpoint that can be read.
+
+    >>> pp_export.inspect("/checkpoints/run").layout["tensor_model_parallel_size"]
+    2
+    """
+    from pp_export.checkpoint.formats import describe_checkpoint
+    from pp_export.steps.checkpoint_report import checkpoint_report
+
+    return checkpoint_report(describe_checkpoint(Path(checkpoint), iteration))
+
+
+def verify(
+    folder: Folder,
+    *,
+    quick: bool = False,
+    subset: tuple[int, int] | None = None,
+    load: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Verification:
+    """Prove a Hugging Face folder, whoever made it: its structure, and every byte against recorded digests.
+
+    Called by one process, offline. `quick` reads no tensor bytes; `subset` (i, n) reads the i-th of n shares
+    of the files; `load` also loads the model with transformers, without running any code of the folder.
+    `on_bytes` is told the bytes of every read. Faults are returned, not raised; raises OptionError for
+    options that make no sense, and VerificationError where there is no folder.
+
+    >>> pp_export.verify("/exports/run").ok
+    True
+    """
+    from pp_export.verification import verify_folder
+
+    return verify_folder(
+        Path(folder), quick=quick, subset=subset, load=load, threads=threads, on_bytes=on_bytes
+    )
+
+
+def diff(a: Folder, b: Folder, *, on_tensor: Callable[[str], None] | None = None) -> Difference:
+    """Two Hugging Face folders compared tensor by tensor, bit by bit, however each is cut into files.
+
+    Called by one process; one tensor of each side is in memory at a time. `on_tensor` is told each common
+    name once it is compared. Raises VerificationError where a folder can't be read.
+
+    >>> pp_export.diff("/exports/run", "/exports/other").identical
+    True
+    """
+    from pp_export.verification.diff import diff_folders
+
+    return diff_folders(Path(a), Path(b), on_tensor)
+
+
+def _parts(model: Any) -> list[Any]:
+    """The parts of a model that is a list of them, or the only one. A container of parts counts as a list."""
+    from torch.nn import ModuleList
+
+    return list(model) if isinstance(model, (Sequence, ModuleList)) else [model]
 
 
 def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
     """The options, or what is wrong with them, to be raised where all ranks hear it."""
+    from pp_export.steps import report
+
     try:
         chosen = options_from(values, "export_model", TargetOptions)
         report.check_path(chosen)
@@ -130,47 +256,14 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
     """Do an export and write its report, of success or failure, where the options ask for one; by one
     rank.
     """
+    from pp_export.steps import report
+
     try:
         done = act()
     except ExportError as error:
-        if world.is_reporter:
+        if world.abort.is_reporter:
             report.write_failure(error, options)
         raise
     if options.report is not None and world.rank == 0:
         report.write_report(options.report, done.to_json())
     return done
-
-
-class _Progress:
-    """Shows progress on rank 0. rich draws random numbers for its styles, which must not be the job's."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._view: ExportView | None = None
-
-    def plan(self, sources: ExportInputs, plan: ExportPlan) -> None:
-        with _same_random_numbers():
-            from pp_export.view.console import ExportView
-
-            self._view = ExportView(self._world)
-            self._view.__enter__()
-            self._view.plan(sources, plan)
-
-    def poll(self, phase: str) -> None:
-        if self._view is not None:
-            with _same_random_numbers():
-                self._view.poll(phase)
-
-    def close(self) -> None:
-        if self._view is not None:
-            with _same_random_numbers():
-                self._view.__exit__(None, None, None)
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pp_export.core import errors
 from pp_export.core.errors import ExportError
-from pp_export.core.options import ExportOptions
 from pp_export.disk import files
+from pp_export.options.kinds import ExportOptions
 from pp_export.process import child
+from pp_export.steps.report import ExportReport
 
 _TAIL_LINES = 20
 
@@ -30,7 +30,7 @@ class BackgroundExport:
         self._folder = Path(tempfile.mkdtemp(prefix="pp_export-"))  # stays until somebody has waited
         self._report = (options.report or self._folder / "report.json").absolute()
         self._log = self._folder / "log"
-        self._outcome: dict[str, Any] | ExportError | None = None
+        self._outcome: ExportReport | ExportError | None = None
         job = {name: value for name, value in options.to_json().items() if value is not None}
         for name in ("checkpoint", "reference", "output", "architecture"):
             if name in job and (name != "architecture" or job[name].endswith((".yaml", ".yml"))):
@@ -55,9 +55,11 @@ class BackgroundExport:
         """Whether it has ended, well or not."""
         return self._process.poll() is not None
 
-    def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """The report, when it is there. Raises the ExportError with which the export failed, TimeoutError
-        where it takes longer.
+    def wait(self, timeout_s: float | None = None) -> ExportReport:
+        """The report, as a blocking export returns it, when the folder is published.
+
+        Raises the ExportError with which the export failed, TimeoutError where it takes longer than
+        `timeout_s` seconds (it then goes on). May be called again, and gives the same.
         """
         try:
             status = self._process.wait(timeout_s)
@@ -80,14 +82,16 @@ class BackgroundExport:
         with suppress(ExportError):  # a temporary folder that stays harms nobody
             files.remove_folder(self._folder)
 
-    def _read_outcome(self, status: int) -> dict[str, Any] | ExportError:
-        report: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            report = json.loads(self._report.read_text())
-        if status == 0 and report.get("status") == "ok":
-            return report
-        if report.get("status") == "failed":
-            return errors.from_json(report["error"])
+    def _read_outcome(self, status: int) -> ExportReport | ExportError:
+        """What the child reported; where it could not, what it printed last."""
+        try:
+            report = ExportReport.from_json(json.loads(self._report.read_text()))
+            if status == 0:
+                return replace(report, options=self.options.to_json())  # not the absolute paths of the child
+        except ExportError as failure:
+            return failure
+        except (OSError, ValueError):
+            """There is no report."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]

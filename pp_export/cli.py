@@ -11,13 +11,13 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pp_export.core import options
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.core.options import ExportOptions
+from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, flag
+from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.process import log, signals
 
 
@@ -88,13 +88,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    """A flag per field of ExportOptions, plus the job file; flags go before the job file's values."""
+    """A flag per field of ExportOptions, by purpose, plus the job file; flags go before the job file's
+    values.
+    """
     parser.add_argument(
         "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
     )
+    groups = {
+        purpose: parser.add_argument_group(title)
+        for purpose, title in (
+            (SourceOptions, "where from"),
+            (ResultOptions, "what the result is"),
+            (RunOptions, "how it is made"),
+            (ExportOptions, "reference and grid"),
+        )
+    }
     for option in dataclasses.fields(ExportOptions):
         is_switch = isinstance(option.default, bool)
         known: dict[str, Any] = (
@@ -105,102 +116,101 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         text = option.metadata["help"]
         if option.default not in (dataclasses.MISSING, None) and not is_switch:
             text += f" (default: {option.default})"
-        parser.add_argument(f"--{options.flag(option.name)}", default=None, help=text, **known)
+        purpose = next(kind for kind in groups if option.name in kind.__dataclass_fields__)
+        groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
     """Options from the job file, --set, and flags, the later over the earlier."""
     names = [option.name for option in dataclasses.fields(ExportOptions)]
-    values = options.read_job(arguments.job) if arguments.job else {}
-    options.check_keys(values, names, str(arguments.job))
-    values.update(options.parse_setting(text) for text in arguments.set)
+    values = read_job(arguments.job) if arguments.job else {}
+    check_keys(values, names, str(arguments.job))
+    values.update(parse_setting(text) for text in arguments.set)
     values.update({name: value for name in names if (value := getattr(arguments, name)) is not None})
-    return options.options_from(values, "job file, --set and flags", ExportOptions)
+    return options_from(values, "job file, --set and flags", ExportOptions)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
-    from pp_export.steps import inputs, report
+    from pp_export.steps import report
+    from pp_export.steps.inputs import PendingInputs
 
     if is_first:
         report.check_path(options)
-    asked = inputs.ask(options) if is_first else None  # its seconds and those of `import torch` overlap
+    # Its seconds and those of `import torch` overlap.
+    pending = PendingInputs.start(options) if is_first else None
 
     gc.disable()  # an import makes much and leaves no garbage
     import torch
 
-    from pp_export.checkpoint.source import CheckpointSource
+    from pp_export.checkpoint.folder_source import CheckpointSource
     from pp_export.distributed import process_groups
     from pp_export.export import export
-    from pp_export.view.console import ExportView
+    from pp_export.view.progress import ExportView
+    from pp_export.view.tables import print_export
 
     gc.freeze()
     gc.enable()
     torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
+    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     world = process_groups.join(options.backend, stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
-            done = export(
-                CheckpointSource(options), options, world, asked=asked, on_plan=view.plan, on_poll=view.poll
-            )
+            done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
-        if world.is_reporter:
+        if world.abort.is_reporter:
             log.logger.error("error: %s", error)
             report.write_failure(error, options)
-        world.leave_after_failure()
+        world.abort.leave_after_failure()
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
         if options.report is not None:
             report.write_report(options.report, done.to_json())
-        _print(done.to_json(), arguments.json, lambda: view.summary(done))
+        _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
-    if arguments.world_size < 1:
-        raise OptionError("--world-size must be at least 1", got=arguments.world_size)
-    from pp_export.checkpoint.source import CheckpointSource
-    from pp_export.steps.inputs import ask, plan_export, read_inputs
-    from pp_export.view import console
+    from pp_export.steps.plan_report import plan_checkpoint
+    from pp_export.view.tables import print_plan
 
-    sources, _ = read_inputs(CheckpointSource(options), options, ask(options).result())
-    plan = plan_export(sources, options, arguments.world_size)
-    _print(console.plan_json(sources, plan), arguments.json, lambda: console.print_plan(sources, plan))
+    report = plan_checkpoint(_options(arguments), arguments.world_size)
+    _print(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from pp_export.checkpoint import read_catalog
-    from pp_export.view import console
+    from pp_export import api
+    from pp_export.view.tables import print_checkpoint
 
-    catalog = read_catalog(arguments.checkpoint, arguments.iteration)
-    _print(console.catalog_json(catalog), arguments.json, lambda: console.print_catalog(catalog))
+    report = api.inspect(arguments.checkpoint, iteration=arguments.iteration)
+    _print(report.to_json(), arguments.json, lambda: print_checkpoint(report))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from pp_export.verification import verify_folder
-    from pp_export.view import console
+    from pp_export import api
+    from pp_export.view.progress import bytes_bar
+    from pp_export.view.tables import print_verification
 
     subset = _subset(arguments.subset) if arguments.subset else None
-    with console.bytes_bar("verifying") as on_bytes:
-        result = verify_folder(
+    with bytes_bar("verifying") as on_bytes:
+        result = api.verify(
             arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
         )
-    _print(result.to_json(), arguments.json, lambda: console.print_verification(result))
+    _print(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from pp_export.verification.diff import diff_folders
-    from pp_export.view import console
+    from pp_export import api
+    from pp_export.view.tables import print_difference
 
-    result = diff_folders(arguments.first, arguments.second)
-    _print(result.to_json(), arguments.json, lambda: console.print_difference(result))
+    result = api.diff(arguments.first, arguments.second)
+    _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.identical else 1
 
 
@@ -211,7 +221,7 @@ def _subset(text: str) -> tuple[int, int]:
     return int(part), int(total)
 
 
-def _print(value: dict[str, Any], as_json: bool, show: Any) -> None:
+def _print(value: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=1) + "\n")
     else:

@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pp_export.checkpoint.source import Source
-from pp_export.core.options import TargetOptions
 from pp_export.distributed.world import World
+from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report
 from pp_export.steps.failure import ending_together

@@ -82,8 +82,9 @@ class View:
 class Overlap:
     """What a box of a tensor holds of a view of that tensor.
 
-    An array of the box's values, indexed by `index`, has the common elements; its dims, taken in the order `order`,
-    are those of the view, and behind them dims of size 1. In the view they begin at `begin` and are of `shape`.
+    An array of the box's values, indexed by `index`, has the common elements; its dims, taken in the order
+    `order`, are those of the view, and behind them dims of size 1. In the view they begin at `begin` and
+    are of `shape`.
     """
 
     index: tuple[slice, ...]

@@ -11,17 +11,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn
 
-from pp_export.api import Folder, export_model
+from pp_export.api import export_model
 from pp_export.core.errors import OptionError
 from pp_export.disk import files
+from pp_export.options.keywords import Contents, Folder, TargetKeywords
 from pp_export.reference import config_json
-from pp_export.reference.folder import copy_assets, read_reference
+from pp_export.reference.reference_folder import copy_assets, read_reference
 from pp_export.steps.report import ExportReport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Model = Sequence[torch.nn.Module] | torch.nn.Module
 Bridge = TypeVar("Bridge", bound="ExportBridge")
@@ -33,15 +37,18 @@ class ExportBridge:
     `options` are fields of `TargetOptions` for all exports. `report` is that of the last one.
     """
 
-    def __init__(self, reference: Folder, **options: Any) -> None:
+    def __init__(self, reference: Folder, **options: Unpack[TargetKeywords]) -> None:
         self.reference = Path(reference)
-        self.options = options
+        self.options: TargetKeywords = options
         self.report: ExportReport | None = None
         self.hf_pretrained = Artifacts(self)
 
     @classmethod
     def from_hf_pretrained(
-        cls: type[Bridge], path: Folder, trust_remote_code: bool | None = None, **options: Any
+        cls: type[Bridge],
+        path: Folder,
+        trust_remote_code: bool | None = None,
+        **options: Unpack[TargetKeywords],
     ) -> Bridge:
         """As `AutoBridge.from_hf_pretrained`. No code of the folder is ever run, whatever
         `trust_remote_code` says.
@@ -119,7 +126,7 @@ class ExportBridge:
         self,
         model: Model,
         path: Folder,
-        contents: str,
+        contents: Contents,
         show_progress: bool = False,
         weight_dtype: torch.dtype | str | None = None,
         distributed_save: bool = False,
@@ -168,8 +175,8 @@ class Artifacts:
         report = self._bridge.report
         config, _ = config_json.corrected(
             reference.config,
-            dtype=report.plan.main_dtype.torch_name if report else None,
-            vocab_size=report.sources.sizes.vocab_size if report else None,
+            dtype=report.dtype if report else None,
+            vocab_size=report.vocab_size if report else None,
         )
         files.write_file(folder / "config.json", [config_json.to_bytes(config)])
         for name in additional_files or ():

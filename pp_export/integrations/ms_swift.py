@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pp_export.api import Folder
 from pp_export.core.errors import OptionError
 from pp_export.integrations.bridge import ExportBridge, Model
+from pp_export.options.keywords import Folder
 
 
 class SwiftBridge(ExportBridge):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pp_export.api import Folder, export_checkpoint
+from pp_export.api import export_checkpoint
 from pp_export.core.errors import OptionError
 from pp_export.integrations.bridge import ExportBridge, Model
+from pp_export.options.keywords import Folder
 from pp_export.steps.report import ExportReport
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
-from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Shape, Slice
+from pp_export.planning.rank_grid import RankGrid
 
 Slices = Mapping[str, tuple[Slice, ...]]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from pp_export.core import file_names
 from pp_export.core.errors import TargetError, VerificationError
-from pp_export.core.options import ResultOptions, TargetOptions
 from pp_export.disk import files, publish
 from pp_export.distributed.world import World
+from pp_export.options.kinds import ResultOptions, TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.reference import config_json
 from pp_export.reference.reference_folder import copy_assets

@@ -19,13 +19,13 @@ from pp_export.checkpoint.source import Source
 from pp_export.core import dtypes
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import RuleError
-from pp_export.core.grid import choose_grid
-from pp_export.core.options import ResultOptions, TargetOptions, parse_bytes, parse_leaders
 from pp_export.core.tensors import Shape
 from pp_export.core.version import VERSION
 from pp_export.distributed.world import World
+from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan, units_of
+from pp_export.planning.rank_grid import choose_grid
 from pp_export.reference import config_json
 from pp_export.reference.expected_tensors import ExpectedTensors
 from pp_export.reference.own_weights import read_specs

@@ -10,8 +10,8 @@ from pp_export.core.errors import OptionError
 from pp_export.core.json_values import to_json_value
 
 if TYPE_CHECKING:
-    from pp_export.core.options import ExportOptions
     from pp_export.core.tensors import Shape
+    from pp_export.options.kinds import ExportOptions
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
 

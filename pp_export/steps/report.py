@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.core.json_values import to_json_value
-from pp_export.core.options import ResultOptions, RunOptions, SourceOptions, TargetOptions
 from pp_export.core.version import VERSION
 from pp_export.disk import files
+from pp_export.options.kinds import ResultOptions, RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
 
 if TYPE_CHECKING:

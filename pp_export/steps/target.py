@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pp_export.core.options import TargetOptions
 from pp_export.disk import files, publish
+from pp_export.options.kinds import TargetOptions
 
 
 @dataclass(frozen=True)

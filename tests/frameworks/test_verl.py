@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.shards.manifests import INDEX_FILE
+from pp_export.core import file_names
 from pp_export.verification import verify_folder
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.processes import ROOT, started, torchrun
@@ -39,7 +39,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
-    return {n: data for n, data in files_of(folder).items() if n.endswith(".safetensors") or n == INDEX_FILE}
+    return {
+        n: data for n, data in files_of(folder).items() if n.endswith(".safetensors") or n == file_names.INDEX
+    }
 
 
 def test_weights_are_written_once_where_the_page_says(out: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from pp_export.core import file_names
 from pp_export.distributed import process_groups
-from pp_export.shards.manifests import MANIFEST_FILE, SUMS_FILE
 from tests.fixtures.exports import files_of
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.stored import write_stored
@@ -87,14 +87,14 @@ def export(inputs: list[str], folder: Path, num_ranks: int, *options: str) -> di
     folder.mkdir()
     run_python([*command, *options], folder / "printed", timeout_s=300).checked()
     files = files_of(folder / "export")
-    return {name: data for name, data in files.items() if name != MANIFEST_FILE}
+    return {name: data for name, data in files.items() if name != file_names.MANIFEST}
 
 
 @pytest.fixture(scope="module")
 def over_gloo(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an export by one rank over Gloo."""
     files = export(inputs, tmp_path_factory.mktemp("gloo") / "1", 1, "--backend", "gloo")
-    assert SUMS_FILE in files
+    assert file_names.SUMS in files
     return files
 
 

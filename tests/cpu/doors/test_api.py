@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +23,16 @@ import torch
 
 import pp_export
 from pp_export.background import BackgroundExport
+from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, CheckpointError, ExportError, OptionError, TargetError
-from pp_export.shards.manifests import MANIFEST_FILE
-from pp_export.steps import inputs
+from pp_export.core.version import VERSION
 from pp_export.steps.report import ExportReport
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of, remembering
 from tests.fixtures.stored import read_stored
+from tests.fixtures.undefined import without_definition
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Runs in every child before anything else. Without accelerate nobody asks transformers, which takes seconds;
 # the names are then the table's, and the files the same.
 QUICK = "import sys\nsys.modules['accelerate'] = None\n"
@@ -70,7 +72,7 @@ def in_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """All files but the manifest, which tells how the export was made."""
-    return {name: data for name, data in files_of(folder).items() if name != MANIFEST_FILE}
+    return {name: data for name, data in files_of(folder).items() if name != file_names.MANIFEST}
 
 
 def beside(options: Options) -> list[str]:
@@ -87,6 +89,8 @@ def test_an_export_here_is_that_of_the_command_line(options: Options, tmp_path: 
         report = pp_export.export_checkpoint(**options, max_shard_size="100KB")
     assert isinstance(report, ExportReport)
     assert report.to_json()["status"] == "ok"
+    assert ExportReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert repr(report).startswith(f"ExportReport(output='{options['output']}', files={report.num_files},")
     export_here(**options | {"output": tmp_path / "other"}, max_shard_size="100KB")
     assert files_of(options["output"]).keys() == files_of(tmp_path / "other").keys()
     assert bytes_of(options["output"]) == bytes_of(tmp_path / "other")
@@ -98,7 +102,7 @@ def test_launcher_variables_change_nothing_here(options: Options, monkeypatch: p
     monkeypatch.setenv("WORLD_SIZE", "4")
     with remembering():
         report = pp_export.export_checkpoint(**options)
-    assert report.plan.world_size == 1
+    assert report.stages == (1,)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -121,7 +125,7 @@ def test_a_failure_here_leaves_no_child(options: Options, monkeypatch: pytest.Mo
     options["output"].mkdir()
     (options["output"] / "mine").write_text("kept")
     ended: list[bool] = []
-    monkeypatch.setattr(RememberedTensors, "__exit__", lambda *_: ended.append(True))
+    monkeypatch.setattr(RememberedTensors, "close", lambda *_: ended.append(True))
     with remembering(), pytest.raises(TargetError, match="the output exists"):
         pp_export.export_checkpoint(**options)
     assert files_of(options["output"].parent) == {"model/mine": b"kept"}
@@ -142,7 +146,7 @@ def test_the_background_makes_the_same_folder(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "7")
     monkeypatch.chdir(tmp_path)
-    paths = {name: os.path.relpath(path, tmp_path) for name, path in options.items()}
+    paths: Options = {name: os.path.relpath(path, tmp_path) for name, path in options.items()}
     handle = pp_export.export_checkpoint(**paths, background=True, report="report.json")
     assert isinstance(handle, BackgroundExport)
     assert not handle.done
@@ -151,14 +155,34 @@ def test_the_background_makes_the_same_folder(
     report = handle.wait(60)
     assert handle.done
     assert handle.wait() == report
-    assert (report["status"], report["output"]) == ("ok", str(options["output"]))
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert (report.output, report.options["output"]) == (str(options["output"]), paths["output"])
+    written = ExportReport.from_json(json.loads((tmp_path / "report.json").read_text()))
+    assert replace(written, options=report.options) == report
     environment = json.loads(seen.read_text())
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & environment.keys()
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     export_here(**options | {"output": tmp_path / "other"})
     assert bytes_of(options["output"]) == bytes_of(tmp_path / "other")
     assert beside(options) == ["model"]
+
+
+def test_waiting_gives_the_report_of_a_blocking_export(
+    options: Options, in_children: Callable[[str], None]
+) -> None:
+    """The two reports are equal but for seconds and memory."""
+    handle = pp_export.export_checkpoint(**options, background=True)
+    there = handle.wait(60)
+    with without_definition():
+        here = pp_export.export_checkpoint(**options, overwrite=True)
+    assert here.options["overwrite"]
+    assert there.seconds.keys() == here.seconds.keys()
+    assert len(there.peak_anonymous_bytes) == len(here.peak_anonymous_bytes) == 1
+    assert there == replace(
+        here,
+        options={**here.options, "overwrite": False},
+        seconds=there.seconds,
+        peak_anonymous_bytes=there.peak_anonymous_bytes,
+    )
 
 
 def test_a_failure_in_the_background_is_the_error_of_one_here(
@@ -204,7 +228,7 @@ def test_paths_of_any_characters_reach_the_child(
     """A path is the same for the child whatever characters are in it."""
     options["output"] = tmp_path / "out" / "modèle 😀"
     handle = pp_export.export_checkpoint(**options, background=True)
-    assert handle.wait(60)["output"] == str(options["output"])
+    assert handle.wait(60).output == str(options["output"])
 
 
 def test_a_killed_export_is_one_clear_error(options: Options, in_children: Callable[[str], None]) -> None:
@@ -266,7 +290,7 @@ def test_a_model_without_a_process_group(options: Options, tmp_path: Path, wrap:
     checkpoint = options.pop("checkpoint")
     with remembering():
         report = pp_export.export_model(wrap(Part(checkpoint)), **options, show_progress=True)
-    assert (report.plan.world_size, report.plan.stages) == (1, ((0,),))
+    assert (report.stages, report.source_checked) == ((1,), None)
     export_here(**options | {"output": tmp_path / "other"}, checkpoint=checkpoint)
     assert bytes_of(options["output"]) == bytes_of(tmp_path / "other")
 
@@ -302,19 +326,79 @@ def test_the_report_is_written(options: Options, tmp_path: Path, fails: bool) ->
     assert json.loads(options["report"].read_text())["status"] == ("failed" if fails else "ok")
 
 
+# --- what is not an export
+
+
+def test_a_plan_is_that_of_the_command_line(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan` takes the keywords of an export, gives what `export` would do, and makes nothing."""
+    with without_definition():
+        report = pp_export.plan(**options, world_size=4, max_shard_size="60KB")
+        made = pp_export.plan(**options)
+        with pytest.raises(OptionError, match="world-size"):
+            pp_export.plan(**options, world_size=0)
+        assert beside(options) == []
+        done = pp_export.export_checkpoint(**options)
+        del options["output"]
+        assert pp_export.plan(**options, world_size=4, max_shard_size="60KB") == report
+    assert made.fingerprint == done.plan_fingerprint
+    assert (len(made.shards), made.total_size) == (done.num_files, done.total_size)
+    assert tuple(rank.peak_bytes for rank in made.ranks) == done.planned_peak_bytes
+    assert repr(report) == (
+        f"PlanReport(architecture='qwen2', files={len(report.shards)}, bytes={report.total_size}, ranks=4,"
+        " stages=4)"
+    )
+
+
+def test_inspecting_verifying_and_comparing(options: Options) -> None:
+    """`inspect`, `verify` and `diff` take texts and paths and give reports with a short repr."""
+    with remembering():
+        pp_export.export_checkpoint(**options)
+    described = pp_export.inspect(str(options["checkpoint"]))
+    assert described == pp_export.inspect(options["checkpoint"], iteration=10)
+    assert described.layout["tensor_model_parallel_size"] == 2
+    assert repr(described).startswith("CheckpointReport(folder=")
+    read: list[int] = []
+    result = pp_export.verify(str(options["output"]), on_bytes=read.append)
+    assert result.ok
+    assert sum(read) == result.num_bytes_read
+    difference = pp_export.diff(str(options["output"]), options["output"])
+    assert difference.identical
+    for report in (described, result, difference):
+        assert "\n" not in repr(report)
+        assert len(repr(report)) < 600
+
+
 # --- the package
 
 
 def test_importing_the_package_imports_nothing_large() -> None:
-    """`import pp_export` is free; its names come with what they need, and others don't exist."""
+    """`import pp_export` is free, and its names need no torch until they are called; they are those of
+    `__all__`, in `dir` too, and others don't exist.
+    """
     code = (
         "import sys, json, pp_export;"
         "large = [name for name in ('torch', 'rich', 'numpy', 'yaml') if name in sys.modules];"
-        "found = [getattr(pp_export, name).__name__ for name in pp_export.__all__[1:2]];"
-        "print(json.dumps([large, found, hasattr(pp_export, 'absent'), 'torch' in sys.modules]))"
+        "public = [name for name in dir(pp_export) if not name.startswith('_')];"
+        "names = [name for name in pp_export.__all__ if not name.startswith('_')];"
+        "found = [getattr(pp_export, name).__name__ for name in names];"
+        "print(json.dumps([large, public == names == found, hasattr(pp_export, 'absent'),"
+        " 'torch' in sys.modules]))"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-    assert json.loads(answer.stdout) == [[], ["ExportError"], False, False]
-    for name in pp_export.__all__:
-        assert getattr(pp_export, name).__name__ == name
-    assert inputs.ExportInputs.__module__ == "pp_export.steps.inputs"
+    assert json.loads(answer.stdout) == [[], True, False, False]
+
+
+def test_every_public_function_says_how_it_is_called() -> None:
+    """Each has a docstring that tells who calls it and what it raises, with an example."""
+    functions = [getattr(pp_export, name) for name in pp_export.__all__ if name.islower() and name[0] != "_"]
+    assert len(functions) == 6
+    for function in functions:
+        for text in ("Called by", "Error", ">>> "):
+            assert text in function.__doc__, function.__name__
+
+
+def test_the_version_has_one_source() -> None:
+    """The package's version is that of its packaging."""
+    command = [sys.executable, "setup.py", "--version"]
+    told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert told.splitlines()[-1] == pp_export.__version__ == VERSION

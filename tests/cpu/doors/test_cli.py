@@ -17,8 +17,8 @@ import pytest
 
 import pp_export
 from pp_export import cli
-from pp_export.core import options
-from pp_export.core.options import ExportOptions, options_from, read_job
+from pp_export.options.kinds import ExportOptions, flag
+from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.undefined import without_definition
 
@@ -92,7 +92,7 @@ def test_every_option_is_a_flag_with_its_help(run: Run) -> None:
         assert shown.status == 0
         text = " ".join(shown.stdout.split())
         for option in dataclasses.fields(ExportOptions):
-            assert f"--{options.flag(option.name)}" in text
+            assert f"--{flag(option.name)}" in text
             assert " ".join(option.metadata["help"].split()) in text
         assert "{checkpoint,float32,bfloat16,float16}" in text
         assert "--no-verify" in text
@@ -176,7 +176,7 @@ def test_switches_have_both_forms() -> None:
     """Every yes-or-no option can be switched on and off; without a flag it has its default."""
     for option in dataclasses.fields(ExportOptions):
         if isinstance(option.default, bool):
-            name = options.flag(option.name)
+            name = flag(option.name)
             assert getattr(parsed(*FOLDERS, f"--{name}"), option.name) is True
             assert getattr(parsed(*FOLDERS, f"--no-{name}"), option.name) is False
             assert getattr(parsed(*FOLDERS), option.name) is option.default

@@ -20,11 +20,11 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
-from pp_export.core.options import ExportOptions
 from pp_export.disk import files
 from pp_export.distributed import process_groups
 from pp_export.distributed.world import World
 from pp_export.export import export
+from pp_export.options.kinds import ExportOptions
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of, remembering
 from tests.fixtures.stored import read_stored, write_stored

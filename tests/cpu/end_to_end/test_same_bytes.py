@@ -14,7 +14,7 @@ import pytest
 
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import file_names
-from pp_export.core.options import ExportOptions
+from pp_export.options.kinds import ExportOptions
 from pp_export.steps.inputs import PendingInputs, plan_export, read_inputs
 from pp_export.steps.plan_report import plan_report
 from tests.cpu.conftest import Checkpoint, Reference

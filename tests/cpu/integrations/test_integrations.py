@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
+from pp_export.core import file_names
 from pp_export.core.errors import OptionError, ReferenceFolderError
 from pp_export.integrations import slime
 from pp_export.integrations.bridge import Artifacts, ExportBridge
 from pp_export.integrations.ms_swift import SwiftBridge
-from pp_export.shards.manifests import INDEX_FILE, MANIFEST_FILE, SUMS_FILE
 from pp_export.verification import verify_folder
 from tests.cpu.conftest import Reference
 from tests.fixtures.exports import RememberedTensors, export_here, files_of
 from tests.fixtures.processes import run_python, torchrun
 
-CALLS = Path(__file__).resolve().parents[1] / "golden_calls"
+CALLS = Path(__file__).resolve().parents[2] / "golden_calls"
 FULL: tuple[str, ...] = (
     *("megatron_lm/iter_0000010", "megatron_lm/background_0000010", "slime-10", "slime-10-later"),
     *("ms_swift", "nemo_rl", "nemo_rl_live"),
@@ -50,7 +50,7 @@ def saved(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Sav
     run_python(command, out / "printed", timeout_s=200).checked()
     truth = out / "truth"
     export_here(checkpoint=out / "checkpoint", reference=reference("qwen2"), output=truth)
-    files = {name: data for name, data in files_of(truth).items() if name != MANIFEST_FILE}
+    files = {name: data for name, data in files_of(truth).items() if name != file_names.MANIFEST}
     return Saved(out, json.loads((out / "seen.json").read_text()), files)
 
 
@@ -59,7 +59,7 @@ def test_a_whole_folder_equals_the_offline_export(saved: Saved, folder: str) -> 
     """Live or in the background, by whichever framework's call: every file is that of the checkpoint's
     export.
     """
-    found = {name: data for name, data in files_of(saved.out / folder).items() if name != MANIFEST_FILE}
+    found = {name: data for name, data in files_of(saved.out / folder).items() if name != file_names.MANIFEST}
     native = {name for name in found if name.startswith("iter_")}
     assert {name: data for name, data in found.items() if name not in native} == saved.truth
     assert verify_folder(saved.out / folder).ok
@@ -76,7 +76,7 @@ def test_a_checkpoint_in_the_same_folder_is_kept(saved: Saved) -> None:
 def test_weights_come_beside_the_framework_s_own_files(saved: Saved, folder: str) -> None:
     """Weights and index are those of the checkpoint's export; config and tokenizer stay the framework's."""
     found = files_of(saved.out / folder)
-    weights = {name for name in saved.truth if name.endswith(".safetensors")} | {INDEX_FILE}
+    weights = {name for name in saved.truth if name.endswith(".safetensors")} | {file_names.INDEX}
     assert {name: found[name] for name in weights} == {name: saved.truth[name] for name in weights}
     for name in ("config.json", "tokenizer_config.json"):
         assert json.loads(found[name])["written_by"] == MIXED[folder]
@@ -87,7 +87,7 @@ def test_weights_come_beside_the_framework_s_own_files(saved: Saved, folder: str
 
 def test_artifacts_are_whole_before_the_framework_adds_its_own(saved: Saved) -> None:
     """After weights and `save_artifacts`, SkyRL's folder has every file of a whole export, and no other."""
-    assert set(saved.seen["skyrl"]["before configs"]) == saved.truth.keys() | {MANIFEST_FILE}
+    assert set(saved.seen["skyrl"]["before configs"]) == saved.truth.keys() | {file_names.MANIFEST}
 
 
 def test_a_training_loop_can_go_on_after_a_failure(saved: Saved) -> None:
@@ -95,7 +95,8 @@ def test_a_training_loop_can_go_on_after_a_failure(saved: Saved) -> None:
     seen = saved.seen["megatron_lm"]
     assert seen["gone_on"]
     assert "reference folder doesn't exist" in seen["logged"][0]
-    assert seen["status"] == saved.seen["nemo_rl"]["status"] == "ok"
+    assert seen["output"] == str(saved.out / "megatron_lm" / "background_0000010")
+    assert saved.seen["nemo_rl"]["output"] == str(saved.out / "nemo_rl")
     assert not (saved.out / "megatron_lm" / "iter_0000011").exists()
 
 
@@ -191,4 +192,4 @@ def test_slime_refuses_what_would_be_wrong(tmp_path: Path) -> None:
         slime.save_hf_model_to_path(args, tmp_path, [])
     with pytest.raises(OptionError, match="own precision"):
         slime.save_hf_model_to_path(args, tmp_path / "x", [], quantization_config={})
-    assert SUMS_FILE not in files_of(tmp_path)
+    assert file_names.SUMS not in files_of(tmp_path)

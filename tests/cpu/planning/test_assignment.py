@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from pp_export.architecture.units import Unit
 from pp_export.checkpoint.catalog import Catalog, Description, StoredItem, holders_of
 from pp_export.core.dtypes import from_torch
-from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Slice, whole
 from pp_export.planning import planner
 from pp_export.planning.assignment import HolderAssignment
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
+from pp_export.planning.rank_grid import RankGrid
 from tests.cpu.planning.test_planner import DENSE, LARGE, MOE, Slices, files_of, planned, settle
 from tests.fixtures.catalogs import ToyDecoder
 
@@ -216,7 +216,7 @@ PROCESS = """
 import json, sys
 from pp_export.architecture import accounting, table_files
 from pp_export.planning.planner import make_plan
-from pp_export.core.grid import RankGrid
+from pp_export.planning.rank_grid import RankGrid
 from tests.fixtures.catalogs import ToyDecoder
 toy = ToyDecoder(num_layers=3, num_experts=6)
 known = (table_files.load(toy.table), toy.specs(), toy.sizes)

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 import pp_export
 from pp_export.architecture import table_files
 from pp_export.architecture.accounting import Account, Placement, account
-from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Slice
 from pp_export.planning import export_plan as plan_module
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import balance, make_plan, units_of
+from pp_export.planning.rank_grid import RankGrid
 from pp_export.process.ring_buffer import pages
 from tests.fixtures.catalogs import ToyDecoder
 

@@ -21,11 +21,11 @@ from pp_export.architecture.sizes import ModelSizes
 from pp_export.core import file_names
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import ExportError
-from pp_export.core.grid import RankGrid
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec, whole
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan, ShardPlan
 from pp_export.planning.planner import make_plan
+from pp_export.planning.rank_grid import RankGrid
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import ShardManifest
 from pp_export.shards.write import commit_shard, digest_shard, write_shard

@@ -1,5 +1,5 @@
-"""Claims of `pp_export.core.options`: options come from one dataclass, and what is not one of them is
-refused by name.
+"""Claims of `pp_export.options.kinds`, `values` and `keywords`: options come from dataclasses by
+purpose, and what is not one of them is refused by name.
 """
 
 from __future__ import annotations
@@ -7,13 +7,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from pp_export.core import options
 from pp_export.core.errors import OptionError
-from pp_export.core.options import ExportOptions, options_from
+from pp_export.options import keywords, kinds, values
+from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, TargetOptions
+from pp_export.options.values import options_from
 
 NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "out"}
 
@@ -36,7 +37,7 @@ def test_every_missing_option_is_listed() -> None:
     """All required options that are absent or empty are named at once, as the flags that give them."""
     with pytest.raises(OptionError, match="options are missing") as caught:
         options_from({"reference": "ref", "output": None}, "job.yaml", ExportOptions)
-    assert caught.value.findings == ("--output", "--checkpoint")
+    assert caught.value.findings == ("--checkpoint", "--output")
     assert caught.value.where == {"given in": "job.yaml"}
 
 
@@ -107,7 +108,7 @@ def test_values_of_the_right_kind_are_taken(key: str, value: Any, expected: Any)
 )
 def test_values_of_the_wrong_kind_are_refused(key: str, value: Any) -> None:
     """A value of another type is refused, naming the flag; an empty one never turns a check off."""
-    with pytest.raises(OptionError, match=f"--{options.flag(key)} has a value of the wrong type") as caught:
+    with pytest.raises(OptionError, match=f"--{kinds.flag(key)} has a value of the wrong type") as caught:
         _options(**{key: value})
     assert caught.value.got == repr(value)
 
@@ -142,9 +143,9 @@ def test_values_that_make_no_sense_are_refused(key: str, value: Any) -> None:
 def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
     """Sizes take decimal and binary units in any case; leaders are a number or all."""
     sizes = {"5GB": 5 * 10**9, "512MiB": 512 << 20, "1.5kb": 1500, " 7 ": 7, "2 TB": 2 * 10**12}
-    assert {text: options.parse_bytes(text) for text in sizes} == sizes
-    assert options.parse_leaders("3") == 3
-    assert options.parse_leaders("all") is None
+    assert {text: kinds.parse_bytes(text) for text in sizes} == sizes
+    assert kinds.parse_leaders("3") == 3
+    assert kinds.parse_leaders("all") is None
 
 
 def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
@@ -153,29 +154,29 @@ def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
     """
     path = tmp_path / "job.yaml"
     path.write_text("checkpoint: /c\nverify: false\niteration: 7\n")
-    assert options.read_job(path) == {"checkpoint": "/c", "verify": False, "iteration": 7}
+    assert values.read_job(path) == {"checkpoint": "/c", "verify": False, "iteration": 7}
     for text in ("", "- a\n- b\n", "1: 2\n", "a: [\n", "a: !!python/object/apply:os.getcwd []\n", "\x00"):
         path.write_text(text)
         with pytest.raises(OptionError) as caught:
-            options.read_job(path)
+            values.read_job(path)
         assert caught.value.where == {"file": str(path)}
     path.write_bytes(b"a: \xff\xfe\n")
     with pytest.raises(OptionError, match="can't be read"):
-        options.read_job(path)
+        values.read_job(path)
     with pytest.raises(OptionError, match="can't be read"):
-        options.read_job(tmp_path / "absent.yaml")
+        values.read_job(tmp_path / "absent.yaml")
 
 
 def test_a_setting_is_read_as_yaml() -> None:
     """`--set key=value` gives the typed value; dashes in the key are fine, a text without = or not YAML is
     not.
     """
-    assert options.parse_setting("verify=false") == ("verify", False)
-    assert options.parse_setting("tensor-parallel=2") == ("tensor_parallel", 2)
-    assert options.parse_setting("output=/a=b") == ("output", "/a=b")
+    assert values.parse_setting("verify=false") == ("verify", False)
+    assert values.parse_setting("tensor-parallel=2") == ("tensor_parallel", 2)
+    assert values.parse_setting("output=/a=b") == ("output", "/a=b")
     for text in ("verify", "verify=[", "verify=!!python/name:os.system"):
         with pytest.raises(OptionError, match="--set"):
-            options.parse_setting(text)
+            values.parse_setting(text)
 
 
 def test_options_become_json_and_come_back() -> None:
@@ -190,3 +191,67 @@ def test_every_option_has_a_help_text() -> None:
     """Every field carries the help that the command line prints."""
     for option in dataclasses.fields(ExportOptions):
         assert len(option.metadata["help"]) > 8, option.name
+
+
+# --- by purpose
+
+
+def names_of(kind: type[kinds.Options]) -> set[str]:
+    return {option.name for option in dataclasses.fields(kind)}
+
+
+def test_every_option_has_one_purpose() -> None:
+    """What, from where and how don't overlap; with the reference and the grid they are all options. A live
+    export takes no option of a checkpoint.
+    """
+    what, where_from, how = map(names_of, (ResultOptions, SourceOptions, RunOptions))
+    assert len(what | where_from | how) == len(what) + len(where_from) + len(how)
+    assert names_of(TargetOptions) == what | how | {"reference"}
+    grid = {"pipeline_parallel", "tensor_parallel", "expert_parallel"}
+    assert names_of(ExportOptions) == names_of(TargetOptions) | where_from | grid
+
+
+def test_the_result_says_nothing_of_where_from_and_how() -> None:
+    """Exports that differ only in source, output, ranks and patience have the same result options; a change
+    of what is exported changes them.
+    """
+    result = _options(dtype="float32", contents="model").result
+    assert type(result) is ResultOptions
+    other = {"checkpoint": "x", "output": "y", "verify": False, "leaders_per_stage": "all"}
+    assert result == _options(dtype="float32", contents="model", **other).result
+    assert result.result == result
+    assert set(result.to_json()) == names_of(ResultOptions)
+    for name, value in {"dtype": "float16", "mtp": "drop", "vocab_size": 9, "max_shard_size": "1KB"}.items():
+        assert _options(**{name: value}).result != _options().result
+
+
+# --- as keywords
+
+
+NAMED = {"checkpoint", "reference", "output"}  # by the functions themselves
+OF_TEXTS = {"max_shard_size", "leaders_per_stage"}  # texts that may be numbers
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed"),
+    [
+        (ResultOptions, keywords.ResultKeywords),
+        (TargetOptions, keywords.TargetKeywords),
+        (ExportOptions, keywords.ExportKeywords),
+    ],
+)
+def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None:
+    """Every option is a keyword of its type: choices are literals, paths may be texts, and texts of sizes and
+    counts may be numbers.
+    """
+    fields = {option.name: option for option in dataclasses.fields(kind) if option.name not in NAMED}
+    hints, wanted = get_type_hints(typed), get_type_hints(kind)
+    assert hints.keys() == fields.keys()
+    for name, hint in hints.items():
+        if choices := fields[name].metadata["choices"]:
+            assert get_origin(hint) is Literal
+            assert get_args(hint) == choices
+            continue
+        expected = set(get_args(wanted[name]) or (wanted[name],))
+        expected |= {int} if name in OF_TEXTS else {str} if Path in expected else set()
+        assert set(get_args(hint) or (hint,)) == expected, name

@@ -1,4 +1,6 @@
-"""Claims of `pp_export.core.grid`: every rank has one place in the grid, and a chosen grid uses all ranks."""
+"""Claims of `pp_export.planning.rank_grid`: every rank has one place in the grid, and a chosen grid uses
+all ranks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import itertools
 import pytest
 
 from pp_export.core.errors import OptionError
-from pp_export.core.grid import Position, RankGrid, choose_grid
+from pp_export.planning.rank_grid import Position, RankGrid, choose_grid
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 2, 2, 2), (2, 3, 1, 2), (2, 1, 3, 2), (1, 2, 3, 4)])

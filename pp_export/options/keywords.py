@@ -1,0 +1,49 @@
+"""The options as keywords of the Python functions, so that type checkers and editors know every name and
+value.
+
+The fields of `ResultOptions`, `RunOptions` and `ExportOptions` that no function names itself; a test holds
+the two against each other. Sizes and numbers may be texts, as in a job file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypedDict
+
+Folder = str | Path
+Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
+Contents = Literal["folder", "model", "weights"]
+
+
+class ResultKeywords(TypedDict, total=False):
+    """What the result is."""
+
+    dtype: Dtype
+    mtp: Literal["export", "drop"]
+    vocab_size: int | None
+    architecture: str | None
+    max_shard_size: str | int
+    code: bool
+    contents: Contents
+
+
+class TargetKeywords(ResultKeywords, total=False):
+    """What the result is and how it is made: what `export_model` takes."""
+
+    overwrite: bool
+    parents: bool
+    leaders_per_stage: str | int
+    backend: Literal["gloo", "nccl"]
+    stall_seconds: float
+    verify: bool
+    report: Folder | None
+
+
+class ExportKeywords(TargetKeywords, total=False):
+    """The same, and where a checkpoint's values come from: what `export_checkpoint` and `plan` take."""
+
+    iteration: int | None
+    check_source: bool
+    pipeline_parallel: int | None
+    tensor_parallel: int | None
+    expert_parallel: int | None

@@ -1,0 +1,187 @@
+"""What a user can ask for: frozen dataclasses, from which flags, job files and docs are made.
+
+Three kinds by purpose: what the result is, where it comes from, and how it is made. A function takes the
+narrowest kind that tells it enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pp_export.core.errors import OptionError
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """`5GB`, `512MiB` or a number, in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    unit = _UNITS.get(match[2].upper(), 0) if match else 0
+    size = int(float(match[1]) * unit) if match else 0
+    if size < 1:
+        raise OptionError(
+            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=text
+        )
+    return size
+
+
+def parse_leaders(text: str | int) -> int | None:
+    """`all` (None) or a positive number."""
+    if text == "all":
+        return None
+    if not str(text).isdecimal() or int(text) < 1:
+        raise OptionError("not a number of leaders", expected="a positive number, or all", got=text)
+    return int(text)
+
+
+def flag(name: str) -> str:
+    """The flag of an option, without the leading dashes."""
+    return name.replace("_", "-")
+
+
+def _option(
+    help_text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    choices: tuple[str, ...] | None = None,
+    positive: bool = False,
+) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices, "positive": positive})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all kinds have in common: values are checked when they are made, and are JSON."""
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices is not None and value not in choices:
+                raise OptionError(
+                    f"--{flag(option.name)} has no such value", expected=", ".join(choices), got=value
+                )
+            if option.metadata["positive"] and value is not None and not value > 0:
+                raise OptionError(f"--{flag(option.name)} must be positive", got=value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(Options):
+    """Where the weights come from: a checkpoint. A live model needs no such options."""
+
+    checkpoint: Path = _option("Megatron checkpoint: its root (with the tracker file) or an iteration folder")
+    iteration: int | None = _option("iteration to export; default: the tracker file's", None)
+    check_source: bool = _option(
+        "check the CRC-32 that torch stored with every record while reading it", True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions(Options):
+    """What the result is: with the same source, these decide every byte of it. The manifest records them and
+    the plan's fingerprint covers them. Sizes in bytes are texts such as `5GB`.
+    """
+
+    dtype: str = _option(
+        "element type of floating-point weights",
+        "checkpoint",
+        choices=("checkpoint", "float32", "bfloat16", "float16"),
+    )
+    mtp: str = _option(
+        "multi-token-prediction layers: export them, or drop them", "export", choices=("export", "drop")
+    )
+    vocab_size: int | None = _option(
+        "true vocabulary size; default: the reference config.json's", None, positive=True
+    )
+    architecture: str | None = _option(
+        "architecture table (a .yaml file); default: the packaged one for the class", None
+    )
+    max_shard_size: str = _option("layers above this size are split into several files", "5GB")
+    code: bool = _option(
+        "copy the Python files that config.json's auto_map names, as data; else strip auto_map", True
+    )
+    contents: str = _option(
+        "a folder of its own; or a whole model, or weights and index, beside what else the output holds",
+        "folder",
+        choices=("folder", "model", "weights"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_bytes(self.max_shard_size)
+
+    @property
+    def result(self) -> ResultOptions:
+        """These options alone, without where from and how."""
+        names = (option.name for option in dataclasses.fields(ResultOptions))
+        return ResultOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def weights_only(self) -> bool:
+        return self.contents == "weights"
+
+    @property
+    def beside(self) -> bool:
+        """Whether what else the output holds is left alone."""
+        return self.contents != "folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """How an export is made, and where to: whatever they say, the bytes are the same."""
+
+    output: Path = _option("folder to make")
+    overwrite: bool = _option("replace an existing output once the new one is complete and verified", False)
+    parents: bool = _option("make the folders above the output where they are missing", False)
+    leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
+    backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
+    stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
+    verify: bool = _option("re-read and check every byte before publishing", True)
+    report: Path | None = _option("write a JSON report there, also when the export fails", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_leaders(self.leaders_per_stage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(RunOptions, ResultOptions):
+    """The options of every export, whatever its source: what and how, and of which model."""
+
+    reference: Path = _option(
+        "Hugging Face folder of the model: config.json, tokenizer; weights are not needed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(TargetOptions, SourceOptions):
+    """The options of `export` and `plan`. Field names are the keys of a job file; flags have dashes.
+
+    The grid is for a checkpoint alone, which any rank can read; in a live model, ranks read what they hold.
+    """
+
+    pipeline_parallel: int | None = _option(
+        "the export's own number of stages; default: chosen from the world size", None, positive=True
+    )
+    tensor_parallel: int | None = _option(
+        "ranks over which a stage's tensor parts are dealt; default: chosen", None, positive=True
+    )
+    expert_parallel: int | None = _option(
+        "ranks over which a stage's experts are dealt; default: chosen", None, positive=True
+    )

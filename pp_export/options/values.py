@@ -1,0 +1,87 @@
+"""Options from raw values: job files, `--set key=value`, flags and keywords. What fits no option is refused
+by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pp_export.core.errors import OptionError
+from pp_export.options.kinds import Options, flag
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def options_from(values: Mapping[str, Any], given_in: str, kind: type[Kind]) -> Kind:
+    """Options of a kind from raw values; unknown, missing and ill-typed keys are refused."""
+    fields = {option.name: option for option in dataclasses.fields(kind)}
+    check_keys(values, fields, given_in)
+    missing = [n for n, o in fields.items() if o.default is dataclasses.MISSING and values.get(n) is None]
+    if missing:
+        raise OptionError(
+            "options are missing",
+            where={"given in": given_in},
+            findings=[f"--{flag(name)}" for name in missing],
+        )
+    return kind(**{name: _convert(name, str(fields[name].type), value) for name, value in values.items()})
+
+
+def check_keys(keys: Iterable[str], known: Iterable[str], given_in: str) -> None:
+    """Raise OptionError naming, for each unknown key, the nearest known one."""
+    known = list(known)
+    findings = []
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0.5)
+            findings.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if findings:
+        raise OptionError(
+            "unknown options", where={"given in": given_in}, expected=", ".join(known), findings=findings
+        )
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The values of a job file. Relative paths in it are relative to the working directory, as those of flags
+    are.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"the job file can't be read: {error}", where={"file": path}) from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise OptionError("a job file must be a mapping of option names to values", where={"file": path})
+    return value
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`key=value` as --set takes it; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError("--set takes key=value", got=text)
+    try:
+        return key.strip().replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise OptionError(f"the value of --set is not YAML: {error}", got=text) from error
+
+
+def _convert(name: str, kind: str, value: Any) -> Any:
+    if (value is None and kind.endswith("None")) or (kind == "bool" and isinstance(value, bool)):
+        return value
+    try:
+        if kind.startswith("Path") and isinstance(value, (str, Path)):
+            return Path(value)
+        if kind.startswith("str") and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if kind.startswith("int") and not isinstance(value, (bool, float)):
+            return int(value)
+        if kind.startswith("float") and not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise OptionError(f"--{flag(name)} has a value of the wrong type", expected=kind, got=repr(value))

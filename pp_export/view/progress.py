@@ -1,0 +1,109 @@
+"""How far an export is: a bar for each stage on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from pp_export.process.log import logger
+from pp_export.view.text import human_bytes
+
+if TYPE_CHECKING:
+    from pp_export.distributed.world import World
+    from pp_export.planning.export_plan import ExportPlan
+    from pp_export.steps.inputs import ExportInputs
+
+_BAR_SECONDS, _LINE_SECONDS = 0.2, 5.0
+
+
+class ExportView:
+    """Rank 0's view of all ranks while they export and verify: a bar, or now and then a line, per stage."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._plan: ExportPlan | None = None
+        self._verifiers: list[int] = []
+        self._bars = _bars() if world.rank == 0 and sys.stderr.isatty() else None
+        self._tasks: dict[tuple[str, int], TaskID] = {}
+        self._begun: dict[str, float] = {}
+        self._shown = 0.0
+
+    def __enter__(self) -> ExportView:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def plan(self, inputs: ExportInputs, plan: ExportPlan) -> None:
+        """The plan is known."""
+        self._plan, self._verifiers = plan, plan.verifiers()
+        if self._world.rank == 0:
+            logger.info(
+                "exporting %s: %d tensors, %s, in %d files by %d ranks in %d stages",
+                inputs.architecture.serves[0] if inputs.architecture.serves else inputs.architecture.name,
+                sum(len(shard.tensors) for shard in plan.shards),
+                human_bytes(plan.total_size),
+                len(plan.shards),
+                plan.world_size,
+                len(plan.stages),
+            )
+
+    def poll(self, phase: str) -> None:
+        """Called often while `phase` (`export` or `verify`) runs."""
+        now, pause = time.monotonic(), _BAR_SECONDS if self._bars else _LINE_SECONDS
+        if self._world.rank != 0 or self._plan is None or now - self._shown < pause:
+            return
+        begun = self._begun.setdefault(phase, now)
+        self._shown = now
+        if self._bars is None and begun == now:
+            return
+        posted = self._world.liveness.progress_of(range(self._world.size))
+        counter = "written" if phase == "export" else "verified"
+        for stage, ranks in enumerate(self._plan.stages):
+            done = sum(posted.get(rank, {}).get(counter, 0) for rank in ranks)
+            shards = sum(posted.get(rank, {}).get("shards", 0) for rank in ranks)
+            self._show(self._plan, phase, stage, done, shards, now - begun)
+
+    def _show(
+        self, plan: ExportPlan, phase: str, stage: int, done: int, num_done: int, seconds: float
+    ) -> None:
+        doers = [shard.leader for shard in plan.shards] if phase == "export" else self._verifiers
+        shards = [shard for shard, rank in zip(plan.shards, doers) if rank in plan.stages[stage]]
+        total = sum(shard.num_bytes for shard in shards)
+        note = f"{num_done} of {len(shards)} shards" if phase == "export" else f"{len(shards)} shards"
+        if self._bars is None:
+            rate, so_far, whole = map(human_bytes, (done / max(seconds, 1e-3), done, total))
+            logger.info("%s stage %d: %s of %s, %s/s, %s", phase, stage, so_far, whole, rate, note)
+            return
+        key = (phase, stage)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(f"{phase} stage {stage}", total=total, note=note)
+        self._bars.update(self._tasks[key], completed=done, note=note)
+
+
+@contextmanager
+def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
+    """A bar for bytes of unknown total, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with _bars() as bars:
+        task = bars.add_task(what, total=None, note="")
+        yield lambda count: bars.update(task, advance=count)
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))

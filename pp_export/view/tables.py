@@ -1,0 +1,146 @@
+"""Reports as tables on stdout, each shown once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from pp_export.view.text import console, human_bytes
+
+if TYPE_CHECKING:
+    from pp_export.steps.checkpoint_report import CheckpointReport
+    from pp_export.steps.plan_report import PlanReport
+    from pp_export.steps.report import ExportReport
+    from pp_export.verification import Verification
+    from pp_export.verification.diff import Difference
+
+_CHECKED = {True: "CRC-32 of every record checked", False: "not checked", None: "a live model"}
+_LAYOUT = (
+    ("TP", "tensor_model_parallel_size"),
+    ("PP", "pipeline_model_parallel_size"),
+    ("VPP", "virtual_pipeline_model_parallel_size"),
+    ("EP", "expert_model_parallel_size"),
+    ("ETP", "expert_tensor_parallel_size"),
+    ("CP", "context_parallel_size"),
+    ("DP", "data_parallel_size"),
+)
+_SIZES = (
+    *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"),
+    *("num_experts", "padded_vocab_size"),
+)
+_MAX_ROWS, _MAX_PEAKS = 40, 8
+
+
+def print_export(report: ExportReport) -> None:
+    """What an export did, and what it proved."""
+    seconds = report.seconds
+    rate = human_bytes(report.total_size / max(seconds.get("export", 0), 1e-3))
+    peaks = ", ".join(human_bytes(peak) for peak in report.peak_anonymous_bytes[:_MAX_PEAKS])
+    verified = f"every byte re-read, {seconds['verify']:.1f} s" if report.verified else "NOT verified"
+    table = Table(title=f"exported to {report.output}", show_header=False)
+    rows = {
+        "model": f"{report.architecture}, {report.total_parameters:,} parameters",
+        "files": f"{report.num_files} shards, {human_bytes(report.total_size)}",
+        "accounted": f"every tensor once, against {report.expected_from}",
+        "dropped": ", ".join(report.dropped) or "nothing",
+        "source": _CHECKED[report.source_checked],
+        "export": f"{seconds['export']:.1f} s, {rate}/s",
+        "verified": verified,
+        "config.json": "; ".join(report.config_corrections) or "as in the reference",
+        "peak memory": f"{peaks} (anonymous, per rank)",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console().print(table)
+
+
+def print_plan(report: PlanReport) -> None:
+    """What an export would do, file by file and rank by rank."""
+    out = console()
+    shards = Table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
+    for column in ("file", "unit", "stage", "leader", "tensors", "size"):
+        shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
+    for shard in report.shards[:_MAX_ROWS]:
+        numbers = map(str, (shard.stage, shard.leader, len(shard.tensors)))
+        shards.add_row(shard.file, shard.unit, *numbers, human_bytes(shard.bytes))
+    if len(report.shards) > _MAX_ROWS:
+        shards.add_row(f"and {len(report.shards) - _MAX_ROWS} more (--json lists all)")
+    out.print(shards)
+    ranks = Table(title=f"{len(report.ranks)} ranks in {report.num_stages} stages")
+    for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
+        ranks.add_column(column, justify="right")
+    for rank in report.ranks[:_MAX_ROWS]:
+        sizes = (rank.read_bytes, rank.sent_bytes, rank.written_bytes, rank.peak_bytes)
+        ranks.add_row(str(rank.rank), str(rank.stage), *map(human_bytes, sizes))
+    out.print(ranks)
+    dropped = "; ".join(f"{name} ({why})" for name, why in report.dropped.items()) or "nothing"
+    out.print(
+        f"accounted: every tensor once, against {report.expected_from}; dropped: {dropped}", soft_wrap=True
+    )
+
+
+def print_checkpoint(report: CheckpointReport) -> None:
+    """What a checkpoint is, and every key that it stores."""
+    out, args, weights = console(), report.args or {}, report.weights
+    sizes = ", ".join(f"{name} {args[name]}" for name in _SIZES if args.get(name) is not None)
+    layout = ", ".join(f"{short}{args[name]}" for short, name in _LAYOUT if args.get(name) is not None)
+    keys = f"one key for {'all layers' if report.stacked else 'each layer'}"
+    about = Table(title=report.folder, show_header=False)
+    rows = {
+        "format": f"{report.format}, {'one file per rank' if report.one_file_per_rank else keys}",
+        "written by": report.writer,
+        "iteration": str(report.iteration),
+        "layout": layout or "unknown (no training args)",
+        "model": sizes or "unknown",
+        "weights": f"{weights.num_tensors:,} tensors, {weights.num_parameters:,} parameters,"
+        f" {human_bytes(weights.bytes)} in {weights.num_boxes:,} stored boxes"
+        f" of {len(weights.files):,} files",
+        **{
+            kind: f"{other.items:,} items, {human_bytes(other.bytes)}" for kind, other in report.other.items()
+        },
+        **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},
+    }
+    for name, text in rows.items():
+        about.add_row(name, text)
+    out.print(about)
+    tensors = Table()
+    for column in ("stored key", "type", "shape", "boxes"):
+        tensors.add_column(column, overflow="fold")
+    for key, tensor in report.tensors.items():
+        tensors.add_row(key, tensor.dtype, str(list(tensor.shape)), str(tensor.num_boxes))
+    out.print(tensors)
+
+
+def print_verification(result: Verification) -> None:
+    """What verify found."""
+    out = console()
+    for fault in result.faults:
+        out.print(f"FAULT {fault}", soft_wrap=True)
+    for note in result.notes:
+        out.print(f"note: {note}", soft_wrap=True)
+    verdict = "ok" if result.ok else f"{len(result.faults)} faults"
+    out.print(
+        f"{result.folder}: {verdict} ({result.depth}; {result.num_files} files, {result.num_tensors} tensors,"
+        f" {human_bytes(result.num_bytes_read)} read)",
+        soft_wrap=True,
+    )
+
+
+def print_difference(result: Difference) -> None:
+    """How two folders differ: a line for each tensor that does, and the verdict."""
+    out = console()
+    for folder, names in ((result.a, result.only_in_a), (result.b, result.only_in_b)):
+        for name in names:
+            out.print(f"ONLY in {folder}: {name}", soft_wrap=True)
+    for spec in result.other_spec:
+        out.print(f"SHAPE or type: {spec.name}: {spec.a}, {spec.b}", soft_wrap=True)
+    for value in result.other_values:
+        out.print(
+            f"VALUES: {value.name}: {value.num_different:,} of {value.num_elements:,} differ, by up to"
+            f" {value.max_abs_error:g}"
+            + (f"; {value.num_not_finite:,} not finite" * bool(value.num_not_finite)),
+            soft_wrap=True,
+        )
+    verdict = "identical" if result.identical else "different"
+    out.print(f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal)", soft_wrap=True)

@@ -1,0 +1,26 @@
+"""How sizes are said, and the consoles that text goes to."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+_WIDTH_OF_FILES = 200
+
+
+def human_bytes(count: float) -> str:
+    """`3.55 GB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def console() -> Console:
+    """stdout, for text that is shown as it is: names may look like markup. What is no terminal is wide, so
+    that names stay whole for whoever searches in it.
+    """
+    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    return Console(width=width, markup=False, emoji=False, highlight=False)

@@ -1,0 +1,155 @@
+"""Claims of `pp_export/schemas`: schemas are strict, and what pp_export writes and prints follows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from jsonschema import Draft202012Validator
+
+import pp_export
+from pp_export.core import file_names
+from pp_export.core.errors import OptionError, TargetError
+from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
+from pp_export.steps import report
+from pp_export.steps.checkpoint_report import CheckpointReport
+from pp_export.steps.plan_report import PlanReport, plan_report
+from pp_export.steps.report import ExportReport
+from pp_export.verification import KINDS, Fault, Verification
+from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
+from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures.exports import export_here
+from tests.fixtures.planned import Planned
+
+NAMES = ("diff", "export_manifest", "inspect", "plan", "report", "shard", "verify")
+
+
+def schema(name: str) -> Any:
+    return json.loads(resources.files("pp_export.schemas").joinpath(f"{name}.json").read_text())
+
+
+def check(name: str, value: Any) -> None:
+    """Raise unless the JSON text of `value` follows the schema."""
+    Draft202012Validator(schema(name)).validate(json.loads(json.dumps(value, allow_nan=False)))
+
+
+@dataclass(frozen=True)
+class Made:
+    report: ExportReport
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Checkpoint, reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A real export."""
+    out = tmp_path_factory.mktemp("schemas") / "out"
+    done = export_here(checkpoint=checkpoint("qwen2", "tp2"), reference=reference("qwen2"), output=out)
+    return Made(done, json.loads((out / file_names.MANIFEST).read_text()))
+
+
+def test_every_schema_is_one() -> None:
+    """Each file is a schema of the draft that it names, and there are no others."""
+    folder = Path(pp_export.__file__).parent / "schemas"
+    assert sorted(path.stem for path in folder.glob("*.json")) == list(NAMES)
+    for name in NAMES:
+        Draft202012Validator.check_schema(schema(name))
+        assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_an_export_follows_its_schemas(made: Made) -> None:
+    """The report, the manifest, and each shard in it."""
+    check("report", made.report.to_json())
+    check("export_manifest", made.manifest)
+    assert made.manifest["shards"]
+    for shard in made.manifest["shards"]:
+        check("shard", shard)
+
+
+def test_a_failure_follows_the_report_s_schema(planned: Planned) -> None:
+    """With all fields of an error and with none, of a checkpoint's export and of a live one."""
+    full = TargetError("full", where={"rank": 3}, expected=1, got=2, advice="less", findings=["a"])
+    names = [option.name for option in fields(TargetOptions)]
+    live = TargetOptions(**{name: getattr(planned.options, name) for name in names})
+    for error in (full, OptionError("wrong")):
+        for options in (planned.options, live):
+            check("report", report.failure_json(error, options))
+
+
+def test_metadata_follows_its_schemas(planned: Planned) -> None:
+    """A plan and a checkpoint."""
+    check("plan", plan_report(planned.inputs, planned.plan).to_json())
+    check("inspect", pp_export.inspect(planned.options.checkpoint).to_json())
+
+
+def test_findings_follow_their_schemas(made: Made) -> None:
+    """A verification and a comparison that found nothing, and ones that found every kind of thing."""
+    check("verify", pp_export.verify(made.report.output).to_json())
+    check("diff", pp_export.diff(made.report.output, made.report.output).to_json())
+    faults = tuple(Fault(kind, "f", tensor, "text") for kind in KINDS for tensor in (None, "t"))
+    check("verify", Verification("x", faults, 1, 2, 3, "subset 1/2 and load", False, ("note",)).to_json())
+    values = (ValueDifference("v", 4, 3, 1, 0.5),)
+    check(
+        "diff",
+        Difference("a", "b", ("x",), ("y",), (SpecDifference("s", "F32[1]", "F16[1]"),), values, 3).to_json(),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
+    """A key too many, a missing one and another version are refused; no object of ours takes other keys."""
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
+        "export_manifest": lambda: made.manifest,
+        "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
+        "plan": lambda: plan_report(planned.inputs, planned.plan).to_json(),
+        "report": made.report.to_json,
+        "shard": lambda: made.manifest["shards"][0],
+        "verify": lambda: pp_export.verify(made.report.output, quick=True).to_json(),
+    }
+    value = makers[name]()
+    wrong = [{**value, "extra": 1}, {**value, "schema_version": 2}]
+    wrong += [{k: v for k, v in value.items() if k != key} for key in value]
+    for each in wrong:
+        with pytest.raises(jsonschema.ValidationError):
+            check(name, each)
+    assert all(each.get("additionalProperties") is False for each in objects(schema(name)))
+
+
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every schema in `value` that names its keys."""
+    if isinstance(value, dict):
+        if isinstance(value.get("properties"), dict):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from objects(each)
+
+
+def test_schemas_name_the_fields_of_the_reports() -> None:
+    """Keys are those of the dataclasses, options those that there are; a shard is the same in both places."""
+    own = {"schema_version"}
+    success = schema("report")["$defs"]["success"]["properties"]
+    assert success.keys() == {f.name for f in fields(ExportReport)} | own | {"status"}
+    assert schema("plan")["properties"].keys() == {f.name for f in fields(PlanReport)} | own
+    assert schema("inspect")["properties"].keys() == {f.name for f in fields(CheckpointReport)} | own
+    options = schema("report")["$defs"]["options"]["properties"]
+    assert options.keys() == {f.name for f in fields(ExportOptions)}
+    result = schema("export_manifest")["$defs"]["result_options"]["properties"]
+    assert result.keys() == {f.name for f in fields(ResultOptions)}
+    for option in fields(ExportOptions):
+        if choices := option.metadata["choices"]:
+            assert (
+                options[option.name] == result.get(option.name, options[option.name]) == {"enum": [*choices]}
+            )
+    kinds = schema("verify")["properties"]["faults"]["items"]["properties"]["kind"]["enum"]
+    assert kinds == list(KINDS)
+    whole, part = schema("shard"), schema("export_manifest")["$defs"]
+    assert part["shard"] == {key: whole[key] for key in part["shard"]}
+    assert {key: part[key] for key in whole["$defs"]} == whole["$defs"]

@@ -1,0 +1,111 @@
+"""Claims of the reports in `pp_export.steps`: plain values, which survive JSON and add up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pp_export.checkpoint.formats import describe_checkpoint
+from pp_export.core.errors import ExportError, TargetError
+from pp_export.steps import report
+from pp_export.steps.checkpoint_report import checkpoint_report
+from pp_export.steps.plan_report import plan_report
+from pp_export.steps.report import Completed, ExportReport
+from tests.cpu.conftest import Checkpoint
+from tests.fixtures.planned import Planned
+
+
+@pytest.fixture
+def done(planned: Planned) -> ExportReport:
+    """A report with something in every field."""
+    completed = Completed(("a correction",), ("tokenizer.json",), ("old.bin",), ("a note",))
+    seconds = {"plan": 0.5, "export": 2.0}
+    return report.succeeded(planned.inputs, planned.plan, planned.options, completed, [5, 6, 7, 8], seconds)
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def test_a_report_survives_json(done: ExportReport) -> None:
+    """`from_json` of the written report is the report; its fields are plain values."""
+    assert ExportReport.from_json(done.to_json()) == done
+    assert ExportReport.from_json(through_json(done.to_json())) == done
+    assert through_json(done.to_json()) == done.to_json()
+
+
+def test_the_repr_is_one_line(done: ExportReport) -> None:
+    """It says where to, how much, and how long it took in all."""
+    assert repr(done) == (
+        f"ExportReport(output={done.output!r}, files={done.num_files}, bytes={done.total_size}, seconds=2.5)"
+    )
+
+
+def test_a_failure_s_report_is_raised_again(planned: Planned) -> None:
+    """`from_json` of the report of a failure raises that error, with all its fields."""
+    error = TargetError("full", where={"rank": 3}, expected=1, got=2, advice="less", findings=["a", "b"])
+    with pytest.raises(TargetError) as caught:
+        ExportReport.from_json(through_json(report.failure_json(error, planned.options)))
+    assert caught.value.to_json() == error.to_json()
+
+
+def test_other_values_are_no_reports(done: ExportReport) -> None:
+    """Another version, or a missing key, is refused by name."""
+    value = done.to_json()
+    for wrong in ({**value, "schema_version": 2}, {**value, "schema_version": None}, {}):
+        with pytest.raises(ExportError, match="no report of an export"):
+            ExportReport.from_json(wrong)
+    del value["stages"]
+    with pytest.raises(ExportError) as caught:
+        ExportReport.from_json(value)
+    assert caught.value.findings == ("stages is missing",)
+
+
+def test_the_manifest_gets_what_decides_bytes(planned: Planned, done: ExportReport) -> None:
+    """Provenance has the result options only; the report has all of them."""
+    made = report.provenance(planned.inputs, planned.plan, planned.options)
+    assert made["options"] == planned.options.result.to_json()
+    assert "output" not in made["options"]
+    assert done.options == planned.options.to_json()
+    assert made["plan_fingerprint"] == done.plan_fingerprint == planned.plan.fingerprint
+    assert through_json(made) == made
+
+
+def test_a_rank_that_completed_nothing_reports_the_rest(planned: Planned) -> None:
+    """On other ranks than 0 what rank 0 found is empty, and the counts are the same."""
+    made = report.succeeded(planned.inputs, planned.plan, planned.options, None, [], {})
+    assert made.config_corrections == made.assets_copied == made.assets_left == ()
+    assert made.peak_anonymous_bytes == ()
+    assert (made.num_tensors, made.dtype, made.vocab_size) == (75, "float32", 250)
+    assert made.stages == (2, 2)
+    assert repr(made).endswith("seconds=0.0)")
+
+
+def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
+    """The plan as JSON has every file and rank, and its bytes agree with each other and with the plan."""
+    value = json.loads(json.dumps(plan_report(planned.inputs, planned.plan).to_json()))
+    assert [shard["file"] for shard in value["shards"]] == [shard.file for shard in planned.plan.shards]
+    assert sum(rank["written_bytes"] for rank in value["ranks"]) == sum(
+        shard["bytes"] for shard in value["shards"]
+    )
+    assert [rank["stage"] for rank in value["ranks"]] == [0, 0, 1, 1]
+    stored = sum(spec.num_bytes for spec in planned.inputs.catalog.specs.values())
+    assert sum(rank["read_bytes"] for rank in value["ranks"]) == stored
+    assert [rank["peak_bytes"] for rank in value["ranks"]] == [
+        planned.plan.peak_bytes(rank) for rank in range(4)
+    ]
+    tensors = {name: tensor for shard in value["shards"] for name, tensor in shard["tensors"].items()}
+    assert tensors["lm_head.weight"] == {"dtype": "float32", "shape": [250, 64]}
+    assert (value["fingerprint"], value["total_size"]) == (planned.plan.fingerprint, planned.plan.total_size)
+    assert value["sizes"]["padded_vocab_size"] == 256
+
+
+def test_a_checkpoint_for_machines_adds_up(checkpoint: Checkpoint) -> None:
+    """The checkpoint as JSON has every stored key and box, and what is no weight by kind."""
+    catalog = describe_checkpoint(checkpoint("qwen3_moe", "pp2ep2"), None)
+    value = json.loads(json.dumps(checkpoint_report(catalog).to_json()))
+    assert value["tensors"].keys() == {tensor.key for tensor in catalog.tensors}
+    assert value["weights"]["num_boxes"] == len(catalog.stored_items)
+    assert value["other"].keys() == {"_extra_state", "optimizer", "rng_state"}

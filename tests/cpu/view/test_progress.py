@@ -1,0 +1,160 @@
+"""Claims of `pp_export.view.progress`: progress is a line now and then, or bars on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from pp_export.distributed.liveness import Liveness
+from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.store import Member
+from pp_export.distributed.world import World
+from pp_export.view import progress
+from pp_export.view.progress import ExportView
+from pp_export.view.text import human_bytes
+from tests.fixtures.planned import Planned
+
+
+class Posted(Liveness):
+    """Progress is what the test says it is."""
+
+    def __init__(self, world: OneOfFour) -> None:
+        super().__init__(Member(0, 1, SharedKeys(HashStore())), stall_seconds=60)
+        self._world = world
+
+    def progress_of(self, ranks: Any) -> dict[int, dict[str, Any]]:
+        return {rank: self._world.posted[rank] for rank in ranks if rank in self._world.posted}
+
+
+class OneOfFour(World):
+    """A rank of four that has no process group."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(0, 1, SharedKeys(HashStore()), None, stall_seconds=60)
+        self.rank, self.size = rank, 4
+        self.posted: dict[int, dict[str, Any]] = {}
+        self.liveness = Posted(self)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger("pp_export"), Keep()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_progress_is_a_line_per_stage_now_and_then(planned: Planned, lines: list[str], clock: Clock) -> None:
+    """Without a terminal, each stage has a line every few seconds with its bytes, rate and shards."""
+    world = OneOfFour(0)
+    with ExportView(world) as view:
+        view.poll("export")
+        view.plan(planned.inputs, planned.plan)
+        assert len(lines) == 1
+        assert "exporting Qwen2ForCausalLM: 75 tensors" in lines[0]
+        assert "by 4 ranks in 2 stages" in lines[0]
+        view.poll("export")
+        clock.now += 1
+        view.poll("export")
+        assert len(lines) == 1
+        world.posted = {0: {"written": 100_000, "shards": 1}, 2: {"written": 50_000, "shards": 0}}
+        clock.now += 9
+        view.poll("export")
+        first, second = lines[1:]
+        totals = [sum(s.num_bytes for s in planned.plan.shards if s.stage == stage) for stage in (0, 1)]
+        counts = [sum(s.stage == stage for s in planned.plan.shards) for stage in (0, 1)]
+        total, other = map(human_bytes, totals)
+        assert first == f"export stage 0: 100 KB of {total}, 10 KB/s, 1 of {counts[0]} shards"
+        assert second == f"export stage 1: 50 KB of {other}, 5 KB/s, 0 of {counts[1]} shards"
+        view.poll("export")
+        assert len(lines) == 3
+
+
+def test_progress_of_verifying_counts_what_a_stage_verifies(
+    planned: Planned, lines: list[str], clock: Clock
+) -> None:
+    """A stage's line while verifying has the bytes of the shards that its ranks re-read, not of those they
+    wrote.
+    """
+    world = OneOfFour(0)
+    view = ExportView(world)
+    view.plan(planned.inputs, planned.plan)
+    view.poll("verify")
+    clock.now += 10
+    pairs = list(zip(planned.plan.shards, planned.plan.verifiers()))
+    mine = {rank: sum(shard.num_bytes for shard, reader in pairs if reader == rank) for rank in range(4)}
+    world.posted = {rank: {"verified": count} for rank, count in mine.items()}
+    view.poll("verify")
+    assert len(lines) == 3
+    for line in lines[1:]:
+        done, _, total = line.partition(": ")[2].partition(",")[0].partition(" of ")
+        assert done == total
+
+
+def test_other_ranks_show_nothing(planned: Planned, lines: list[str], clock: Clock) -> None:
+    """Only rank 0 speaks of progress."""
+    view = ExportView(OneOfFour(1))
+    view.plan(planned.inputs, planned.plan)
+    for _ in range(3):
+        clock.now += 60
+        view.poll("export")
+    assert lines == []
+
+
+def test_a_terminal_gets_bars(
+    planned: Planned, lines: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal each stage has a bar that is completed by the bytes written."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    world = OneOfFour(0)
+    with ExportView(world) as view:
+        view.plan(planned.inputs, planned.plan)
+        world.posted = {0: {"written": 100, "shards": 1}}
+        clock.now += 1
+        view.poll("export")
+        assert view._bars is not None
+        assert [(task.description, task.completed) for task in view._bars.tasks] == [
+            ("export stage 0", 100),
+            ("export stage 1", 0),
+        ]
+    with progress.bytes_bar("verifying") as on_bytes:
+        on_bytes(10)
+
+
+def test_bytes_without_a_terminal_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bar of `verify` prints nothing where there is no terminal."""
+    with progress.bytes_bar("verifying") as on_bytes:
+        on_bytes(10)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,158 @@
+"""Claims of `pp_export.view.tables`: tables say what the reports say, and names stay whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pp_export.checkpoint.formats import describe_checkpoint
+from pp_export.steps import report
+from pp_export.steps.checkpoint_report import checkpoint_report
+from pp_export.steps.inputs import plan_export
+from pp_export.steps.plan_report import plan_report
+from pp_export.steps.report import Completed
+from pp_export.verification import Fault, Verification
+from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
+from pp_export.view import tables
+from pp_export.view.text import human_bytes
+from tests.cpu.conftest import Checkpoint
+from tests.fixtures.planned import Planned
+
+
+def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed plan names every file in full, each rank with its bytes, and what is dropped."""
+    tables.print_plan(plan_report(planned.inputs, planned.plan))
+    shown = capsys.readouterr().out
+    for shard in planned.plan.shards:
+        row = next(line for line in shown.splitlines() if shard.file in line)
+        assert [cell.strip() for cell in row.strip("│").split("│")][1:] == [
+            shard.unit,
+            str(shard.stage),
+            str(shard.leader),
+            str(len(shard.tensors)),
+            human_bytes(shard.num_bytes),
+        ]
+    assert "4 ranks in 2 stages" in shown
+    assert human_bytes(planned.plan.peak_bytes(0)) in shown
+    assert "dropped: nothing" in shown
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reasons, folders and file names with brackets or colons lose nothing when printed."""
+    text = "kept [bold]in[/] :smile: [/red]"
+    account = replace(planned.inputs.account, dropped={"x": text})
+    tables.print_plan(plan_report(replace(planned.inputs, account=account), planned.plan))
+    assert f"x ({text})" in capsys.readouterr().out
+    description = replace(planned.inputs.catalog.description, folder=f"/data/{text}")
+    tables.print_checkpoint(checkpoint_report(replace(planned.inputs.catalog, description=description)))
+    assert f"/data/{text}" in capsys.readouterr().out
+    fault = Fault("bad-header", "f.safetensors", None, text)
+    tables.print_verification(Verification(text, (fault,), 1, 1, 0, "full", True, (text,)))
+    printed = capsys.readouterr().out
+    assert printed.count(text) == 3
+
+
+def test_long_plans_are_cut_with_the_number_of_what_is_left(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a plan with many files the first are shown, and the others are counted."""
+    options = replace(planned.options, max_shard_size="100")
+    plan = plan_export(planned.inputs, options, 2)
+    tables.print_plan(plan_report(planned.inputs, plan))
+    shown = capsys.readouterr().out
+    assert shown.count("safetensors") == 40
+    assert f"and {len(plan.shards) - 40} more" in shown
+
+
+def test_a_checkpoint_is_shown_with_every_key(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The printed checkpoint has every stored key in full with type, shape and boxes, its layout and its
+    sizes.
+    """
+    catalog = describe_checkpoint(checkpoint("qwen3_moe", "pp2ep2"), None)
+    tables.print_checkpoint(checkpoint_report(catalog))
+    shown = capsys.readouterr().out
+    for tensor in catalog.tensors:
+        row = next(line for line in shown.splitlines() if f" {tensor.key} " in line)
+        assert [cell.strip() for cell in row.strip("│").split("│")] == [
+            tensor.key,
+            tensor.dtype.torch_name,
+            str(list(tensor.shape)),
+            str(len(tensor.boxes)),
+        ]
+    assert "TP1, PP2, EP2" in shown
+    assert "num_experts 8" in shown
+
+
+def test_a_checkpoint_without_args_is_shown_too(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without training args, layout and model are called unknown."""
+    description = replace(planned.inputs.catalog.description, args=None)
+    tables.print_checkpoint(checkpoint_report(replace(planned.inputs.catalog, description=description)))
+    shown = capsys.readouterr().out
+    assert "unknown (no training args)" in shown
+
+
+def test_a_verification_is_shown_fault_by_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every fault has a line with file, tensor and reason, and the last line has the verdict."""
+    faults = tuple(
+        Fault("wrong-digest", f"model-{n}.safetensors", f"layer.{n}.w", "differs") for n in range(60)
+    )
+    tables.print_verification(Verification("folder", faults, 3, 70, 10**9, "full", True))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 61
+    assert all(line.startswith("FAULT ") and f"layer.{n}.w" in line for n, line in enumerate(lines[:-1]))
+    assert lines[-1] == "folder: 60 faults (full; 3 files, 70 tensors, 1 GB read)"
+    tables.print_verification(Verification("folder", (), 3, 70, 10**9, "full", True))
+    assert capsys.readouterr().out.startswith("folder: ok (full;")
+
+
+def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every tensor that differs has a line that says how, and the last line has the verdict."""
+    result = Difference(
+        "A",
+        "B",
+        ("of.a",),
+        ("of.b",),
+        (SpecDifference("cut", "F32[2]", "F32[3]"),),
+        (ValueDifference("off", 1000, 7, 2, 0.25), ValueDifference("near", 10, 1, 0, 1e-6)),
+        5,
+    )
+    tables.print_difference(result)
+    assert capsys.readouterr().out.splitlines() == [
+        "ONLY in A: of.a",
+        "ONLY in B: of.b",
+        "SHAPE or type: cut: F32[2], F32[3]",
+        "VALUES: off: 7 of 1,000 differ, by up to 0.25; 2 not finite",
+        "VALUES: near: 1 of 10 differ, by up to 1e-06",
+        "A and B: different (5 tensors equal)",
+    ]
+    tables.print_difference(replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=()))
+    assert capsys.readouterr().out == "A and B: identical (5 tensors equal)\n"
+
+
+def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table at the end says what was accounted, checked and verified, and what was not."""
+    completed = Completed(corrections=("a correction",))
+    seconds = {"export": 2.0, "verify": 1.0}
+    done = report.succeeded(planned.inputs, planned.plan, planned.options, completed, [10**9], seconds)
+    tables.print_export(done)
+    shown = capsys.readouterr().out
+    for text in (
+        f"exported to {Path('out').absolute()}",
+        "every tensor once, against the table itself",
+        "CRC-32 of every record checked",
+        "every byte re-read, 1.0 s",
+        "a correction",
+        "1 GB (anonymous, per rank)",
+    ):
+        assert text in shown
+    tables.print_export(replace(done, verified=False, source_checked=False, config_corrections=()))
+    shown = capsys.readouterr().out
+    assert "NOT verified" in shown
+    assert "not checked" in shown
+    assert "CRC-32" not in shown
