@@ -27,25 +27,6 @@ class Box:
     def volume(self) -> int:
         return math.prod(self.shape)
 
-    def intersect(self, other: Box) -> Box | None:
-        """The common part, or None."""
-        begin = tuple(map(max, self.offset, other.offset))
-        end = tuple(
-            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape)
-        )
-        if any(low >= high for low, high in zip(begin, end)):
-            return None
-        return Box(begin, tuple(high - low for low, high in zip(begin, end)))
-
-    def within(self, outer: Box) -> tuple[slice, ...]:
-        """Index of this box in an array that holds `outer`."""
-        return tuple(slice(a - o, a - o + n) for a, n, o in zip(self.offset, self.shape, outer.offset))
-
-
-def whole(shape: Shape) -> Box:
-    """The box that is the tensor itself."""
-    return Box((0,) * len(shape), shape)
-
 
 @dataclass(frozen=True)
 class Slice:

@@ -20,7 +20,8 @@ from pp_export.checkpoint.catalog import (
 )
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Box, whole
+from pp_export.core.tensors import Box
+from tests.fixtures.boxes import whole, within
 
 HIDDEN, FFN = 3, 24
 
@@ -82,7 +83,7 @@ def pasted(tensor: StoredTensor, values: list[torch.Tensor]) -> torch.Tensor:
         for slice_ in slices_of(tensor, box):
             begin = slice_.begin // slice_.dtype.itemsize
             rows = part.flatten()[begin : begin + slice_.box.volume].view(slice_.box.shape)
-            found[slice_.box.within(whole(tensor.shape))] = rows
+            found[within(slice_.box, whole(tensor.shape))] = rows
     return found
 
 

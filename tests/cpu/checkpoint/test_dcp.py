@@ -34,8 +34,9 @@ from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.file_reader import FileReader
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Slice, whole
+from pp_export.core.tensors import Slice
 from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures.boxes import whole, within
 from tests.fixtures.element_types import bytes_of, random_bits
 from tests.fixtures.stored import canonical_values, read_stored, write_stored
 
@@ -171,7 +172,7 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
             assert sum(slice_.box.volume for slice_ in slices) == spec.num_elements
             num_cut += len(slices) > 1
             for slice_ in slices:
-                values = truth[name][slice_.box.within(whole(spec.shape))]
+                values = truth[name][within(slice_.box, whole(spec.shape))]
                 assert read(reader, slice_) == bytes_of(values), (name, slice_.box)
         reader.finish()
     assert num_cut > 10
@@ -211,7 +212,7 @@ def test_boxes_in_any_order_become_slices(boxed: Path) -> None:
     full = TENSORS["embedding.word_embeddings.weight"]
     with FileReader(catalog, check_source=True) as reader:
         for slice_ in catalog.slices["w"]:
-            assert read(reader, slice_) == bytes_of(full[slice_.box.within(whole((8, 6)))])
+            assert read(reader, slice_) == bytes_of(full[within(slice_.box, whole((8, 6)))])
 
 
 def test_a_stacked_record_is_read_in_parts(folder: Path) -> None:

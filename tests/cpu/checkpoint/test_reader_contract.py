@@ -28,7 +28,8 @@ from pp_export.checkpoint.refused import RefusedFormat
 from pp_export.checkpoint.source import Reader, Source
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Slice, TensorSpec, check_coverage, whole
+from pp_export.core.tensors import Slice, TensorSpec, check_coverage
+from tests.fixtures.boxes import whole, within
 from tests.fixtures.element_types import bytes_of
 from tests.fixtures.legacy import Run, toy_args, toy_tensors, write_ranks
 from tests.fixtures.parts import Part, entry
@@ -245,7 +246,7 @@ def read_whole(reader: Reader, slices: Sequence[Slice]) -> None:
 
 def truth(slice_: Slice) -> bytes:
     whole_tensor = TENSORS[slice_.name]
-    return bytes_of(whole_tensor[slice_.box.within(whole(tuple(whole_tensor.shape)))])
+    return bytes_of(whole_tensor[within(slice_.box, whole(tuple(whole_tensor.shape)))])
 
 
 def num_descriptors() -> int:

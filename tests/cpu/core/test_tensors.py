@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Box, Shape, Slice, TensorSpec, check_coverage, whole
-from tests.fixtures.boxes import boxes_in, shapes, tilings
+from pp_export.core.tensors import Box, Shape, Slice, TensorSpec, check_coverage
+from tests.fixtures.boxes import boxes_in, shapes, tilings, whole, within
 
 BF16 = from_torch("bfloat16")
 
@@ -22,35 +22,8 @@ BF16 = from_torch("bfloat16")
 def marked(shape: Shape, box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """An array of `shape` with ones in `box`."""
     counters = np.zeros(shape, dtype=np.int64)
-    counters[box.within(whole(shape))] = 1
+    counters[within(box, whole(shape))] = 1
     return counters
-
-
-@given(st.data())
-def test_intersection_is_what_both_boxes_mark(data: st.DataObject) -> None:
-    """`intersect` gives the elements that lie in both boxes, and None where there are none."""
-    shape = data.draw(shapes())
-    first, second = data.draw(boxes_in(shape)), data.draw(boxes_in(shape))
-    both = marked(shape, first) * marked(shape, second)
-    common = first.intersect(second)
-    assert common == second.intersect(first)
-    if common is None:
-        assert both.sum() == 0
-    else:
-        assert (marked(shape, common) == both).all()
-        assert common.volume == both.sum()
-
-
-@given(st.data())
-def test_within_finds_the_same_elements(data: st.DataObject) -> None:
-    """`within` indexes, in an array that holds the outer box, the elements of the inner one."""
-    shape = data.draw(shapes(min_dims=1))
-    outer = data.draw(boxes_in(shape))
-    local = data.draw(boxes_in(outer.shape))
-    inner = Box(tuple(a + b for a, b in zip(outer.offset, local.offset)), local.shape)
-    values = np.arange(whole(shape).volume).reshape(shape)
-    part = values[outer.within(whole(shape))]
-    assert (part[inner.within(outer)] == values[inner.within(whole(shape))]).all()
 
 
 @given(st.data(), st.integers(1, 200))
@@ -64,12 +37,12 @@ def test_rows_cut_a_slice_in_byte_order(data: st.DataObject, max_bytes: int) -> 
     rows = slice_.rows(max_bytes)
     dim = next((d for d, n in enumerate(box.shape) if n > 1), None)
     values = np.arange(whole(shape).volume, dtype=np.int16).reshape(shape)
-    image = values[box.within(whole(shape))].tobytes()
+    image = values[within(box, whole(shape))].tobytes()
     begin = slice_.begin
     for row in rows:
         assert (row.name, row.dtype, row.item, row.begin) == ("x", BF16, 7, begin)
         at = begin - slice_.begin
-        assert values[row.box.within(whole(shape))].tobytes() == image[at : at + row.num_bytes]
+        assert values[within(row.box, whole(shape))].tobytes() == image[at : at + row.num_bytes]
         begin += row.num_bytes
         assert row.num_bytes <= max_bytes or dim is None or row.box.shape[dim] == 1
     assert begin - slice_.begin == slice_.num_bytes
@@ -174,7 +147,7 @@ def test_rows_of_strided_values_are_where_the_strides_say(data: st.DataObject, m
     found = np.full(shape, -1, dtype=np.int16)
     for row in slice_.rows(max_bytes):
         assert (row.name, row.item) == ("x", 3)
-        at = row.box.within(slice_.box)
+        at = within(row.box, slice_.box)
         assert (found[at] == -1).all()
         found[at] = values(row)
     assert (found == full).all()

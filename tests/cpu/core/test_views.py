@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pp_export.core.errors import CheckpointError, ExportError
-from pp_export.core.tensors import Box, Shape, Span, check_spans, dense_strides, whole
+from pp_export.core.tensors import Box, Shape, Span, check_spans, dense_strides
 from pp_export.core.views import View, check_filled, overlap
-from tests.fixtures.boxes import shapes, tilings
+from tests.fixtures.boxes import shapes, tilings, whole, within
 
 
 def numbered(shape: Shape) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_boxes_hold_what_they_overlap(
         common = overlap(view, shape, box)
         if common is None:
             continue
-        values = tensor[box.within(whole(shape))].clone()
+        values = tensor[within(box, whole(shape))].clone()
         part = values[common.index].permute(common.order).view(common.shape)
         place = common.target(View.of(view.shape))
         seen(found, place).copy_(part)

@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from pp_export.architecture.units import Unit
 from pp_export.checkpoint.catalog import Catalog, Description, StoredItem, holders_of
 from pp_export.core.dtypes import from_torch
-from pp_export.core.tensors import Slice, whole
+from pp_export.core.tensors import Slice
 from pp_export.planning import planner
 from pp_export.planning.assignment import HolderAssignment
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from pp_export.planning.rank_grid import RankGrid
 from tests.cpu.planning.test_planner import DENSE, LARGE, MOE, Slices, files_of, planned, settle
+from tests.fixtures.boxes import whole
 from tests.fixtures.catalogs import ToyDecoder
 
 ROOT = Path(__file__).resolve().parents[3]

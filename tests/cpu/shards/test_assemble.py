@@ -21,7 +21,7 @@ from pp_export.architecture.sizes import ModelSizes
 from pp_export.core import file_names
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import ExportError
-from pp_export.core.tensors import Box, Shape, Slice, TensorSpec, whole
+from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan, ShardPlan
 from pp_export.planning.planner import make_plan
@@ -29,7 +29,7 @@ from pp_export.planning.rank_grid import RankGrid
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import ShardManifest
 from pp_export.shards.write import commit_shard, digest_shard, write_shard
-from tests.fixtures.boxes import shapes, tilings
+from tests.fixtures.boxes import shapes, tilings, whole, within
 from tests.fixtures.catalogs import one_record_each
 from tests.fixtures.element_types import TORCH_NAMES, bytes_of, random_bits
 from tests.fixtures.frozen import freeze_tensors
@@ -239,7 +239,7 @@ def messages(shard: ShardPlan, sources: Mapping[str, torch.Tensor]) -> list[tupl
         message = bytearray(b"\xaa" * part.num_bytes)
         for slice_, begin in zip(part.slices, part.offsets):
             source = sources[slice_.name]
-            values = bytes_of(source[slice_.box.within(whole(tuple(source.shape)))])
+            values = bytes_of(source[within(slice_.box, whole(tuple(source.shape)))])
             message[begin : begin + slice_.num_bytes] = values
         flat = torch.frombuffer(message, dtype=torch.uint8)
         found += [(slice_, flat[begin:]) for slice_, begin in zip(part.slices, part.offsets)]

@@ -16,7 +16,6 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from pp_export.architecture.accounting import TABLE
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.core.errors import ExportError
-from pp_export.core.tensors import whole
 from pp_export.core.version import VERSION
 from pp_export.distributed import liveness
 from pp_export.distributed.world import World
@@ -25,6 +24,7 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import failure, inputs
 from pp_export.steps.inputs import ExportInputs, agree_on_plan, describe, plan_export, read_inputs
 from pp_export.steps.target import Target
+from tests.fixtures.boxes import whole
 from tests.fixtures.catalogs import ToyDecoder
 from tests.fixtures.worlds import NUM_RANKS, error_of, on_all
 
