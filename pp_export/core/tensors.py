@@ -32,8 +32,8 @@ class Box:
 class Slice:
     """A box of the canonical tensor `name`, without values.
 
-    Its values lie in stored item number `item`, from byte `begin` of that record's data: contiguous and in C
-    order, or `strides` elements apart. Readers say what a record is; nothing else needs to know.
+    Its values lie in stored item number `item`, from byte `begin` of that item's data: contiguous and in C
+    order, or `strides` elements apart. Readers say what an item is; nothing else needs to know.
     """
 
     name: str

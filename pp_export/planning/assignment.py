@@ -47,7 +47,7 @@ class Assignment(ABC):
         return leader
 
     def owner(self, stage: int, leader: int, shape: Shape, slice_: Slice) -> int:
-        """The rank that reads a slice. Slices of one record stay with one rank, so that its CRC can run
+        """The rank that reads a slice. Slices of one item stay with one rank, so that its CRC can run
         along.
         """
         if slice_.item not in self._owner_of_item:
@@ -110,7 +110,7 @@ class GridAssignment(Assignment):
 
 
 class HolderAssignment(Assignment):
-    """Deals to the ranks that hold the slices: `holders` gives them for each record.
+    """Deals to the ranks that hold the slices: `holders` gives them for each item.
 
     Ranks that hold slices of one unit are of one stage. All of them share the leading, replicas too, and a
     leader takes a slice from itself or else from the nearest rank that holds it, so that replicas do the same
@@ -120,16 +120,13 @@ class HolderAssignment(Assignment):
     def __init__(
         self,
         holders: Sequence[Sequence[int]],
-        records_of: Mapping[Unit, Sequence[int]],
+        items_of: Mapping[Unit, Sequence[int]],
         leaders_per_stage: int | None,
     ) -> None:
         super().__init__()
         self._holders = holders
         self.stages, self.stage_of = _joined(
-            {
-                unit: {rank for record in records for rank in holders[record]}
-                for unit, records in records_of.items()
-            }
+            {unit: {rank for item in items for rank in holders[item]} for unit, items in items_of.items()}
         )
         self._leaders = [_spread(ranks, leaders_per_stage) for ranks in self.stages]
 

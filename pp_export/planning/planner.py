@@ -42,7 +42,7 @@ def make_plan(
     """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
     leads.
 
-    `holders` are the ranks that can read each record; None where every rank can read all, and `grid` decides.
+    `holders` are the ranks that can read each item; None where every rank can read all, and `grid` decides.
     `basis` is that of `ExportPlan`.
     """
     names_of: defaultdict[Unit, list[str]] = defaultdict(list)
@@ -58,11 +58,11 @@ def make_plan(
         stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
         assignment: Assignment = GridAssignment(grid, account, stage_of, leaders_per_stage)
     else:
-        records_of = {
+        items_of = {
             unit: sorted({slice_.item for source in sources_of[unit] for slice_ in slices[source]})
             for unit in units
         }
-        assignment = HolderAssignment(holders, records_of, leaders_per_stage)
+        assignment = HolderAssignment(holders, items_of, leaders_per_stage)
     encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
     shards: list[ShardPlan] = []
     number = 0
@@ -103,7 +103,7 @@ def _buckets(
 ) -> list[tuple[Contribution, ...]]:
     """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
 
-    Slices of one record stay in byte order, so that its CRC can run along.
+    Slices of one item stay in byte order, so that its CRC can run along.
     """
     filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
     size = 0

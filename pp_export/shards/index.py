@@ -22,37 +22,33 @@ from pp_export.shards.manifests import ShardManifest
 
 
 def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
-    """The records of all shards in file order; called on rank 0 when every leader has committed.
+    """The manifests of all shards in file order; called on rank 0 when every leader has committed.
 
-    Every name must be in the plan's file, in that file's record and in its header, as the safetensors library
+    Every name must be in the plan's file, in that file's JSON and in its header, as the safetensors library
     reads it. Raises VerificationError listing every difference.
     """
-    records, findings = [], []
-    for shard in plan.shards:
-        record = read_record(staging, shard.file)
+    shards, findings = [], []
+    for plan_of in plan.shards:
+        shard = read_manifest(staging, plan_of.file)
         planned = {
-            place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in shard.tensors
+            place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in plan_of.tensors
         }
-        recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in record.tensors}
-        with safe_open(staging / shard.file, framework="pt") as file:
+        recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
+        with safe_open(staging / plan_of.file, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
-        if not planned == recorded == on_disk:
-            names = {
-                n
-                for n in {*planned, *recorded, *on_disk}
-                if not planned.get(n) == recorded.get(n) == on_disk.get(n)
-            }
-            findings += [
-                f"{shard.file}: {name} differs between plan, shard JSON and header" for name in sorted(names)
-            ]
-        records.append(record)
+        findings += [
+            f"{plan_of.file}: {name} differs between plan, shard JSON and header"
+            for name in sorted({*planned, *recorded, *on_disk})
+            if not planned.get(name) == recorded.get(name) == on_disk.get(name)
+        ]
+        shards.append(shard)
     if findings:
         raise VerificationError("shards are not what was planned", findings=findings)
-    return records
+    return shards
 
 
-def read_record(staging: Path, file: str) -> ShardManifest:
+def read_manifest(staging: Path, file: str) -> ShardManifest:
     """The shard JSON of a committed shard."""
     path = staging / file_names.shard_json(file)
     try:
@@ -61,10 +57,10 @@ def read_record(staging: Path, file: str) -> ShardManifest:
         raise VerificationError(f"the shard JSON can't be read: {error!r}", where={"file": path}) from error
 
 
-def write_index(staging: Path, plan: ExportPlan, records: Sequence[ShardManifest]) -> None:
+def write_index(staging: Path, plan: ExportPlan, shards: Sequence[ShardManifest]) -> None:
     """`model.safetensors.index.json`, with true sizes."""
-    weight_map = {tensor.name: record.file for record in records for tensor in record.tensors}
-    total = sum(tensor.end - tensor.begin for record in records for tensor in record.tensors)
+    weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+    total = sum(tensor.end - tensor.begin for shard in shards for tensor in shard.tensors)
     value = manifests.index(weight_map, total, plan.total_parameters)
     files.write_file(staging / file_names.INDEX, [_json_bytes(value)])
 
@@ -72,19 +68,19 @@ def write_index(staging: Path, plan: ExportPlan, records: Sequence[ShardManifest
 def seal(
     staging: Path,
     plan: ExportPlan,
-    records: Sequence[ShardManifest],
+    shards: Sequence[ShardManifest],
     provenance: Mapping[str, Any],
     contents: str,
 ) -> None:
     """Fold the shard JSONs into the manifest, and write it and SHA256SUMS after everything else."""
     files.remove_folder(staging / file_names.SHARD_JSONS)
-    digests = {record.file: (record.bytes, record.sha256) for record in records}
+    digests = {shard.file: (shard.bytes, shard.sha256) for shard in shards}
     for path in sorted(staging.rglob("*")):
         name = path.relative_to(staging).as_posix()
         if path.is_file() and name not in digests:
             digests[name] = digest_file(path)
     value = manifests.manifest(
-        records,
+        shards,
         digests,
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,

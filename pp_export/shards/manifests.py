@@ -1,5 +1,5 @@
-"""The JSON that accompanies the weights: shard records, the index, the manifest, SHA256SUMS. Values only, no
-disk.
+"""The JSON that accompanies the weights: shard manifests, the index, the manifest, SHA256SUMS. Values
+only, no disk.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pp_export.shards.manifests import ShardManifest, TensorManifest
 
 
 def digest_shard(frozen: FrozenShard) -> ShardManifest:
-    """The record of a frozen shard: SHA-256 of the file's bytes, XXH3-128 of each tensor's."""
+    """The manifest of a frozen shard: SHA-256 of the file's bytes, XXH3-128 of each tensor's."""
     sha256 = digest.sha256()
     for begin in range(0, len(frozen.image), STEP_BYTES):
         sha256.update(frozen.image[begin : begin + STEP_BYTES])
@@ -46,10 +46,10 @@ def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], No
     return file
 
 
-def commit_shard(file: files.NewFile, record: ShardManifest, staging: Path) -> None:
+def commit_shard(file: files.NewFile, shard_manifest: ShardManifest, staging: Path) -> None:
     """Bytes durable under the final name, then the shard JSON: its presence means that the shard is
     committed.
     """
     file.commit()
-    path = staging / shard_json(record.file)
-    files.write_file(path, [json.dumps(record.to_json()).encode()])
+    path = staging / shard_json(shard_manifest.file)
+    files.write_file(path, [json.dumps(shard_manifest.to_json()).encode()])

@@ -1,8 +1,8 @@
 """One file that torch.save wrote: which tensors it holds, and where in the file their bytes lie.
 
 Since torch 1.6 such a file is a zip whose members are stored as they are: `data.pkl` tells the values, and
-every storage is a member of its own (torch/serialization.py `_save`; the bytes are those of record.py). Only
-the zip's directory, `data.pkl` and local headers are read, never a tensor.
+every storage is a member of its own (torch/serialization.py `_save`; the bytes are those of
+tensor_item.py). Only the zip's directory, `data.pkl` and local headers are read, never a tensor.
 """
 
 from __future__ import annotations

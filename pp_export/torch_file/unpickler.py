@@ -1,7 +1,7 @@
 """Reads the pickles of a checkpoint as data.
 
 Nothing that a pickle names is ever imported. A global is looked up in the table below: a few become plain
-Python values, all others become inert records that remember what they were called with. A name outside the
+Python values, all others become inert objects that remember what they were called with. A name outside the
 table stops the export. The names are those that megatron-core and torch write
 (torch/distributed/checkpoint/metadata.py, torch/serialization.py, megatron/core/safe_globals.py).
 """
@@ -25,9 +25,9 @@ class InertObject:
     kind = ""
 
     def __new__(cls, *args: object) -> InertObject:
-        record = super().__new__(cls)
-        record.__dict__["args"] = args
-        return record
+        found = super().__new__(cls)
+        found.__dict__["args"] = args
+        return found
 
     def __init__(self, *args: object) -> None:
         """Arguments are kept by `__new__`, which pickle may call alone."""
@@ -156,7 +156,7 @@ _INERT: dict[str, tuple[str, ...]] = {
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
 }
 _MAX_VALUES, _MAX_TEXT = 1_000_000, 1000
-_INERT_PREFIXES = ("megatron.",)  # enums and plan classes of any release; as records they run nothing
+_INERT_PREFIXES = ("megatron.",)  # enums and plan classes of any release; inert, they run nothing
 
 
 class _AllowListUnpickler(pickle.Unpickler):
@@ -206,7 +206,9 @@ def load(data: bytes, origin: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON: records become the text of their name and arguments, tuples and sets become lists."""
+    """`value` as JSON: inert objects become the text of their name and arguments, tuples and sets become
+    lists.
+    """
     try:
         return _plain(value, itertools.count())
     except RecursionError:

@@ -44,13 +44,13 @@ def check_manifest(survey: Survey) -> None:
     """Files listed == files summed == files present, with the recorded sizes; shard records == headers."""
     sizes, sums = survey.listing.sizes, survey.sums or {}
     manifest = survey.manifest if survey.manifest is not None and survey.manifest.is_readable else None
-    records = manifest.files if manifest else {}
+    claims = manifest.files if manifest else {}
     present = sizes.keys() - {MANIFEST, SUMS}
-    for name in sorted((records.keys() | sums.keys()) - present):
-        lister = MANIFEST if name in records else SUMS
+    for name in sorted((claims.keys() | sums.keys()) - present):
+        lister = MANIFEST if name in claims else SUMS
         survey.fault("missing-file", name, f"{lister} lists it; it is not there")
     if manifest is not None and manifest.contents in ("model", "weights"):
-        unlisted = present - records.keys() - sums.keys()
+        unlisted = present - claims.keys() - sums.keys()
         others = {name for name in unlisted if not _MODEL_WEIGHTS.fullmatch(name)}
         survey.notes += [f"not covered by {MANIFEST}: {', '.join(sorted(others))}"] if others else []
         present -= others
@@ -58,45 +58,45 @@ def check_manifest(survey: Survey) -> None:
         lacking = [
             lister
             for lister, names, is_readable in (
-                (MANIFEST, records, manifest is not None),
+                (MANIFEST, claims, manifest is not None),
                 (SUMS, sums, survey.sums is not None),
             )
             if is_readable and name not in names
         ]
         if lacking:
             survey.fault("unlisted-file", name, f"{' and '.join(lacking)} does not list it")
-        if name in records and sizes[name] != records[name].num_bytes:
-            text = f"it has {sizes[name]} bytes; the manifest says {records[name].num_bytes}"
+        if name in claims and sizes[name] != claims[name].num_bytes:
+            text = f"it has {sizes[name]} bytes; the manifest says {claims[name].num_bytes}"
             survey.fault("wrong-size", name, text)
-    for name in sorted(records.keys() & sums.keys()):
-        if records[name].sha256 != sums[name]:
-            text = f"{MANIFEST} says SHA-256 {records[name].sha256}, {SUMS} says {sums[name]}"
+    for name in sorted(claims.keys() & sums.keys()):
+        if claims[name].sha256 != sums[name]:
+            text = f"{MANIFEST} says SHA-256 {claims[name].sha256}, {SUMS} says {sums[name]}"
             survey.fault("manifest-mismatch", name, text)
     if manifest is not None:
-        _check_shard_records(survey, manifest)
+        _check_shard_claims(survey, manifest)
 
 
-def claim_faults(header: Header, record: ShardClaim) -> Iterator[Fault]:
+def claim_faults(header: Header, claim: ShardClaim) -> Iterator[Fault]:
     """Where a header and the record of its file disagree, tensor by tensor."""
     found = {entry.name: entry for entry in header.tensors}
-    recorded = {entry.name: entry for entry, _ in record.tensors}
-    for name in dict.fromkeys([*found, *recorded]):
-        if recorded.get(name) != found.get(name):
+    claimed = {entry.name: entry for entry, _ in claim.tensors}
+    for name in dict.fromkeys([*found, *claimed]):
+        if claimed.get(name) != found.get(name):
             text = f"the header says {_described(found.get(name))}; "
-            text += f"the record says {_described(recorded.get(name))}"
-            yield Fault("manifest-mismatch", record.file, name, text)
+            text += f"the record says {_described(claimed.get(name))}"
+            yield Fault("manifest-mismatch", claim.file, name, text)
 
 
-def _check_shard_records(survey: Survey, manifest: Manifest) -> None:
+def _check_shard_claims(survey: Survey, manifest: Manifest) -> None:
     for name in survey.listing.weight_files():
         if name in manifest.files and name not in manifest.shards:
             survey.fault("manifest-mismatch", name, "the manifest has no shard record of it")
-    for name, record in manifest.shards.items():
-        if manifest.files.get(name) != record.whole:
+    for name, claim in manifest.shards.items():
+        if manifest.files.get(name) != claim.whole:
             text = "the manifest's file record and shard record disagree in size or SHA-256"
             survey.fault("manifest-mismatch", name, text)
         if name in survey.headers:
-            survey.faults += claim_faults(survey.headers[name], record)
+            survey.faults += claim_faults(survey.headers[name], claim)
     if list(manifest.shards) != sorted(manifest.shards):
         survey.fault("bad-manifest", MANIFEST, "its shards are not in file order")
 

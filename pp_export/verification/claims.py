@@ -83,10 +83,10 @@ def parse_manifest(data: bytes) -> Manifest:
         text = f"its content has digest {digest}, it says {brief(value.get('digest'))}"
         manifest.faults.append(_manifest_fault(text))
     manifest.is_readable = True
-    for name, record in files.items():
-        _collect_file(manifest, name, record)
-    for record in shards:
-        _collect_shard(manifest, record)
+    for name, claim in files.items():
+        _collect_file(manifest, name, claim)
+    for claim in shards:
+        _collect_shard(manifest, claim)
     manifest.contents = value.get("contents")
     manifest.total_size, manifest.total_parameters = value.get("total_size"), value.get("total_parameters")
     return manifest
@@ -109,10 +109,10 @@ def parse_shard_claim(value: object) -> ShardClaim:
     file, tensors = value.get("file"), value.get("tensors")
     if not is_weight_file(file):
         raise MalformedError(f"it names the file {brief(file)}, which was not opened")
-    whole = _parse_file_record(value)
+    whole = _parse_file_claim(value)
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
         raise MalformedError("it has no list of tensors")
-    parsed = tuple(_parse_tensor_record(each) for each in tensors)
+    parsed = tuple(_parse_tensor_claim(each) for each in tensors)
     names: set[str] = set()
     for entry, _ in parsed:
         if entry.name in names:
@@ -158,13 +158,13 @@ def _manifest_fault(message: str) -> Fault:
     return Fault("bad-manifest", MANIFEST, None, message)
 
 
-def _collect_file(manifest: Manifest, name: str, record: Any) -> None:
+def _collect_file(manifest: Manifest, name: str, claim: Any) -> None:
     if not is_safe_path(name):
         text = f"it lists {brief(name)}, which may lead out of the folder; not opened"
         manifest.faults.append(Fault("unsafe-name", MANIFEST, None, text))
         return
     try:
-        manifest.files[name] = _parse_file_record(record)
+        manifest.files[name] = _parse_file_claim(claim)
     except MalformedError as broken:
         text = f"its record in the manifest: {broken.message}"
         manifest.faults.append(Fault("bad-manifest", name, None, text))
@@ -172,22 +172,22 @@ def _collect_file(manifest: Manifest, name: str, record: Any) -> None:
 
 def _collect_shard(manifest: Manifest, value: Any) -> None:
     try:
-        record = parse_shard_claim(value)
-        if record.file in manifest.shards:
+        claim = parse_shard_claim(value)
+        if claim.file in manifest.shards:
             raise MalformedError("there are two")
-        manifest.shards[record.file] = record
+        manifest.shards[claim.file] = claim
     except MalformedError as broken:
         manifest.faults.append(shard_claim_fault(value, broken))
 
 
-def _parse_file_record(value: object) -> FileClaim:
+def _parse_file_claim(value: object) -> FileClaim:
     fields = value if isinstance(value, Mapping) else {}
     if not is_count(fields.get("bytes")) or not is_sha256(fields.get("sha256")):
         raise MalformedError("bytes and sha256 are not a size and a digest")
     return FileClaim(fields["bytes"], fields["sha256"])
 
 
-def _parse_tensor_record(value: Mapping[str, Any]) -> tuple[TensorEntry, str]:
+def _parse_tensor_claim(value: Mapping[str, Any]) -> tuple[TensorEntry, str]:
     name, digest = value.get("name"), value.get("xxh3_128")
     if not isinstance(name, str):
         raise MalformedError(f"it names a tensor {brief(name)}")

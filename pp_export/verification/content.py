@@ -27,7 +27,7 @@ class Promise:
 
     file: str
     sha256_by_source: dict[str, str]
-    record: ShardClaim | None = None
+    claim: ShardClaim | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Reader:
         except OSError as error:
             return error
         with file:
-            return self._digest(file, promise.record)
+            return self._digest(file, promise.claim)
 
-    def _digest(self, file: io.FileIO, record: ShardClaim | None) -> Digests | OSError:
+    def _digest(self, file: io.FileIO, claim: ShardClaim | None) -> Digests | OSError:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
         _forget(file)
         buffer = memoryview(bytearray(STEP_BYTES))
-        whole, tensors, position = sha256(), _TensorDigests(record), 0
+        whole, tensors, position = sha256(), _TensorDigests(claim), 0
         while True:
             try:
                 num_bytes = _read_step(file, buffer)
@@ -117,8 +117,8 @@ class Reader:
 class _TensorDigests:
     """XXH3-128 of tensors that lie one after another, from bytes that come in file order."""
 
-    def __init__(self, record: ShardClaim | None) -> None:
-        known = record if record is not None and record.is_contiguous else None
+    def __init__(self, claim: ShardClaim | None) -> None:
+        known = claim if claim is not None and claim.is_contiguous else None
         start = known.data_begin if known else 0
         self._ends = [(entry.name, start + entry.end) for entry, _ in known.tensors] if known else []
         self._start, self._next = start, 0
@@ -149,21 +149,21 @@ class _TensorDigests:
 
 def _compare(promise: Promise, found: Digests) -> list[Fault]:
     """What is wrong with one pass over a file; a tensor is named where its digest says which it is."""
-    file, record = promise.file, promise.record
+    file, claim = promise.file, promise.claim
     wrong = {source: digest for source, digest in promise.sha256_by_source.items() if digest != found.sha256}
     is_right = len(wrong) < len(promise.sha256_by_source)
-    recorded = {entry.name: digest for entry, digest in record.tensors} if record else {}
-    damaged = [name for name, digest in found.tensors.items() if recorded[name] != digest]
+    claimed = {entry.name: digest for entry, digest in claim.tensors} if claim else {}
+    damaged = [name for name, digest in found.tensors.items() if claimed[name] != digest]
     faults = []
     for name in damaged:
-        text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {recorded[name]}"
+        text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {claimed[name]}"
         if is_right:
             text += "; the file's SHA-256 is right, so the record is wrong"
         faults.append(Fault("wrong-digest", file, name, text))
     if wrong and (is_right or not damaged):
         claims = ", ".join(f"{source} says {digest}" for source, digest in wrong.items())
         text = f"SHA-256 is {found.sha256}; {claims}"
-        if record and found.tensors and not is_right and found.num_bytes == record.whole.num_bytes:
+        if claim and found.tensors and not is_right and found.num_bytes == claim.whole.num_bytes:
             text += "; every tensor matches, so the header or the recorded digest is wrong"
         faults.append(Fault("wrong-digest", file, None, text))
     return faults

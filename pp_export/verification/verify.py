@@ -138,14 +138,14 @@ def _promises(survey: Survey) -> list[Promise]:
     manifest, sums = survey.manifest, survey.sums or {}
     promises = []
     for name in dict.fromkeys([*survey.listing.weight_files(), *survey.listing.sizes]):
-        record = manifest.shards.get(name) if manifest else None
+        claim = manifest.shards.get(name) if manifest else None
         sources = {
             MANIFEST: manifest.files[name].sha256 if manifest and name in manifest.files else None,
-            "its shard record": record.whole.sha256 if record else None,
+            "its shard record": claim.whole.sha256 if claim else None,
             SUMS: sums.get(name),
             "the cache's name for it": survey.listing.blob_digests.get(name),
         }
         digests = {source: digest for source, digest in sources.items() if digest is not None}
         if digests:
-            promises.append(Promise(name, digests, record))
+            promises.append(Promise(name, digests, claim))
     return promises
