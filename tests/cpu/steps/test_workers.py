@@ -1,0 +1,129 @@
+"""Claims of `pp_export.steps.workers`: workers hand on everything in order, and when one fails all of them
+end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pp_export.core.errors import TargetError
+from pp_export.distributed import process_groups
+from pp_export.distributed.world import World
+from pp_export.steps.workers import Crew, Progress, each_of
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    alone = process_groups.alone(stall_seconds=30)
+    yield alone
+    alone.close()
+
+
+def test_items_come_in_order_from_workers_of_their_own(world: World) -> None:
+    """Everything that is made ahead arrives once and in order, each step in a thread of its own."""
+    crew = Crew(world)
+    threads: set[int] = set()
+    got: list[int] = []
+
+    def make() -> Iterator[int]:
+        for number in range(100):
+            threads.add(threading.get_ident())
+            yield number
+
+    doubled = (2 * number for number in crew.ahead(make()))
+    crew.add(lambda: got.extend(doubled))
+    crew.run(lambda: None)
+    assert got == [2 * number for number in range(100)]
+    assert threads.isdisjoint({threading.get_ident()})
+
+
+def test_the_first_error_ends_all_workers(world: World) -> None:
+    """A worker that waits for one that failed ends too, and the error that is raised is the cause."""
+    crew, ended = Crew(world), threading.Event()
+
+    def make() -> Iterator[int]:
+        yield 1
+        raise TargetError("full")
+
+    made = crew.ahead(make())
+
+    def take() -> None:
+        try:
+            raise AssertionError(f"this never ends well: {list(made)}")
+        finally:
+            ended.set()
+
+    crew.add(take)
+    with pytest.raises(TargetError, match="full"):
+        crew.run(lambda: None)
+    assert ended.wait(5)
+
+
+def test_every_item_is_done_once_by_some_worker(world: World) -> None:
+    """Workers share the items among them: each is done exactly once."""
+    crew, lock = Crew(world), threading.Lock()
+    done: list[int] = []
+
+    def act(item: int) -> None:
+        time.sleep(0.001)
+        with lock:
+            done.append(item)
+
+    each_of(list(range(50)), act, crew, 4)
+    crew.run(lambda: None)
+    assert sorted(done) == list(range(50))
+
+
+def test_a_failed_item_keeps_the_others_from_being_begun(world: World) -> None:
+    """After an error no worker takes another item."""
+    crew = Crew(world)
+    begun: list[int] = []
+
+    def act(item: int) -> None:
+        begun.append(item)
+        if item == 1:
+            raise TargetError("broken")
+        time.sleep(0.3)
+
+    each_of(list(range(50)), act, crew, 2)
+    with pytest.raises(TargetError, match="broken"):
+        crew.run(lambda: None)
+    time.sleep(0.5)
+    assert len(begun) <= 3
+
+
+def test_the_main_thread_is_asked_while_workers_work(world: World) -> None:
+    """`on_poll` is called meanwhile, and what it raises ends the workers."""
+    crew = Crew(world)
+    polled: list[int] = []
+
+    def stop() -> None:
+        polled.append(1)
+        if len(polled) == 3:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        while True:
+            crew.check()
+            time.sleep(0.01)
+
+    crew.add(work)
+    with pytest.raises(KeyboardInterrupt):
+        crew.run(stop)
+    world.data.workers[0].join(5)
+    assert not world.data.workers[0].is_alive()
+
+
+def test_progress_is_counted_and_told() -> None:
+    """Counters add up, and what each worker does last is told with them."""
+    progress = Progress()
+    progress.add("read", 3)
+    progress.add("read", 4)
+    progress.doing("reader", "reading a")
+    progress.doing("reader", "reading b")
+    told = progress.snapshot()
+    assert (told["read"], told["written"], told["doing"]) == (7, 0, {"reader": "reading b"})
