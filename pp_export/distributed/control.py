@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from pp_export.core.errors import ExportError, PeerError
@@ -88,19 +88,20 @@ class Control:
         """The numbers of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all."""
         return [int(number) for number in self.gather(b"%d" % value)]
 
-    def same(self, what: str, value: str) -> None:
-        """Raise on every rank unless `value` is the same on all."""
-        first = self.share(value.encode).decode()
+    def same(self, facts: Mapping[str, str]) -> None:
+        """Raise on every rank unless all `facts` are the same on all; the first that differs is named."""
+        first: dict[str, str] = json.loads(self.share(lambda: json.dumps(facts).encode()))
 
         def compare() -> None:
-            if value != first:
-                raise ExportError(
-                    f"the ranks disagree on {what}",
-                    where={"rank": self._member.rank},
-                    expected=f"{first} (rank 0)",
-                    got=value,
-                    advice="start all ranks with the same options and the same version of pp_export",
-                )
+            for what, value in facts.items():
+                if value != first.get(what):
+                    raise ExportError(
+                        f"the ranks disagree on {what}",
+                        where={"rank": self._member.rank},
+                        expected=f"{first.get(what)} (rank 0)",
+                        got=value,
+                        advice="start all ranks with the same options and the same version of pp_export",
+                    )
 
         self.together(compare)
 

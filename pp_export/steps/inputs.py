@@ -120,11 +120,12 @@ def describe(
     """Step 1, called by all ranks. Rank 0 checks the target, then reads and checks all metadata; the others
     get what they need of it. `pending` is rank 0's, if it was started ahead.
     """
-    world.control.same("the version of pp_export", VERSION)
-    world.control.same("the options", json_digest(options.to_json()))
+    world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
     world.data.connect()
-    world.control.together(source.check)
-    announced = [] if source.is_shared else world.control.gather(source.announce())
+    announced: list[bytes] = []
+    if not source.is_shared:
+        world.control.together(source.check)
+        announced = world.control.gather(source.announce())
     mine: list[ExportInputs] = []
 
     def read() -> bytes:
@@ -134,7 +135,8 @@ def describe(
 
     image = world.control.share(read)
     inputs = mine[0] if mine else ExportInputs.from_bytes(image, options)
-    world.control.together(lambda: _check_own_table(inputs.architecture, options.architecture))
+    if options.architecture is not None:
+        world.control.together(lambda: _check_own_table(inputs.architecture, options.architecture))
     return inputs
 
 
@@ -155,7 +157,7 @@ def read_inputs(
 def agree_on_plan(inputs: ExportInputs, options: TargetOptions, world: World) -> ExportPlan:
     """Step 2, called by all ranks: the plan, the same on all of them or an error on all of them."""
     plan = plan_export(inputs, options, world.size)
-    world.control.same("the plan", plan.fingerprint)
+    world.control.same({"the plan": plan.fingerprint})
     return plan
 
 

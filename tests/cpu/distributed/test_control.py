@@ -94,14 +94,14 @@ def test_numbers_are_gathered_as_numbers(store: Store) -> None:
 
 def test_values_that_are_the_same_pass(store: Store) -> None:
     """`same` returns on all ranks where they agree."""
-    assert on_all(lambda world: world.control.same("the plan", "x"), store) == [None] * NUM_RANKS
+    assert on_all(lambda world: world.control.same({"the plan": "x"}), store) == [None] * NUM_RANKS
 
 
 def test_values_that_differ_stop_all_ranks(store: Store) -> None:
     """A rank with another value is named with both values, and all raise that."""
 
     def act(world: World) -> ExportError:
-        return error_of(world, lambda w: w.control.same("the plan", "other" if w.rank == 2 else "plan"))
+        return error_of(world, lambda w: w.control.same({"the plan": "other" if w.rank == 2 else "plan"}))
 
     errors = [error.to_json() for error in on_all(act, store)]
     assert errors == [errors[0]] * NUM_RANKS

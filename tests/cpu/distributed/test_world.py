@@ -41,7 +41,7 @@ def test_a_world_of_one_needs_nobody() -> None:
     assert world.control.together(lambda: 5) == 5
     assert world.control.gather(b"x") == [b"x"]
     assert world.control.gather_number(3) == [3]
-    world.control.same("x", "y")
+    world.control.same({"x": "y"})
     world.data.connect()
     world.data.receive({}, 0)
     error = TargetError("full")
@@ -55,7 +55,7 @@ def steps_of(world: World) -> None:
     world.control.gather(b"x")
     world.control.share(lambda: b"x")
     world.control.on_first(lambda: 5)
-    world.control.same("the plan", "x")
+    world.control.same({"the plan": "x"})
     world.liveness.post_progress()
 
 
@@ -90,7 +90,7 @@ def test_close_leaves_no_key_of_an_abort(store: Store) -> None:
     """Keys of ranks that also waited for the report before they closed go as well."""
 
     def act(world: World) -> None:
-        error_of(world, lambda w: w.control.same("it", str(w.rank)))
+        error_of(world, lambda w: w.control.same({"it": str(w.rank)}))
         world.abort.leave_after_failure()
 
     on_all(act, store)

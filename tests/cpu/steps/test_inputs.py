@@ -151,7 +151,7 @@ def test_a_rank_of_another_version_ends_all(tmp_path: Path) -> None:
     def act(world: World) -> ExportError:
         def join(world: World) -> object:
             if world.rank == 1:
-                world.control.same("the version of pp_export", "0.0.1")
+                world.control.same({"the version of pp_export": "0.0.1"})
             return described(world, options_for(tmp_path))
 
         return error_of(world, join)
@@ -182,7 +182,7 @@ def test_a_rank_with_another_order_ends_all(monkeypatch: pytest.MonkeyPatch, tmp
             plan = plan_export(found, options, world.size)
             if world.rank == 1:
                 plan = replace(plan, shards=tuple(reversed(plan.shards)))
-            world.control.same("the plan", plan.fingerprint)
+            world.control.same({"the plan": plan.fingerprint})
 
         return error_of(world, join)
 
