@@ -62,7 +62,9 @@ class Format(Protocol):
 
 
 class Source(Protocol):
-    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order."""
+    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order; the first
+    two only where the source is not `is_shared`.
+    """
 
     @property
     def folders(self) -> Sequence[Path]:
