@@ -62,8 +62,8 @@ class Format(Protocol):
 
 
 class Source(Protocol):
-    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order; the first
-    two only where the source is not `is_shared`.
+    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order;
+    the first two only where the source is not `is_shared`.
     """
 
     @property
