@@ -26,7 +26,7 @@ setup(
         "rich>=13",
         "isal>=1.6",
         "xxhash>=3.4.1",
-        "transformers>=5.0",
+        "transformers>=5.4",
         "accelerate>=1.12",
     ],
     extras_require={

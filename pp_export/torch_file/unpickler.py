@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import posixpath
 import reprlib
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,6 +93,16 @@ def _layout(name: str) -> str:
     return name
 
 
+def _path(*parts: str) -> str:
+    """Releases of Python pickle a path as its parts, or as they were joined."""
+    return posixpath.join("", *map(str, parts))
+
+
+def _signal(number: int) -> str:
+    """The name of a signal. Releases before 3.11 pickle it as a global of its module (see `find_class`)."""
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
 _VALUES: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
@@ -99,6 +111,13 @@ _VALUES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _InertDict,
     ("collections", "defaultdict"): _InertDict,
     ("_codecs", "encode"): _Function(_encode),
+    **{
+        (module, name): _Function(_path)
+        for module in ("pathlib", "pathlib._local")  # the second from Python 3.13 on
+        for name in ("PosixPath", "PurePosixPath", "Path")
+    },
+    ("signal", "Signals"): _Function(_signal),
+    **{("signal", known.name): known.name for known in signal.Signals},
     ("torch", "Size"): _Function(_size),
     ("torch.serialization", "_get_layout"): _Function(_layout),
 }
@@ -106,8 +125,6 @@ _VALUES: dict[tuple[str, str], Any] = {
 _INERT: dict[str, tuple[str, ...]] = {
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),
-    "pathlib": ("PosixPath", "PurePosixPath", "Path"),
-    "signal": ("Signals",),
     "_io": ("BytesIO",),
     "torch": (
         "device",

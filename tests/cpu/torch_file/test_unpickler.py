@@ -238,7 +238,7 @@ def test_objects_become_records_of_what_they_said() -> None:
     """An object of an allowed class becomes a record with its name, arguments and attributes, and no
     behaviour.
     """
-    image = pickle.dumps(argparse.Namespace(lr=0.1, path=pathlib.PosixPath("/a/b"), stop=signal.SIGTERM))
+    image = pickle.dumps(argparse.Namespace(lr=0.1, device=torch.device("cpu", 1)))
     record = unpickler.load(image, ORIGIN)
     assert isinstance(record, InertObject)
     assert record.kind == "argparse.Namespace"
@@ -247,9 +247,39 @@ def test_objects_become_records_of_what_they_said() -> None:
     assert record.get("absent", 3) == 3
     with pytest.raises(AttributeError):
         _ = record.absent
-    assert (record.path.kind, record.path.args) == ("pathlib.PosixPath", ("/", "a", "b"))
-    assert unpickler.plain(record.stop) == "signal.Signals(15,)"
-    assert unpickler.plain({1: (record.path, {2})}) == {"1": ["pathlib.PosixPath('/', 'a', 'b')", [2]]}
+    assert (record.device.kind, record.device.args) == ("torch.device", ("cpu", 1))
+    assert unpickler.plain({1: (record.device, {2})}) == {"1": ["torch.device('cpu', 1)", [2]]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pathlib.PosixPath("/a/b"),
+        pathlib.PurePosixPath("a/b"),
+        b"\x80\x02cpathlib\nPosixPath\n(X\x01\x00\x00\x00/X\x01\x00\x00\x00aX\x01\x00\x00\x00btR.",
+        b"\x80\x02cpathlib._local\nPosixPath\n(X\x04\x00\x00\x00/a/btR.",
+    ],
+    ids=["this Python", "relative", "Python 3.10", "Python 3.13"],
+)
+def test_paths_of_every_python_are_their_text(path: bytes | pathlib.PurePath) -> None:
+    """Whatever release of Python pickled a path, it is read as its text."""
+    image = path if isinstance(path, bytes) else pickle.dumps(path)
+    assert unpickler.load(image, ORIGIN) == ("a/b" if path == pathlib.PurePosixPath("a/b") else "/a/b")
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (pickle.dumps(signal.SIGTERM), "SIGTERM"),
+        (b"\x80\x02csignal\nSIGTERM\n.", "SIGTERM"),
+        (b"\x80\x02csignal\nSignals\nK\x0f\x85R.", "SIGTERM"),
+        (b"\x80\x02csignal\nSignals\nK\xfa\x85R.", "signal 250"),
+    ],
+    ids=["this Python", "Python 3.10", "Python 3.11", "unknown here"],
+)
+def test_signals_of_every_python_are_their_names(image: bytes, name: str) -> None:
+    """Whatever release of Python pickled a signal, it is read as its name."""
+    assert unpickler.load(image, ORIGIN) == name
 
 
 def test_classes_of_megatron_become_records_without_megatron() -> None:
@@ -337,8 +367,8 @@ def test_args_keep_their_values(tmp_path: Path) -> None:
         "nested": {"a": {"b": [1, 2]}},
         "set": [3],
         "params_dtype": "bfloat16",
-        "path": "pathlib.PosixPath('/', 'a')",
-        "signal": "signal.Signals(15,)",
+        "path": "/a",
+        "signal": "SIGTERM",
         "shape": [2, 3],
     }
 
