@@ -26,8 +26,8 @@ setup(
         "rich>=13",
         "isal>=1.6",
         "xxhash>=3.4.1",
-        "transformers>=5.4",
-        "accelerate>=1.12",
+        "transformers>=4.57",
+        "accelerate>=1.0",
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6", "jsonschema>=4", "megatron-core==0.16.1", "psutil>=5.9"],

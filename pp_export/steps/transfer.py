@@ -55,6 +55,7 @@ class GatheredBucket:
 class MappedShard:
     """A shard of which every element has arrived, in the memory of its image."""
 
+    shard: ShardPlan
     assembler: ShardAssembler
     image: Region
 
@@ -116,7 +117,7 @@ class Transfer:
                         assembler.paste(slice_, message[begin:])
             each.done()
             if each.bucket is each.shard.buckets[-1]:
-                yield MappedShard(assembler, image)
+                yield MappedShard(each.shard, assembler, image)
                 assembler = None
 
     def freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
@@ -188,7 +189,7 @@ class Transfer:
 
     def _freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
         for each in mapped:
-            with self._located(operation="freeze"):
+            with self._located(operation="freeze", stage=each.shard.stage, file=each.shard.file):
                 frozen = Frozen(each.assembler.freeze(), each.image)
             yield frozen
 

@@ -226,7 +226,7 @@ def test_a_rank_that_raises_in_the_middle(case: Case) -> None:
     error, ended = case.failed("raise@1", "--overwrite")
     assert "RuntimeError: injected" in error["what"]
     assert error["where"]["rank"] == "1"
-    assert error["where"]["operation"] == "gather"
+    assert error["where"]["operation"] == "freeze"
     assert error["where"]["file"].startswith("model-")
     assert "faulty.py" in "".join(error["findings"]), "the report tells where in the code"
     assert "[rank 0] error: RuntimeError: injected" in ended.stderr
