@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,17 @@ def _read(table: str) -> dict[str, Any]:
         raise RuleError("there is no such architecture table", where={"table": table})
     try:
         value = yaml.safe_load(source.read_text(encoding="utf-8"))
+        json.dumps(value, allow_nan=False)  # other ranks get it as JSON
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RuleError(f"the table is not YAML: {error}", where={"table": table}) from error
+    except (TypeError, ValueError) as error:
+        raise RuleError(
+            "the table holds a value that JSON doesn't have",
+            where={"table": table},
+            expected="texts, numbers, true, false, null, lists and mappings",
+            got=error,
+            advice="put dates and the like in quotes",
+        ) from error
     if not isinstance(value, dict) or set(value) - _TABLE_KEYS:
         got = sorted(map(str, set(value) - _TABLE_KEYS)) if isinstance(value, dict) else type(value).__name__
         raise RuleError(

@@ -131,7 +131,7 @@ def describe(
     def read() -> bytes:
         target.check(options, source.folders)
         mine.append(read_inputs(source, options, pending or PendingInputs.start(options), announced))
-        return mine[0].to_bytes()
+        return mine[0].to_bytes() if world.size > 1 else b""
 
     image = world.control.share(read)
     inputs = mine[0] if mine else ExportInputs.from_bytes(image, options)

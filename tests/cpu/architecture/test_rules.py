@@ -244,6 +244,9 @@ def test_circular_tables_are_refused(tmp_path: Path) -> None:
         ("rules: [{megatron: 3, hf: a}]\n", "must be a mapping with a `megatron` pattern"),
         ("a: [\n", "is not YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
+        ("requires: {started: 2026-01-01}\n", "JSON doesn't have"),
+        ("requires: {rotary_base: .nan}\n", "JSON doesn't have"),
+        ("requires: {1: {2: !!set {a}}}\n", "JSON doesn't have"),
     ],
 )
 def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, match: str) -> None:
