@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import NoReturn
 
 from pp_export.core.errors import StoppedError
@@ -19,7 +20,11 @@ def install() -> None:
 
 
 def settle() -> None:
-    """From now on signals change nothing; without effect where `install` was not called."""
+    """From now on signals change nothing; without effect where `install` was not called, and in other threads
+    than the main one, in which no signal raises anything.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in _NUMBERS:
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import pytest
 
 import pp_export
 from pp_export.process import child
+from tests.fixtures.releases import python_3_11
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -39,6 +40,7 @@ def test_a_child_is_offline_and_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found["CUDA_VISIBLE_DEVICES"], found["OMP_NUM_THREADS"]) == ("", "1")
 
 
+@python_3_11
 def test_a_child_imports_what_its_parent_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of the parent's path are there in order and absolute; the working directory is not searched."""
     (tmp_path / "lib").mkdir()

@@ -20,6 +20,7 @@ from pp_export.process import child as child_process
 from pp_export.reference import expected_tensors as expected
 from pp_export.reference.expected_tensors import ExpectedTensors, expected_tensors
 from tests.fixtures.models import MODELS, hf_config
+from tests.fixtures.releases import transformers_5
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral")
 LARGE: dict[str, Any] = {
@@ -104,6 +105,7 @@ def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
     assert expected_tensors(json.loads((tmp_path / "config.json").read_text())) == _written(tmp_path)
 
 
+@transformers_5
 def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
     """The library writes infinity as an object into config.json; its class gets the number back."""
     import transformers
@@ -164,6 +166,7 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected_tensors(LARGE) is None
 
 
+@transformers_5
 def test_a_refused_config_names_class_and_reason() -> None:
     """A config that the class refuses is an error with the class's name and the reason on one line."""
     with pytest.raises(ReferenceFolderError) as refused:
@@ -194,6 +197,7 @@ def test_child_answers_like_the_function(child: ExpectedTensors) -> None:
     assert child.result() == answer
 
 
+@transformers_5
 def test_child_ends_with_the_reason_on_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the class refuses ends the child with the reason as its last line on stderr."""
     config = json.dumps(LARGE | {"hidden_size": "wide"}).encode()

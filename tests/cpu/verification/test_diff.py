@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from safetensors.torch import save_file
 from pp_export.core.errors import VerificationError
 from pp_export.verification import diff
 from pp_export.verification.diff import SpecDifference, ValueDifference, diff_folders
+from tests.fixtures.releases import complex_safetensors
 
 INDEX = "model.safetensors.index.json"
-DTYPES = [
+
+DTYPES: list[Any] = [
     torch.bool,
     torch.uint8,
     torch.int8,
@@ -36,7 +39,7 @@ DTYPES = [
     torch.float64,
     torch.int64,
     torch.uint64,
-    torch.complex64,
+    pytest.param(torch.complex64, marks=complex_safetensors),
 ]
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from pp_export.verification import verify_folder
 from tests.fixtures.damage import Damage, edit_json
 from tests.fixtures.hf_folders import INDEX
+from tests.fixtures.releases import transformers_5
 
 MODEL_NAMES = ["llama", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_moe", "qwen3_moe_list", "mixtral"]
 
@@ -120,7 +121,14 @@ LOAD_DEFECTS: dict[str, tuple[str, str | None, str, Damage]] = {  # name: model,
 }
 
 
-@pytest.mark.parametrize("name", LOAD_DEFECTS)
+# Release 4 of transformers raises at another shape, and keeps experts apart: other kinds of faults, as clear.
+OF_RELEASE_5 = {"other shape", "missing expert", "other heads"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=transformers_5 if name in OF_RELEASE_5 else ()) for name in LOAD_DEFECTS],
+)
 def test_model_that_does_not_fit(make_model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """A folder that is sound in itself but not what its config.json describes is found by loading it."""
     model, tensor, kind, damage = LOAD_DEFECTS[name]
