@@ -44,13 +44,11 @@ class Placement:
 class Account:
     """The outcome: the HF tensors, where each source goes, what is dropped and why.
 
-    `mapped` are the HF tensors as the transforms make them, `outputs` as they are stored, after the
-    `encodings`. `unit_of` gives each stored tensor its unit; `sources_of` the canonical tensors that it is
-    made of, whose shapes are `shapes`. `num_parts_of` and `expert_of` tell for a source what the export's
-    TP x EP grid needs to deal it out.
+    `outputs` are the HF tensors as they are stored, after the `encodings`. `unit_of` gives each stored
+    tensor its unit; `sources_of` the canonical tensors that it is made of, whose shapes are `shapes`.
+    `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it out.
     """
 
-    mapped: Mapping[str, TensorSpec]
     encodings: tuple[Encoding, ...]
     outputs: Mapping[str, TensorSpec]
     unit_of: Mapping[str, Unit]
@@ -118,7 +116,6 @@ def account(
         unit_of |= dict.fromkeys(encoding.outputs, unit)
         sources_of |= dict.fromkeys(encoding.outputs, sources)
     return Account(
-        mapped=made.mapped,
         encodings=encodings,
         outputs=outputs,
         unit_of={name: unit_of[name] for name in outputs},

@@ -59,10 +59,6 @@ class Crew:
         if self._stop.is_set():
             raise StoppedWorkerError
 
-    def queue(self) -> WorkQueue[Any]:
-        """A queue between two workers."""
-        return WorkQueue(self.check)
-
     def add(self, work: Callable[[], None]) -> None:
         """One more worker, which does `work`."""
         self._works.append(work)
