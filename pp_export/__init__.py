@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core import version
 
 if TYPE_CHECKING:
-    from pp_export.api import diff, export_checkpoint, export_model, inspect, plan, verify
+    from pp_export.api import (
+        compare_logits,
+        diff,
+        export_checkpoint,
+        export_model,
+        inspect,
+        plan,
+        record_logits,
+        verify,
+    )
     from pp_export.background import BackgroundExport
     from pp_export.core.errors import ExportError
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
     from pp_export.verification import Verification
+    from pp_export.verification.comparison import LogitComparison
     from pp_export.verification.diff import Difference
 
 __version__ = version.VERSION
@@ -26,14 +36,17 @@ __all__ = [
     "Difference",
     "ExportError",
     "ExportReport",
+    "LogitComparison",
     "PlanReport",
     "Verification",
     "__version__",
+    "compare_logits",
     "diff",
     "export_checkpoint",
     "export_model",
     "inspect",
     "plan",
+    "record_logits",
     "verify",
 ]
 
@@ -43,13 +56,16 @@ _HOMES = {
     "Difference": "verification.diff",
     "ExportError": "core.errors",
     "ExportReport": "steps.report",
+    "LogitComparison": "verification.comparison",
     "PlanReport": "steps.plan_report",
     "Verification": "verification",
+    "compare_logits": "api",
     "diff": "api",
     "export_checkpoint": "api",
     "export_model": "api",
     "inspect": "api",
     "plan": "api",
+    "record_logits": "api",
     "verify": "api",
 }
 

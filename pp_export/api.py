@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
     from pp_export.verification import Verification
+    from pp_export.verification.comparison import LogitComparison
     from pp_export.verification.diff import Difference
 
 
@@ -88,7 +89,7 @@ def export_checkpoint(
     from pp_export.checkpoint.folder_source import CheckpointSource
     from pp_export.distributed import process_groups
     from pp_export.export import export
-    from pp_export.steps.inputs import PendingInputs
+    from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
     world = process_groups.alone(stall_seconds=chosen.stall_seconds)
@@ -127,7 +128,7 @@ def export_model(
     from pp_export.distributed import process_groups
     from pp_export.export import export
     from pp_export.steps.failure import abort
-    from pp_export.steps.inputs import PendingInputs
+    from pp_export.steps.pending import PendingInputs
     from pp_export.view.in_job import JobProgress
 
     values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
@@ -202,20 +203,29 @@ def verify(
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Prove a Hugging Face folder, whoever made it: its structure, and every byte against recorded digests.
+    """Prove a Hugging Face folder, whoever made it: structure, token ids, every byte against recorded
+    digests, and names, shapes and types against the definition of the model's class.
 
-    Called by one process, offline. `quick` reads no tensor bytes; `subset` (i, n) reads the i-th of n shares
-    of the files; `load` also loads the model with transformers, without running any code of the folder.
-    `on_bytes` is told the bytes of every read. Faults are returned, not raised; raises OptionError for
-    options that make no sense, and VerificationError where there is no folder.
+    Called by one process, offline. For the definition a child process builds the class of config.json in
+    transformers, without weights and without code of the folder; a note says why where that can't be done.
+    `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
+    loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
+    raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
     """
+    from pp_export.reference.definition import PendingDefinition
     from pp_export.verification import verify_folder
 
     return verify_folder(
-        Path(folder), quick=quick, subset=subset, load=load, threads=threads, on_bytes=on_bytes
+        Path(folder),
+        quick=quick,
+        subset=subset,
+        load=load,
+        threads=threads,
+        on_bytes=on_bytes,
+        ask=PendingDefinition.start,
     )
 
 
@@ -231,6 +241,56 @@ def diff(a: Folder, b: Folder, *, on_tensor: Callable[[str], None] | None = None
     from pp_export.verification.diff import diff_folders
 
     return diff_folders(Path(a), Path(b), on_tensor)
+
+
+def record_logits(
+    file: Folder, token_ids: torch.Tensor, logits: torch.Tensor, *, top_k: int | None = None
+) -> None:
+    """Write what the model in training answered to `file`, for `compare_logits`.
+
+    Called by one rank only, which has the whole logits: gathered over tensor parallel ranks, on the last
+    pipeline stage. `token_ids` is int64 [batch, sequence], without padding tokens; `logits` [batch, sequence,
+    vocabulary] in float32, bfloat16 or float16, on any device, with or without Megatron's padding columns.
+    `top_k` keeps only that many logits of each position, the largest. A file that is there already is
+    replaced, whole. Raises OptionError for tensors that are no such thing, and TargetError where the file
+    can't be written.
+
+    >>> pp_export.record_logits("/exports/step-1000.logits", token_ids, logits)
+    """
+    from pp_export.disk import files
+    from pp_export.verification.recording import make_recording
+
+    path = Path(file)
+    files.write_file(path, [make_recording(token_ids, logits, top_k, {"file": path}).to_bytes()])
+    files.sync_folder(path.parent)
+
+
+def compare_logits(
+    folder: Folder,
+    recording: Folder,
+    *,
+    tolerance: float | None = None,
+    max_memory: int | str | None = None,
+) -> LogitComparison:
+    """Run a Hugging Face folder with transformers and compare its logits with those of `record_logits`.
+
+    Called by one process, offline; runs on the CPU in float32, and no code of the folder. `tolerance` is the
+    difference that a position may have, relative to the standard deviation of its logits; by default it
+    follows from the precision of the recording. Weights that take more than `max_memory` (bytes, or a text
+    such as `64GB`; by default most of what is free) stay on disk while the model runs. Differences are
+    returned, not raised; raises OptionError for options that make no sense, and VerificationError where
+    recording or folder can't be used.
+
+    >>> pp_export.compare_logits("/exports/step-1000", "/exports/step-1000.logits").ok
+    True
+    """
+    from pp_export.options.kinds import parse_bytes
+    from pp_export.verification.logits import compare_folder
+
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise OptionError("no such tolerance", expected="a finite number, 0 or more", got=tolerance)
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    return compare_folder(Path(folder), Path(recording), tolerance=tolerance, max_memory=limit)
 
 
 def _parts(model: Any) -> list[Any]:

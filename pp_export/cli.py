@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="prove a Hugging Face folder; offline, no Megatron, no GPU")
     verify.add_argument("folder", type=Path)
     depth = verify.add_mutually_exclusive_group()
-    depth.add_argument("--quick", action="store_true", help="structure only, no tensor bytes")
+    depth.add_argument(
+        "--quick", action="store_true", help="structure only: no tensor bytes, no definition, no tokenizer"
+    )
     depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
     verify.add_argument("--load", action="store_true", help="also load the model with transformers")
     verify.set_defaults(run=_verify)
@@ -82,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("second", type=Path)
     diff.set_defaults(run=_diff)
 
-    for command in (export, plan, inspect, verify, diff):
+    logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
+    logits.add_argument("folder", type=Path)
+    logits.add_argument("recording", type=Path, help="what pp_export.record_logits wrote in training")
+    logits.add_argument("--tolerance", type=float, help="difference that a position may have")
+    logits.add_argument("--max-memory", metavar="SIZE", help="weights beyond this size stay on disk")
+    logits.set_defaults(run=_compare_logits)
+
+    for command in (export, plan, inspect, verify, diff, logits):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -134,7 +143,7 @@ def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
     from pp_export.steps import report
-    from pp_export.steps.inputs import PendingInputs
+    from pp_export.steps.pending import PendingInputs
 
     if is_first:
         report.check_path(options)
@@ -212,6 +221,20 @@ def _diff(arguments: argparse.Namespace) -> int:
     result = api.diff(arguments.first, arguments.second)
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.identical else 1
+
+
+def _compare_logits(arguments: argparse.Namespace) -> int:
+    from pp_export import api
+    from pp_export.view.tables import print_logits
+
+    result = api.compare_logits(
+        arguments.folder,
+        arguments.recording,
+        tolerance=arguments.tolerance,
+        max_memory=arguments.max_memory,
+    )
+    _print(result.to_json(), arguments.json, lambda: print_logits(result))
+    return 0 if result.ok else 1
 
 
 def _subset(text: str) -> tuple[int, int]:

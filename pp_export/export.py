@@ -26,7 +26,9 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
-from pp_export.steps.inputs import ExportInputs, PendingInputs, agree_on_plan, describe
+from pp_export.steps.inputs import ExportInputs, agree_on_plan, describe
+from pp_export.steps.pending import PendingInputs
+from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Clock, ExportReport
 from pp_export.steps.target import Target
 from pp_export.steps.transfer import Transfer
@@ -75,7 +77,7 @@ def export(
         indexed = index_folder(world, staging, plan, inputs, options)  # 8
         if options.verify:
             verify_shards(world, staging, plan, progress, lambda: on_poll("verify"))  # 9
-        seal(world, indexed, report.provenance(inputs, plan, options))
+        seal(world, indexed, provenance(inputs, plan, options))
         clock.lap("verify")
 
         peaks = world.control.gather_number(report.peak_anonymous_bytes())

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pp_export.architecture.encodings import Encoding, casts, encoded
 from pp_export.architecture.rules import Architecture, Rule
@@ -60,6 +61,20 @@ class Account:
     dropped: Mapping[str, str]
     truth: str
 
+    @cached_property
+    def main_dtype(self) -> DType:
+        """The element type of most of the floating-point bytes: what config.json calls the model's."""
+        sizes: Counter[DType] = Counter()
+        for spec in self.outputs.values():
+            sizes[spec.dtype] += spec.num_bytes * spec.dtype.is_floating
+        return sizes.most_common(1)[0][0]
+
+    @cached_property
+    def other_dtypes(self) -> dict[str, DType]:
+        """The tensors of another element type than most."""
+        specs = self.outputs.items()
+        return {name: spec.dtype for name, spec in specs if spec.dtype != self.main_dtype}
+
 
 def account(
     architecture: Architecture,
@@ -98,6 +113,7 @@ def account(
     made = _Made()
     for key, members in stacks.items():
         findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values)
+    findings += _type_findings(made.mapped)
     encodings = casts(made.mapped, dtype)
     outputs = encoded(made.mapped, encodings)
     findings += _differences(outputs, expected, dropped)
@@ -208,6 +224,16 @@ def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:
         f"{name} belongs to an adapter (LoRA); merge the adapter into the base weights first"
         for name in specs
         if ".adapter" in name or "lora_" in name
+    ]
+
+
+def _type_findings(made: Mapping[str, TensorSpec]) -> list[str]:
+    """Classes have floating-point weights; float8 ones mean nothing without scales that belong to them."""
+    return [
+        f"{name} is {spec.dtype.torch_name}, and the class has floating-point weights"
+        + (": float8 values need scales, of which there are none" if spec.dtype.is_floating else "")
+        for name, spec in made.items()
+        if not spec.dtype.is_floating or spec.dtype.itemsize < 2
     ]
 
 

@@ -1,7 +1,7 @@
 """Architecture tables: which Megatron tensor becomes which Hugging Face tensors.
 
-A table names the HF classes it `serves`, the agreement between training args and config.json, the units in
-file order, and `rules`, one row per Megatron name pattern. `{layer}`, `{expert}` and `{mtp}` are holes for
+A table names the HF classes it `serves`, what training args and config.json must agree on, the units in file
+order, and `rules`, one row per Megatron name pattern. `{layer}`, `{expert}` and `{mtp}` are holes for
 numbers. A hole that the HF name lacks means that the tensors are stacked over it. A row may `drop` a tensor,
 saying why. The order of rows means nothing.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pp_export.architecture.readings import READINGS, Reading, of_entry
 from pp_export.architecture.transforms import TRANSFORMS, Transform
 from pp_export.architecture.units import HOLE, UnitKind
 from pp_export.core.errors import RuleError
@@ -49,15 +50,28 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Required:
+    """The only value of a setting with which a table is right, and what can express others."""
+
+    value: Any
+    instead: str = ""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A checked table. `table` is its content with everything that it extends, as JSON: what other ranks
     get.
+
+    Of the settings of a model, `readings` are compared with config.json, `requires` must have one value,
+    `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks.
     """
 
     name: str
     serves: tuple[str, ...]
-    config: Mapping[str, str]
-    requires: Mapping[str, Any]
+    readings: Mapping[str, Reading] = field(repr=False)
+    requires: Mapping[str, Required]
+    tells: Mapping[str, str] = field(repr=False)
+    defaults: Mapping[str, Any] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
     table: Mapping[str, Any] = field(repr=False)
 
@@ -80,10 +94,31 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
     findings: list[str] = []
     units = _units(table["units"], findings)
     rules = [rule for row in table["rules"] if (rule := _rule(row, units, findings)) is not None]
-    findings += _ambiguities(rules)
+    findings += _ambiguities(rules) + _unknown_readings(table["config"])
     if findings:
         raise RuleError("the architecture table is wrong", where={"table": file or name}, findings=findings)
-    return Architecture(name, tuple(table["serves"]), table["config"], table["requires"], tuple(rules), table)
+    return Architecture(
+        name,
+        tuple(table["serves"]),
+        {setting: of_entry(entry) for setting, entry in table["config"].items()},
+        {setting: _required(entry) for setting, entry in table["requires"].items()},
+        table["tells"],
+        table["defaults"],
+        tuple(rules),
+        table,
+    )
+
+
+def _required(entry: Any) -> Required:
+    return Required(**entry) if isinstance(entry, Mapping) else Required(entry)
+
+
+def _unknown_readings(entries: Mapping[str, Any]) -> list[str]:
+    return [
+        f"config: {setting}: unknown reading {entry!r}; known are {sorted(READINGS)}"
+        for setting, entry in entries.items()
+        if isinstance(entry, Mapping) and (set(entry) != {"reading"} or entry["reading"] not in READINGS)
+    ]
 
 
 def _units(lines: Iterable[Any], findings: list[str]) -> tuple[UnitKind, ...]:

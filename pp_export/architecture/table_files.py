@@ -13,8 +13,9 @@ from pp_export.architecture.rules import Architecture, checked
 from pp_export.core.errors import RuleError
 
 _TABLES = resources.files("pp_export.architecture") / "tables"
+_OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
 _BASE = "megatron"
-_TABLE_KEYS = {"serves", "extends", "config", "requires", "units", "rules"}
+_TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "units", "rules"}
 
 
 def packaged() -> dict[str, str]:
@@ -22,6 +23,17 @@ def packaged() -> dict[str, str]:
     names = (entry.name for entry in _TABLES.iterdir())
     stems = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
     return {served: stem for stem in stems for served in load(stem).serves}
+
+
+def other_args() -> dict[str, tuple[str, str]]:
+    """Pattern of names -> kind and reason, for training args that no table compares."""
+    kinds = yaml.safe_load(_OTHER_ARGS.read_text(encoding="utf-8"))
+    return {
+        pattern: (kind, reason)
+        for kind, reasons in kinds.items()
+        for reason, patterns in reasons.items()
+        for pattern in patterns
+    }
 
 
 def for_class(class_name: str) -> Architecture:
@@ -43,8 +55,8 @@ def load(table: str) -> Architecture:
 
 
 def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
-    """The table with everything it extends: rows with the same pattern replace, keys of `config` and
-    `requires` too; `units` replace all of the base's.
+    """The table with everything it extends: rows with the same pattern replace, a setting's line in `config`
+    or `requires` whatever either said of it; `units` replace all of the base's.
     """
     if table in below:
         raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
@@ -52,11 +64,22 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
     extended = value.get("extends", None if table == _BASE else _BASE)
     base = _merged(_beside(table, extended), (*below, table)) if extended is not None else {}
     replaced = {row.get("megatron") for row in value.get("rules", ())}
-    config = {**base.get("config", {}), **value.get("config", {})}
+    decided = {**value.get("config", {}), **value.get("requires", {})}
+
+    def merged(section: str) -> dict[str, Any]:
+        inherited = {k: v for k, v in base.get(section, {}).items() if k not in decided}
+        return {**inherited, **value.get(section, {})}
+
     return {
         "serves": list(value.get("serves", ())),
-        "config": {size: key for size, key in config.items() if key is not None},
-        "requires": {**base.get("requires", {}), **value.get("requires", {})},
+        "config": {setting: entry for setting, entry in merged("config").items() if entry is not None},
+        "requires": merged("requires"),
+        "tells": {**base.get("tells", {}), **value.get("tells", {})},
+        "defaults": {
+            key: default
+            for key, default in {**base.get("defaults", {}), **value.get("defaults", {})}.items()
+            if default is not None
+        },
         "units": value.get("units", base.get("units", [])),
         "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
         + value.get("rules", []),
@@ -91,14 +114,27 @@ def _read(table: str) -> dict[str, Any]:
         raise RuleError(
             "the table has unknown keys", where={"table": table}, expected=sorted(_TABLE_KEYS), got=got
         )
-    shapes = {"config": dict, "requires": dict, "units": list, "rules": list, "serves": list, "extends": str}
+    shapes = {
+        **dict.fromkeys(("config", "requires", "tells", "defaults"), dict),
+        **dict.fromkeys(("units", "rules", "serves"), list),
+        "extends": str,
+    }
     for key, kind in shapes.items():
         if key in value and not isinstance(value[key], kind):
             raise RuleError(f"`{key}` must be a {kind.__name__}", where={"table": table})
     if not all(isinstance(name, str) for name in value.get("serves", ())):
         raise RuleError("`serves` must hold names of classes", where={"table": table})
-    if not all(key is None or isinstance(key, str) for key in value.get("config", {}).values()):
-        raise RuleError("`config` must give keys of config.json, or null", where={"table": table})
+    if not all(entry is None or isinstance(entry, (str, dict)) for entry in value.get("config", {}).values()):
+        raise RuleError(
+            "`config` must give keys of config.json, {reading: NAME}, or null", where={"table": table}
+        )
+    for entry in value.get("requires", {}).values():
+        if isinstance(entry, dict) and (set(entry) - {"value", "instead"} or "value" not in entry):
+            raise RuleError(
+                "`requires` must give values, or {value: ..., instead: TEXT}",
+                where={"table": table},
+                got=entry,
+            )
     if not all(
         isinstance(row, dict) and isinstance(row.get("megatron"), str) for row in value.get("rules", ())
     ):

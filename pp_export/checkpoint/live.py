@@ -22,11 +22,12 @@ import torch
 
 from pp_export.checkpoint.canonical_names import framework_prefix
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
+from pp_export.checkpoint.live_args import args_of
 from pp_export.checkpoint.training_args import interleave_of, layout_of
 from pp_export.core import dtypes
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, Shape, Slice, check_coverage
-from pp_export.megatron import transformer_config
+from pp_export.megatron import settings
 
 _LIVE = "live model"
 _STATE = "megatron.core.parallel_state"
@@ -122,7 +123,7 @@ def look_at(model: Sequence[Any]) -> LocalModel:
     built.forget()
     prefix = framework_prefix(box.key for box in boxes)
     named = tuple(replace(box, key=box.key.removeprefix(prefix)) for box in boxes)
-    return LocalModel(_args(parts[0]) if parts else {}, named)
+    return LocalModel(args_of(parts[0]) if parts else {}, named)
 
 
 def merge(gathered: Sequence[bytes]) -> Catalog:
@@ -259,26 +260,15 @@ def _local_box(entry: Any, give: Callable[[], torch.Tensor]) -> LocalBox:
     return LocalBox(entry.key, tuple(map(int, entry.global_shape)), box, dtype, give)
 
 
-def _args(part: Any) -> dict[str, Any]:
-    """The model's sizes: its config's, and those that megatron-core keeps on the model itself."""
-    config = getattr(part, "config", None)
-    values = dict(vars(config)) if config is not None else {}
-    for name in ("share_embeddings_and_output_weights", "position_embedding_type", "rotary_base"):
-        if hasattr(part, name):
-            values[name] = getattr(part, name)
-    values.pop("vocab_size", None)  # a model knows its padded one
-    values.pop("should_pad_vocab", None)
-    return transformer_config.as_args(values)
-
-
 def _check_same(parts: Sequence[Any], args: Mapping[str, Any], keys: set[str], num_found: int) -> None:
     """All ranks must be of one model: the same config, one shape and type for each key."""
     if not keys:
         raise CheckpointError("the model has no parameters on any rank", expected="the list of model parts")
+    of_model = {name for names in settings.read_by().values() for name in names}
     findings = [
-        f"rank {rank}: {name} is {part['args'][name]!r}, elsewhere {args[name]!r}"
+        f"rank {rank}: {name} is {part['args'][name]!r}, elsewhere {args.get(name)!r}"
         for rank, part in enumerate(parts)
-        for name in part["args"]
+        for name in sorted(of_model & part["args"].keys())
         if part["args"][name] != args.get(name)
     ]
     if num_found != len(keys):

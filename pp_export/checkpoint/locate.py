@@ -53,6 +53,14 @@ def iteration_of(folder: Path) -> int | None:
     return int(match[1]) if match and match[1] else None
 
 
+def renamed(folder: Path, iteration: int | None) -> tuple[str, ...]:
+    """What the user should know where a folder's name says another iteration than the state in it."""
+    named = iteration_of(folder)
+    if named is None or iteration is None or named == iteration:
+        return ()
+    return (f"the folder's name says iteration {named}, the state in it {iteration}: it was renamed",)
+
+
 def read(path: Path, offset: int = 0, length: int = -1) -> bytes:
     """The bytes of a small file, or some of them; CheckpointError where it can't be read."""
     try:

@@ -1,40 +1,43 @@
 """What a checkpoint says of the run that wrote it: the training args, wherever they are kept.
 
-`common.pt` (megatron-core up to 0.18), the `common_state` item (from 0.19), items named `args` and
-`iteration` (plain DCP), `run_config.yaml` (Megatron-Bridge), `context/model.yaml` (NeMo 2). Pickles and YAML
-are read as data; nothing that they name is imported.
+A state that Megatron saved has them: `common.pt` (megatron-core up to 0.18), the item `common_state` (from
+0.19), the items `args` and `iteration` (plain DCP). Where a framework saves none, it keeps a config beside:
+see `model_config`. Pickles are read as data; nothing that they name is imported.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pp_export.checkpoint import locate
+from pp_export.checkpoint import locate, model_config
 from pp_export.checkpoint.catalog import Interleave
-from pp_export.core.errors import CheckpointError
-from pp_export.megatron import transformer_config
-from pp_export.torch_file import archive, unpickler
+from pp_export.core.errors import UnsafePickleError
+from pp_export.megatron.training_grid import DECISIVE
+from pp_export.torch_file import allow_list, archive, inert, unpickler
 
-COMMON_STATE = "common_state/"
+COMMON, COMMON_STATE = "common.pt", "common_state/"
 _ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
 _SHARED = re.compile(r"\.mlp\.shared_experts\.linear_fc1\.(weight|bias)$")
 _LAYOUT = re.compile(r"(tensor|(virtual_)?pipeline|expert|expert_tensor|context)(_model)?_parallel_size")
+_MAX_NAMES, _MAX_OBJECTS = 8, 1_000_000
 
 
 @dataclass(frozen=True)
 class Found:
-    """The args in Megatron-LM's words (None where there are none), and what else was beside them."""
+    """The args in Megatron-LM's words (None where there are none), what else was beside them, and sentences
+    for the user.
+    """
 
     args: Mapping[str, Any] | None = None
     iteration: int | None = None
     writer: tuple[str, ...] = ()
-    is_bridge: bool = False
+    is_disentangled: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def layout(self) -> dict[str, int]:
@@ -66,46 +69,107 @@ def interleave_of(args: Mapping[str, Any] | None) -> Callable[[str], Interleave 
 def read(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Found:
     """The args of the run that wrote `folder`; `items` are (file, offset, length) of what DCP stored as
     bytes.
+
+    Megatron-Bridge's config goes before args, which a run that began from a checkpoint of Megatron-LM may
+    carry along; other configs stand in for them only.
     """
-    if (folder / "run_config.yaml").is_file():
-        return _from_config(folder / "run_config.yaml", "model", "Megatron-Bridge")
-    if (folder / "common.pt").is_file():
-        return _from_state(archive.value_in(locate.read(folder / "common.pt"), folder / "common.pt"))
-    if (folder.parent / "context" / "model.yaml").is_file():
-        return _from_config(folder.parent / "context" / "model.yaml", "config", "NeMo 2")
-    common = next((key for key in sorted(items) if key.startswith(COMMON_STATE)), None)
-    if common is not None:
-        state = _read_item(folder, items[common])
-        return _from_state(state[0] if isinstance(state, list) and len(state) == 1 else state)
-    return _from_state({key: _read_item(folder, items[key]) for key in ("args", "iteration") if key in items})
+    config = model_config.find(folder)
+    try:
+        state = _from_state(_common(folder, items))
+    except UnsafePickleError as error:
+        if config is None or not config.goes_first:
+            raise
+        state = Found(notes=(f"{error.what}; it was left alone, since {config.path.name} says all",))
+    if config is None or (state.args is not None and not config.goes_first):
+        return state
+    args = model_config.read(config)
+    differing = [
+        f"{name} ({args[name]!r}, not {state.args[name]!r})"
+        for name in DECISIVE
+        if state.args and name in state.args and args.get(name) is not None
+        if _text(args[name]) != _text(state.args[name])
+    ]
+    note = f"{config.path.name} counts where the training args say otherwise: {', '.join(differing)}"
+    notes = (*state.notes, note) if differing else state.notes
+    return replace(
+        state, args=args, writer=(config.writer,), is_disentangled=config.is_disentangled, notes=notes
+    )
+
+
+def split(value: Any) -> tuple[list[Any], list[Any]]:
+    """The training args in what a pickle of a state holds, and all the rest; see `unpickler.load`."""
+    state = _state(value)
+    if not isinstance(state, dict) or "args" not in state:
+        return [], [value]
+    rest = {key: part for key, part in state.items() if key != "args"}
+    return [state["args"]], [rest, *getattr(state, "__dict__", {}).values()]
 
 
 def args_of(state: Any) -> dict[str, Any] | None:
-    """The `args` namespace of a checkpoint's state as JSON values."""
-    args = state.get("args") if isinstance(state, dict) else None
-    values = args.__dict__.get("state") if isinstance(args, unpickler.InertObject) else args
-    return {str(k): unpickler.plain(v) for k, v in values.items()} if isinstance(values, dict) else None
+    """The `args` namespace of a checkpoint's state as JSON values; None where it has none, or none in it."""
+    values = _values(state.get("args") if isinstance(state, dict) else None)
+    return unpickler.plain({str(key): value for key, value in values.items()}) or None
+
+
+def notes_on(state: Any) -> Iterator[str]:
+    """Which objects of frameworks are among the args of a checkpoint's state."""
+    names: list[str] = []
+    modules: set[str] = set()
+    left = itertools.count()
+    for name, value in _values(state.get("args") if isinstance(state, dict) else None).items():
+        of_value = {
+            ".".join(item.module.split(".")[:2])
+            for item in itertools.takewhile(lambda _: next(left) < _MAX_OBJECTS, inert.everything_in(value))
+            if isinstance(item, inert.InertObject) or inert.is_kind(item)
+            if allow_list.is_of_framework(item.module)
+        }
+        names += [str(name)] if of_value else []
+        modules |= of_value
+    if names:
+        yield (
+            f"the training args hold objects of {_listed(sorted(modules))} ({_listed(sorted(names))}),"
+            " kept as text and never used"
+        )
+
+
+def _values(args: Any) -> dict[Any, Any]:
+    """The names and values of a namespace, or of an object that stands for one."""
+    if isinstance(args, inert.InertObject):
+        return (args.attributes() or {}) | dict(args.__dict__.get("pairs", ()))
+    return args if isinstance(args, dict) else {}
+
+
+def _state(value: Any) -> Any:
+    """A state, which megatron-core 0.19 wraps into a list."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _from_state(state: Any) -> Found:
     iteration = state.get("iteration") if isinstance(state, dict) else None
-    return Found(args_of(state), iteration if isinstance(iteration, int) else None)
+    return Found(args_of(state), iteration if type(iteration) is int else None, notes=tuple(notes_on(state)))
 
 
-def _from_config(path: Path, section: str, writer: str) -> Found:
-    """From a config file whose `section` is a TransformerConfig; its `_target_` entries are only text
-    here.
-    """
-    try:
-        value = yaml.safe_load(locate.read(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path.name} is no plain YAML: {error}", where={"file": path}) from error
-    config = value.get(section) if isinstance(value, dict) else None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path.name} has no section `{section}`", where={"file": path})
-    return Found(transformer_config.as_args(config), None, (writer,), is_bridge=True)
+def _common(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Any:
+    """The state that all ranks share, from wherever this release keeps it."""
+    if (folder / COMMON).is_file():
+        return archive.value_in(locate.read(folder / COMMON), folder / COMMON, split)
+    common = next((key for key in sorted(items) if key.startswith(COMMON_STATE)), None)
+    if common is not None:
+        return _state(_read_item(folder, items[common], split))
+    splits: dict[str, unpickler.Split | None] = {"args": lambda value: ([value], []), "iteration": None}
+    return {key: _read_item(folder, items[key], of) for key, of in splits.items() if key in items}
 
 
-def _read_item(folder: Path, item: tuple[str, int, int]) -> Any:
+def _read_item(folder: Path, item: tuple[str, int, int], of: unpickler.Split | None) -> Any:
     file, offset, length = item
-    return archive.value_in(locate.read(folder / file, offset, length), folder / file)
+    return archive.value_in(locate.read(folder / file, offset, length), folder / file, of)
+
+
+def _text(value: Any) -> str:
+    """How a value is compared: configs write types with the name of their module."""
+    return str(value).removeprefix("torch.")
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    return ", ".join([*names[:_MAX_NAMES], *more])

@@ -5,6 +5,7 @@ TransformerConfig, which Megatron-Bridge and NeMo store instead of args and whic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 _RENAMED = {
@@ -13,65 +14,46 @@ _RENAMED = {
     "layernorm_zero_centered_gamma": "apply_layernorm_1p",
     "num_layers_in_first_pipeline_stage": "decoder_first_pipeline_num_layers",
     "num_layers_in_last_pipeline_stage": "decoder_last_pipeline_num_layers",
+    "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
 }
-_KEPT = (
-    *(
-        "num_layers",
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_attention_heads",
-        "num_query_groups",
-        "kv_channels",
-    ),
-    *("normalization", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "attention_output_gate"),
-    *("position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "vocab_size"),
-    *("moe_layer_freq", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size"),
-    *("moe_grouped_gemm", "moe_mlp_glu_interleave_size", "moe_shared_expert_glu_interleave_size"),
-    *(
-        "multi_latent_attention",
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_head_dim",
-        "qk_pos_emb_head_dim",
-        "v_head_dim",
-    ),
-    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
-    *("expert_model_parallel_size", "expert_tensor_parallel_size", "context_parallel_size"),
-    *("mtp_num_layers", "params_dtype", "account_for_embedding_in_pipeline_split"),
-    "account_for_loss_in_pipeline_split",
-)
-# Words of training args that TransformerConfig has too, and with the same meaning, are kept as they are.
+_OF_CONFIG_FILES = ("_target_", "_partial_", "_call_", "_args_", "_name_", "_builder_")
+_UNSTORABLE = object()
 
 
 def as_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The training args that a TransformerConfig stands for; values as in the config, or as YAML holds
-    them.
+    """The training args that a TransformerConfig, or a framework's config with its fields, stands for.
+
+    Words that differ are translated, all others are kept. Values are JSON: functions become their dotted
+    name, other objects, of which nothing can be known, are left out.
     """
-    args = {name: config[name] for name in _KEPT if name in config}
-    args.update({name: config[own] for own, name in _RENAMED.items() if own in config})
-    if "num_query_groups" in config:
-        args["num_query_groups"] = config["num_query_groups"] or config.get("num_attention_heads")
+    values = {name: _plain(value) for name, value in config.items() if name not in _OF_CONFIG_FILES}
+    known = {name: value for name, value in values.items() if value is not _UNSTORABLE}
+    args = {name: value for name, value in known.items() if name not in _RENAMED}
+    args.update({_RENAMED[name]: value for name, value in known.items() if name in _RENAMED})
+    if "num_query_groups" in known:
+        args["num_query_groups"] = known["num_query_groups"] or known.get("num_attention_heads")
         args["group_query_attention"] = True
-    if "gated_linear_unit" in config:
-        args["swiglu"] = bool(config["gated_linear_unit"]) and _name(config.get("activation_func")) == "silu"
-    if "share_embeddings_and_output_weights" in config:
-        args["untie_embeddings_and_output_weights"] = not config["share_embeddings_and_output_weights"]
-    if config.get("should_pad_vocab"):
-        args["make_vocab_size_divisible_by"] = config.get("make_vocab_size_divisible_by")
-    return {name: _plain(value) for name, value in args.items()}
-
-
-def _name(function: Any) -> str:
-    """The bare name of a function that is given as itself, by its path, or as a `_target_` of a config
-    file.
-    """
-    path = function.get("_target_", "") if isinstance(function, Mapping) else function
-    return str(getattr(path, "__name__", path)).rpartition(".")[2]
+    shared = known.get("share_embeddings_and_output_weights")
+    if isinstance(args.pop("share_embeddings_and_output_weights", None), bool):
+        args["untie_embeddings_and_output_weights"] = not shared
+    if not known.get("should_pad_vocab"):
+        args.pop("make_vocab_size_divisible_by", None)
+    return args
 
 
 def _plain(value: Any) -> Any:
+    """`value` as JSON; `_UNSTORABLE` where it is an object that says nothing by itself."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return str(value["_target_"])  # how YAML files of frameworks name functions and objects
+    if isinstance(value, (list, tuple, Mapping)):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        items = {str(key): _plain(item) for key, item in pairs}
+        if any(item is _UNSTORABLE for item in items.values()):
+            return _UNSTORABLE
+        return items if isinstance(value, Mapping) else list(items.values())
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{getattr(value, '__module__', None) or ''}.{value.__qualname__}".lstrip(".")
+    is_dtype = str(value).startswith("torch.")
+    return str(value) if is_dtype or isinstance(value, Enum) else _UNSTORABLE

@@ -22,6 +22,9 @@ class ResultKeywords(TypedDict, total=False):
     mtp: Literal["export", "drop"]
     vocab_size: int | None
     architecture: str | None
+    config_from: Literal["reference", "checkpoint"]
+    config_as_reference: bool
+    provenance: Literal["model", "full", "none"]
     max_shard_size: str | int
     code: bool
     contents: Contents
@@ -35,6 +38,8 @@ class TargetKeywords(ResultKeywords, total=False):
     leaders_per_stage: str | int
     backend: Literal["gloo", "nccl"]
     stall_seconds: float
+    require_finite: bool
+    require_tokenizer: bool
     verify: bool
     report: Folder | None
 

@@ -112,6 +112,21 @@ class ResultOptions(Options):
     architecture: str | None = _option(
         "architecture table (a .yaml file); default: the packaged one for the class", None
     )
+    config_from: str = _option(
+        "what decides where config.json and the training args say different functions: the reference, so"
+        " that the export is refused, or the checkpoint, so that config.json is corrected",
+        "reference",
+        choices=("reference", "checkpoint"),
+    )
+    config_as_reference: bool = _option(
+        "leave config.json byte for byte; else it says outright, and in both spellings, what it leaves open",
+        False,
+    )
+    provenance: str = _option(
+        "what the manifest tells of the run: the model and its layout, all args and paths, or nothing",
+        "model",
+        choices=("model", "full", "none"),
+    )
     max_shard_size: str = _option("layers above this size are split into several files", "5GB")
     code: bool = _option(
         "copy the Python files that config.json's auto_map names, as data; else strip auto_map", True
@@ -152,6 +167,8 @@ class RunOptions(Options):
     leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
     backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
+    require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
+    require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)
     verify: bool = _option("re-read and check every byte before publishing", True)
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,6 @@ from operator import attrgetter
 from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
 from pp_export.core.digest import json_digest
-from pp_export.core.dtypes import DType
 from pp_export.core.tensors import Shape, Slice, TensorSpec
 from pp_export.planning.file_layout import TensorPlace, arrange, header
 from pp_export.process.ring_buffer import pages
@@ -111,15 +110,6 @@ class ExportPlan:
     @property
     def total_parameters(self) -> int:
         return sum(place.spec.num_elements for shard in self.shards for place in shard.tensors)
-
-    @property
-    def main_dtype(self) -> DType:
-        """The element type of most of the floating-point bytes: what config.json calls the model's."""
-        sizes: Counter[DType] = Counter()
-        for shard in self.shards:
-            for place in shard.tensors:
-                sizes[place.spec.dtype] += place.spec.num_bytes * place.spec.dtype.is_floating
-        return sizes.most_common(1)[0][0]
 
     @cached_property
     def fingerprint(self) -> str:

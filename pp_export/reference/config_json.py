@@ -20,22 +20,27 @@ def corrected(
     dtype: str | None = None,
     vocab_size: int | None = None,
     num_mtp_layers: int | None = None,
+    both_spellings: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The export's config.json and one sentence for each correction; None means that the reference is right.
 
     `dtype` is torch's name (`bfloat16`). Whichever keys the reference has are corrected, also in the configs
     nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
-    beside the other sizes of the language model; no MTP count is added. A quantization config is removed,
-    because the exported weights are not quantized.
+    beside the other sizes of the language model; no MTP count is added. With `both_spellings`, `dtype` and
+    `torch_dtype` both say the type. A quantization config is removed, because the exported weights are not
+    quantized, and so is the path of a folder that the config was loaded from.
     """
     result = copy.deepcopy(dict(config))
-    removed = _remove_quantization(result)
+    removed = _remove_quantization(result) + _remove_path(result)
     parts = {key: part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)}
     everywhere = [("", result), *((f"{key}.", part) for key, part in parts.items())]
     language = [("", result), *((f"{key}.", parts[key]) for key in _LANGUAGE_MODEL_KEYS if key in parts)]
     corrections = []
     if dtype is not None:
         corrections += _correct(everywhere, _DTYPE_KEYS, dtype, absent=("", result, "torch_dtype"))
+        for key in _DTYPE_KEYS if both_spellings else ():
+            if key not in result:
+                corrections += _correct([], (), dtype, absent=("", result, key))
     if vocab_size is not None:
         corrections += _correct(language, ("vocab_size",), vocab_size, absent=(*language[-1], "vocab_size"))
     if num_mtp_layers is not None:
@@ -72,6 +77,14 @@ def _correct(
 
 def _plain(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+def _remove_path(config: dict[str, Any]) -> list[str]:
+    path = config.get("_name_or_path")
+    if not isinstance(path, str) or not path.startswith(("/", "~", ".", "\\")):
+        return []
+    del config["_name_or_path"]
+    return ["config.json: _name_or_path is removed, because it is a path of the machine that wrote it."]
 
 
 def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:

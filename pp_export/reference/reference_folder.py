@@ -18,6 +18,7 @@ from pp_export.reference.auto_map import check_code, names_of_code
 from pp_export.reference.config_json import to_bytes
 from pp_export.reference.own_weights import read_weight_map
 from pp_export.reference.safe_files import check_inside, read_json, real_file
+from pp_export.reference.tokenizer import TokenizerFacts, read_tokenizer
 
 TEMPLATES = "additional_chat_templates"
 
@@ -58,6 +59,8 @@ class Reference:
     """Sentences for the report."""
     rewritten: Mapping[str, bytes] = field(default_factory=dict)
     """New content of the assets that lose their `auto_map`; all others are copied byte for byte."""
+    tokenizer: TokenizerFacts = TokenizerFacts()
+    """What its files say of ids and special tokens; its notes are in `notes`."""
 
 
 def read_reference(folder: Path, *, code: bool = True) -> Reference:
@@ -111,13 +114,15 @@ def _read(folder: Path, code: bool) -> Reference:
     templates = [name for name in assets if name.endswith(".jinja") or name.startswith("chat_template.")]
     if templates:
         notes.append(f"{', '.join(templates)}: copied and never rendered here; loaders do render templates.")
+    tokenizer = read_tokenizer(folder, assets, config)
     return Reference(
         folder=folder,
         config=config,
         assets=tuple(assets),
         left=tuple(left),
         weights=read_weight_map(folder),
-        notes=tuple(notes),
+        notes=(*notes, *tokenizer.notes),
+        tokenizer=tokenizer,
         rewritten={name: to_bytes(value) for name, value in stripped.items()},
     )
 

@@ -5,7 +5,7 @@ only, no disk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pp_export.core.digest import json_digest
@@ -28,13 +28,14 @@ class TensorManifest:
 @dataclass(frozen=True)
 class ShardManifest:
     """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
-    last.
+    last. `not_finite` counts the NaNs and infinities of the tensors that have any.
     """
 
     file: str
     bytes: int
     sha256: str
     tensors: tuple[TensorManifest, ...]
+    not_finite: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema_version": 1, **asdict(self)}
@@ -44,7 +45,7 @@ class ShardManifest:
         tensors = tuple(
             TensorManifest(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in value["tensors"]
         )
-        return cls(value["file"], value["bytes"], value["sha256"], tensors)
+        return cls(value["file"], value["bytes"], value["sha256"], tensors, value["not_finite"])
 
 
 def index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> dict[str, Any]:

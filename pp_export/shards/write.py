@@ -33,7 +33,7 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest:
         )
         for place in frozen.tensors
     )
-    return ShardManifest(frozen.file, len(frozen.image), sha256.hexdigest(), tensors)
+    return ShardManifest(frozen.file, len(frozen.image), sha256.hexdigest(), tensors, frozen.not_finite)
 
 
 def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], None]) -> files.NewFile:

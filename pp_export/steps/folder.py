@@ -14,9 +14,8 @@ from pp_export.core import file_names
 from pp_export.core.errors import TargetError, VerificationError
 from pp_export.disk import files, publish
 from pp_export.distributed.world import World
-from pp_export.options.kinds import ResultOptions, TargetOptions
+from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.reference import config_json
 from pp_export.reference.reference_folder import copy_assets
 from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
@@ -61,7 +60,7 @@ def make_staging_folder(world: World, target: Target, plan: ExportPlan) -> Path:
 
 
 def index_folder(
-    world: World, staging: Path, plan: ExportPlan, inputs: ExportInputs, options: ResultOptions
+    world: World, staging: Path, plan: ExportPlan, inputs: ExportInputs, options: TargetOptions
 ) -> IndexedFolder | None:
     """Step 8, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
     it made.
@@ -70,26 +69,38 @@ def index_folder(
     def complete() -> IndexedFolder:
         shards = index.merge_shards(staging, plan)
         index.write_index(staging, plan, shards)
-        completed = Completed() if options.weights_only else _add_model_files(staging, plan, inputs, options)
+        not_finite = {name: count for shard in shards for name, count in shard.not_finite.items()}
+        _check_finite(not_finite, options)
+        completed = Completed() if options.weights_only else _add_model_files(staging, inputs)
+        completed = replace(completed, not_finite=not_finite)
         return IndexedFolder(staging, plan, options.contents, tuple(shards), completed)
 
     return world.control.on_first(complete)
 
 
-def _add_model_files(
-    staging: Path, plan: ExportPlan, inputs: ExportInputs, options: ResultOptions
-) -> Completed:
-    reference = inputs.reference
+def _check_finite(not_finite: Mapping[str, int], options: TargetOptions) -> None:
+    if options.require_finite and not_finite:
+        raise VerificationError(
+            "weights hold values that are no finite numbers",
+            expected="finite numbers (--require-finite)",
+            findings=[f"{name}: {count:,} of them NaN or infinite" for name, count in not_finite.items()],
+            advice="export an earlier iteration, or leave --require-finite out if they are meant to be there",
+        )
+
+
+def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
+    reference, model = inputs.reference, inputs.model
     assert reference is not None
+    assert model is not None
     copy_assets(reference, staging)
-    config, corrections = config_json.corrected(
-        reference.config,
-        dtype=plan.main_dtype.torch_name,
-        vocab_size=inputs.sizes.vocab_size,
-        num_mtp_layers=0 if options.mtp == "drop" else None,
+    files.write_file(staging / file_names.CONFIG, [model.config.image])
+    return Completed(
+        corrections=model.config.corrections,
+        additions=model.config.additions,
+        assets=reference.assets,
+        left=reference.left,
+        notes=reference.notes,
     )
-    files.write_file(staging / file_names.CONFIG, [config_json.to_bytes(config)])
-    return Completed(tuple(corrections), reference.assets, reference.left, reference.notes)
 
 
 def seal(world: World, indexed: IndexedFolder | None, provenance: Mapping[str, Any]) -> None:

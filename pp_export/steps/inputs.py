@@ -5,55 +5,49 @@ here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from pp_export.architecture import accounting, rules, sizes, table_files
+from pp_export.architecture import rules, table_files
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog, holders_of
 from pp_export.checkpoint.source import Source
-from pp_export.core import dtypes
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import RuleError
-from pp_export.core.tensors import Shape
 from pp_export.core.version import VERSION
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan, units_of
 from pp_export.planning.rank_grid import choose_grid
-from pp_export.reference import config_json
-from pp_export.reference.expected_tensors import ExpectedTensors
-from pp_export.reference.own_weights import read_specs
-from pp_export.reference.reference_folder import Reference, read_reference
+from pp_export.reference.reference_folder import Reference
+from pp_export.steps.model import NOTHING_EXPECTED, SettledModel, settle_account, settle_model
+from pp_export.steps.pending import PendingInputs, table_file
 from pp_export.steps.target import Target
-
-Expected = tuple[Mapping[str, Shape | None] | None, str]
-"""Names and shapes (None where not known), and where they are from; None where nothing is known."""
 
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What is exported: the checkpoint's catalog, the reference, and the account of one against the other.
+    """What is exported: the checkpoint's catalog, the model that it is, and the account of one against the
+    other.
 
-    Made on rank 0, where everything is checked. The other ranks get `to_bytes`, the table included, and
-    have no `reference`: nothing they decide depends on its files.
+    Made on rank 0, where everything is checked. The other ranks get `to_bytes`, the table included, and have
+    neither `model` nor `reference`: nothing they decide depends on what is in them.
     """
 
     catalog: Catalog
-    config: Mapping[str, Any]
     architecture: Architecture
     sizes: ModelSizes
     account: Account
+    model: SettledModel | None = None
     reference: Reference | None = None
 
     def to_bytes(self) -> bytes:
         architecture = {"name": self.architecture.name, "table": self.architecture.table}
-        head = json.dumps({"config": self.config, "architecture": architecture}).encode()
+        head = json.dumps({"sizes": asdict(self.sizes), "architecture": architecture}).encode()
         return len(head).to_bytes(8, "little") + head + self.catalog.to_bytes()
 
     @classmethod
@@ -63,55 +57,13 @@ class ExportInputs:
         head = json.loads(image[8:end])
         architecture = rules.checked(**head["architecture"])
         catalog = Catalog.from_bytes(image[end:])
-        return _inputs(catalog, head["config"], architecture, options, lambda: (None, accounting.TABLE))
-
-
-class PendingInputs:
-    """The reference, and the child process that is finding out what the model's definition expects; on
-    rank 0 only.
-
-    The child takes seconds, so it is started before everything else that takes time. What is wrong with
-    the reference is raised by `result`, at a point where all ranks hear it.
-    """
-
-    def __init__(self, options: TargetOptions) -> None:
-        self._error: Exception | None = None
-        try:
-            self.reference = read_reference(options.reference, code=options.code)
-            self.config, _ = config_json.corrected(self.reference.config, vocab_size=options.vocab_size)
-            self._expecting = ExpectedTensors.start(self.config)
-        except Exception as error:  # noqa: BLE001  raised by `check` and `result`
-            self._error = error
-
-    @classmethod
-    def start(cls, options: TargetOptions) -> PendingInputs:
-        """Start the child and return at once."""
-        return cls(options)
-
-    def check(self) -> None:
-        """Raise what is wrong with the reference."""
-        if self._error is not None:
-            raise self._error
-
-    def result(self) -> Expected:
-        """Wait for what is expected: from the model's definition; else the names that the reference's own
-        weights have, with shapes where the files are there; else nothing. And where it is from.
-        """
-        self.check()
-        with self._expecting as expecting:
-            shapes = expecting.result()
-        if shapes is not None:
-            return shapes, accounting.DEFINITION
-        if self.reference.weights is None:
-            return None, accounting.TABLE
-        specs = read_specs(self.reference.folder, self.reference.weights) or {}
-        names = self.reference.weights
-        return {name: specs[name].shape if name in specs else None for name in names}, accounting.INDEX
-
-    def cancel(self) -> None:
-        """End the child, if it still runs."""
-        if self._error is None:
-            self._expecting.close()
+        sizes = ModelSizes(**head["sizes"])
+        return cls(
+            catalog,
+            architecture,
+            sizes,
+            settle_account(catalog, architecture, sizes, NOTHING_EXPECTED, options),
+        )
 
 
 def describe(
@@ -147,11 +99,10 @@ def read_inputs(
     try:
         pending.check()
         catalog = source.describe(announced)
-        architecture = _architecture(pending.config, options.architecture)
-        inputs = _inputs(catalog, pending.config, architecture, options, pending.result)
+        sizes, account, model = settle_model(catalog, pending, options)
+        return ExportInputs(catalog, pending.architecture, sizes, account, model, pending.reference)
     finally:
         pending.cancel()
-    return replace(inputs, reference=pending.reference)
 
 
 def agree_on_plan(inputs: ExportInputs, options: TargetOptions, world: World) -> ExportPlan:
@@ -184,58 +135,17 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
     )
 
 
-def _inputs(
-    catalog: Catalog,
-    config: Mapping[str, Any],
-    architecture: Architecture,
-    options: ResultOptions,
-    expect: Callable[[], Expected],
-) -> ExportInputs:
-    """Sizes are settled first: if they disagree, saying so helps more than what follows from it."""
-    model = sizes.reconcile(architecture, catalog.description.args, config, catalog.specs, options.vocab_size)
-    expected, truth = expect()
-    account = accounting.account(
-        architecture,
-        catalog.specs,
-        model,
-        expected=expected,
-        truth=truth,
-        dtype=None if options.dtype == "checkpoint" else dtypes.from_torch(options.dtype),
-        drop_mtp=options.mtp == "drop",
-    )
-    return ExportInputs(catalog, config, architecture, model, account)
-
-
-def _architecture(config: Mapping[str, Any], table: str | None) -> Architecture:
-    """The user's table, or the packaged one for the class that config.json names."""
-    if table is not None:
-        return table_files.load(_table_file(table))
-    classes = config.get("architectures")
-    if not isinstance(classes, list) or len(classes) != 1:
-        raise RuleError(
-            "the reference config.json must name one model class",
-            expected='"architectures": ["..."]',
-            got=classes,
-            advice="add it, or pass a table with --architecture FILE.yaml",
-        )
-    return table_files.for_class(str(classes[0]))
-
-
-def _table_file(table: str) -> str:
-    return table if table.endswith((".yaml", ".yml")) else f"{table}.yaml"
-
-
 def _check_own_table(shared: Architecture, table: str | None) -> None:
     """Rank 0's table counts. Where this rank sees a file of that name too, it must mean the same: another
     one tells of nodes that were not set up alike.
     """
-    if table is None or not Path(_table_file(table)).is_file():
+    if table is None or not Path(table_file(table)).is_file():
         return
-    own = table_files.load(_table_file(table))
+    own = table_files.load(table_file(table))
     if json_digest(own.table) != json_digest(shared.table):
         raise RuleError(
             "the architecture table is another one on this rank",
-            where={"table": Path(_table_file(table)).absolute()},
+            where={"table": Path(table_file(table)).absolute()},
             expected=f"digest {json_digest(shared.table)} (rank 0)",
             got=f"digest {json_digest(own.table)}",
             advice="give all nodes the same file, or put it on a filesystem that they share",

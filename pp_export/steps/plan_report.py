@@ -59,6 +59,12 @@ class PlanReport:
     dropped: Mapping[str, str]
     sizes: Mapping[str, int]
     sizes_from: str
+    settings: Mapping[str, Any]
+    settings_unchecked: tuple[str, ...]
+    args_unknown: tuple[str, ...]
+    config_corrections: tuple[str, ...]
+    config_additions: tuple[str, ...]
+    notes: tuple[str, ...]
     total_size: int
     total_parameters: int
     fingerprint: str
@@ -87,7 +93,8 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
     if world_size < 1:
         raise OptionError("--world-size must be at least 1", got=world_size)
     from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.steps.inputs import PendingInputs, plan_export, read_inputs
+    from pp_export.steps.inputs import plan_export, read_inputs
+    from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     inputs = read_inputs(source, options, PendingInputs.start(options))
@@ -95,13 +102,22 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
 
 
 def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
-    """The report of a plan."""
+    """The report of a plan; called on rank 0."""
+    model, reference = inputs.model, inputs.reference
+    assert model is not None
+    assert reference is not None
     return PlanReport(
         architecture=inputs.architecture.name,
         expected_from=inputs.account.truth,
         dropped=dict(inputs.account.dropped),
         sizes={**inputs.sizes.values, "padded_vocab_size": inputs.sizes.padded_vocab_size},
         sizes_from=inputs.sizes.source,
+        settings=to_json_value(dict(model.meaning.values)),
+        settings_unchecked=model.meaning.unchecked,
+        args_unknown=model.args_unknown,
+        config_corrections=model.config.corrections,
+        config_additions=model.config.additions,
+        notes=(*inputs.catalog.description.notes, *model.notes, *reference.notes),
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         fingerprint=plan.fingerprint,

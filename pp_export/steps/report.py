@@ -1,24 +1,22 @@
-"""What an export has to say about itself: a report for people and machines, provenance for the manifest."""
+"""What an export has to say about itself, to people and machines."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.core.json_values import to_json_value
-from pp_export.core.version import VERSION
 from pp_export.disk import files
-from pp_export.options.kinds import ResultOptions, RunOptions, SourceOptions, TargetOptions
+from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
+from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
     from pp_export.planning.export_plan import ExportPlan
@@ -42,13 +40,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Completed:
-    """What rank 0 found while it completed the folder: how config.json was corrected, which files of the
-    reference were copied and which were left, and what else a user should know.
+    """What rank 0 found while it completed the folder: how config.json was corrected and what was added to
+    it, which files of the reference were copied and which were left, which weights hold how many NaNs and
+    infinities, and what else a user should know.
     """
 
     corrections: tuple[str, ...] = ()
+    additions: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    not_finite: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -57,8 +58,11 @@ class ExportReport:
     """An export that succeeded, as plain values: `from_json(report.to_json())` is the report again.
 
     Sizes are in bytes, times in seconds, by phase. `dtype` is the element type of most weights, in torch's
-    words. `source_checked` is None where there was no file to check. What rank 0 alone knows
-    (`config_corrections`, `assets_*`, `peak_anonymous_bytes`) is empty on the other ranks of a live export.
+    words, `other_dtypes` those of all others. `source_checked` is None where there was no file to check.
+    `settings` are the properties of the function that config.json and the training args were held to,
+    `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
+    and that no table knows. What rank 0 alone knows (these three, `config_*`, `assets_*`,
+    `not_finite`, `peak_anonymous_bytes`) is empty on the other ranks of a live export.
     """
 
     output: str
@@ -72,7 +76,12 @@ class ExportReport:
     options: Mapping[str, Any]
     plan_fingerprint: str
     versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    settings_unchecked: tuple[str, ...]
+    args_unknown: tuple[str, ...]
     dtype: str
+    other_dtypes: Mapping[str, str]
+    not_finite: Mapping[str, int]
     vocab_size: int
     num_files: int
     num_tensors: int
@@ -80,6 +89,7 @@ class ExportReport:
     total_parameters: int
     stages: tuple[int, ...]
     config_corrections: tuple[str, ...]
+    config_additions: tuple[str, ...]
     assets_copied: tuple[str, ...]
     assets_left: tuple[str, ...]
     notes: tuple[str, ...]
@@ -134,11 +144,25 @@ def succeeded(
     rank 0.
     """
     done = completed or Completed()
-    description = inputs.catalog.description
+    description, model = inputs.catalog.description, inputs.model
     return ExportReport(
-        **provenance(inputs, plan, options) | {"options": options.to_json()},
+        checkpoint=description.folder,
+        format=description.format,
+        iteration=description.iteration,
+        args=to_json_value(description.args),
+        architecture=inputs.architecture.name,
+        expected_from=inputs.account.truth,
+        dropped=dict(inputs.account.dropped),
+        options=options.to_json(),
+        plan_fingerprint=plan.fingerprint,
+        versions=versions(),
+        settings=to_json_value(dict(model.meaning.values)) if model else {},
+        settings_unchecked=model.meaning.unchecked if model else (),
+        args_unknown=model.args_unknown if model else (),
         output=str(options.output.absolute()),
-        dtype=plan.main_dtype.torch_name,
+        dtype=inputs.account.main_dtype.torch_name,
+        other_dtypes={name: dtype.torch_name for name, dtype in inputs.account.other_dtypes.items()},
+        not_finite=dict(done.not_finite),
         vocab_size=inputs.sizes.vocab_size,
         num_files=len(plan.shards),
         num_tensors=sum(len(shard.tensors) for shard in plan.shards),
@@ -146,32 +170,16 @@ def succeeded(
         total_parameters=plan.total_parameters,
         stages=tuple(len(ranks) for ranks in plan.stages),
         config_corrections=done.corrections,
+        config_additions=done.additions,
         assets_copied=done.assets,
         assets_left=done.left,
-        notes=(*description.notes, *done.notes),
+        notes=(*description.notes, *(model.notes if model else ()), *done.notes),
         verified=options.verify,
         source_checked=options.check_source if isinstance(options, SourceOptions) else None,
         seconds=dict(seconds),
         peak_anonymous_bytes=tuple(peaks),
         planned_peak_bytes=tuple(plan.peak_bytes(rank) for rank in range(plan.world_size)),
     )
-
-
-def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -> dict[str, Any]:
-    """Where the weights came from and what was asked of them, as JSON values: for the manifest."""
-    description = inputs.catalog.description
-    return {
-        "checkpoint": description.folder,
-        "format": description.format,
-        "iteration": description.iteration,
-        "args": to_json_value(description.args),
-        "architecture": inputs.architecture.name,
-        "expected_from": inputs.account.truth,
-        "dropped": dict(inputs.account.dropped),
-        "options": options.result.to_json(),
-        "plan_fingerprint": plan.fingerprint,
-        "versions": versions(),
-    }
 
 
 def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
@@ -212,17 +220,6 @@ def check_path(options: RunOptions) -> None:
 def write_report(path: Path, value: dict[str, Any]) -> None:
     """Write a report, replacing an older one."""
     files.write_file(path, [(json.dumps(value, indent=1) + "\n").encode()])
-
-
-def versions() -> dict[str, str]:
-    """Versions of what made the bytes."""
-    known = {"pp_export": VERSION}
-    for name in ("torch", "safetensors", "transformers"):
-        try:
-            known[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            known[name] = "absent"
-    return {**known, "python": platform.python_version()}
 
 
 def peak_anonymous_bytes() -> int:

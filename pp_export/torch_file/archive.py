@@ -18,7 +18,8 @@ from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
 from pp_export.core.views import View
-from pp_export.torch_file import unpickler
+from pp_export.torch_file import inert, unpickler
+from pp_export.torch_file.unpickler import Split
 from pp_export.torch_file.zip_member import read_local_header
 
 _STORAGES = {
@@ -36,7 +37,6 @@ _STORAGES = {
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
-_PLAIN = (str, int, float, bytes, type(None))
 _AGAIN = "copy the file again, or take another iteration"
 
 
@@ -127,13 +127,16 @@ def view_of(tensor: Any) -> StoredView | None:
     return StoredView(str(key), dtypes.from_torch(name), view)
 
 
-def read(path: Path) -> Archive:
-    """What the file holds, without tensors; CheckpointError where it is truncated, damaged or no zip."""
+def read(path: Path, split: Split | None = None) -> Archive:
+    """What the file holds, without tensors; CheckpointError where it is truncated, damaged or no zip.
+
+    `split` finds training args in it, as `unpickler.load` takes it.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(4)
             if start.startswith(b"PK"):
-                return _read(file, path)
+                return _read(file, path, split)
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing", where={"file": path}) from None
     except OSError as error:
@@ -147,12 +150,12 @@ def read(path: Path) -> Archive:
     )
 
 
-def value_in(data: bytes, source: Path) -> Any:
+def value_in(data: bytes, source: Path, split: Split | None = None) -> Any:
     """The value in an archive that was read from `source` into memory; tensors in it stay inert."""
-    return _read(io.BytesIO(data), source).value
+    return _read(io.BytesIO(data), source, split).value
 
 
-def _read(file: IO[bytes], path: Path) -> Archive:
+def _read(file: IO[bytes], path: Path, split: Split | None) -> Archive:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
@@ -163,7 +166,7 @@ def _read(file: IO[bytes], path: Path) -> Archive:
                 )
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise ValueError("its tensors are not stored in little-endian order")
-            value = unpickler.load(archive.read(members["data.pkl"]), str(path))
+            value = unpickler.load(archive.read(members["data.pkl"]), str(path), split)
     except CheckpointError:
         raise
     except zipfile.BadZipFile as error:
@@ -180,23 +183,11 @@ def _read(file: IO[bytes], path: Path) -> Archive:
 
 def storages_in(value: Any) -> set[str]:
     """The keys of all storages that a value of the pickle refers to, however deep."""
-    found: set[str] = set()
-    seen: set[int] = set()
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, _PLAIN) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, dict):
-            left += item.values()
-        elif isinstance(item, tuple) and len(item) == 5 and item[0] == "storage":
-            found.add(str(item[2]))
-        elif isinstance(item, list | tuple | set | frozenset):
-            left += item
-        elif isinstance(item, unpickler.InertObject):
-            left += item.__dict__.values()
-    return found
+    return {
+        str(item[2])
+        for item in inert.everything_in(value)
+        if isinstance(item, tuple) and len(item) == 5 and item[0] == "storage"
+    }
 
 
 def _bare(stored: Any) -> Any:

@@ -1,9 +1,8 @@
 """Reads the pickles of a checkpoint as data.
 
-Nothing that a pickle names is ever imported. A global is looked up in the table below: a few become plain
-Python values, all others become inert objects that remember what they were called with. A name outside the
-table stops the export. The names are those that megatron-core and torch write
-(torch/distributed/checkpoint/metadata.py, torch/serialization.py, megatron/core/safe_globals.py).
+Nothing that a pickle names is ever imported. A global is looked up in `allow_list`: a few become plain Python
+values, all others become inert objects that remember what they were called with. A name outside the list
+stops the export. Training args may name what frameworks put there, and nothing else may.
 """
 
 from __future__ import annotations
@@ -11,207 +10,67 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-import posixpath
-import reprlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pp_export.core import dtypes
 from pp_export.core.errors import CheckpointError, UnsafePickleError
+from pp_export.torch_file import allow_list, inert
+from pp_export.torch_file.inert import InertObject, RecordingObject
 
+Split = Callable[[Any], tuple[Sequence[Any], Sequence[Any]]]
+"""What of a pickle's value is of the training args, and all the rest."""
 
-class InertObject:
-    """An object of the pickle as it described itself: the global it named, its arguments and its state."""
-
-    kind = ""
-
-    def __new__(cls, *args: object) -> InertObject:
-        found = super().__new__(cls)
-        found.__dict__["args"] = args
-        return found
-
-    def __init__(self, *args: object) -> None:
-        """Arguments are kept by `__new__`, which pickle may call alone."""
-
-    def __setstate__(self, state: object) -> None:
-        self.__dict__["state"] = state
-
-    def __getattr__(self, name: str) -> Any:
-        state = self.__dict__.get("state")
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
-            state = (state[0] or {}) | state[1]  # an object with __slots__ pickles as (dict, slots)
-        if isinstance(state, dict) and name in state:
-            return state[name]
-        raise AttributeError(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Attribute `name` of the pickled object, or `default`."""
-        return getattr(self, name, default)
-
-    def __repr__(self) -> str:
-        return f"{self.kind}{reprlib.repr(self.__dict__.get('args', ()))}"
-
-
-class _InertDict(dict[Any, Any]):
-    def __new__(cls, *args: object) -> _InertDict:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(args[0] if args and isinstance(args[0], (dict, list)) else ())
-
-    def __setstate__(self, state: object) -> None:
-        """Attributes of a dict subclass carry nothing that is needed."""
-
-
-class _Function:
-    """A function of ours that a pickle may call. Its BUILD opcode could set attributes of a plain one."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: object) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: object) -> None:
-        raise UnsafePickleError("the pickle tries to change a function that it names; nothing of it was run")
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise UnsafePickleError(f"a pickle asks for the codec {encoding!r}", expected="latin1")
-    return text.encode("latin1")
-
-
-def _size(dims: Any = ()) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in dims)
-
-
-def _layout(name: str) -> str:
-    return name
-
-
-def _path(*parts: str) -> str:
-    """Releases of Python pickle a path as its parts, or as they were joined."""
-    return posixpath.join("", *map(str, parts))
-
-
-def _signal(number: int) -> str:
-    """The name of a signal. Releases before 3.11 pickle it as a global of its module (see `find_class`)."""
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
-
-
-_VALUES: dict[tuple[str, str], Any] = {
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("builtins", "slice"): slice,
-    ("builtins", "complex"): complex,
-    ("collections", "OrderedDict"): _InertDict,
-    ("collections", "defaultdict"): _InertDict,
-    ("_codecs", "encode"): _Function(_encode),
-    **{
-        (module, name): _Function(_path)
-        for module in ("pathlib", "pathlib._local")  # the second from Python 3.13 on
-        for name in ("PosixPath", "PurePosixPath", "Path")
-    },
-    ("signal", "Signals"): _Function(_signal),
-    **{("signal", known.name): known.name for known in signal.Signals},
-    ("torch", "Size"): _Function(_size),
-    ("torch.serialization", "_get_layout"): _Function(_layout),
-}
-
-_INERT: dict[str, tuple[str, ...]] = {
-    "argparse": ("Namespace",),
-    "types": ("SimpleNamespace",),
-    "_io": ("BytesIO",),
-    "torch": (
-        "device",
-        "Tensor",
-        *(
-            f"{kind}Storage"
-            for kind in [
-                "Float",
-                "Half",
-                "BFloat16",
-                "Double",
-                "Byte",
-                "Char",
-                "Short",
-                "Int",
-                "Long",
-                "Bool",
-            ]
-        ),
-    ),
-    "torch.storage": ("UntypedStorage", "TypedStorage", "_load_from_bytes"),
-    "torch._utils": (
-        *("_rebuild_tensor_v2", "_rebuild_tensor_v3"),
-        *("_rebuild_parameter", "_rebuild_parameter_with_state"),
-    ),
-    "torch._tensor": ("_rebuild_from_type_v2",),
-    "torch._C": ("Generator",),
-    "torch.distributed.checkpoint.metadata": (
-        *(
-            "Metadata",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-        ),
-        *("_MEM_FORMAT_ENCODING", "MetadataIndex", "StorageMeta"),
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
-    "torch.distributed.checkpoint.planner": (
-        *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
-    ),
-    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
-    "numpy": ("ndarray", "dtype"),
-    "numpy.dtypes": ("UInt32DType",),
-    "numpy.core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
-}
 _MAX_VALUES, _MAX_TEXT = 1_000_000, 1000
-_INERT_PREFIXES = ("megatron.",)  # enums and plan classes of any release; inert, they run nothing
 
 
 class _AllowListUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, origin: str) -> None:
+    def __init__(self, data: bytes, *, has_args: bool) -> None:
         super().__init__(io.BytesIO(data))
-        self._origin = origin
+        self._has_args = has_args
         self._kinds: dict[tuple[str, str], type[InertObject]] = {}
+        self.foreign: list[Any] = []  # classes that only args may name, None for a function
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "__builtin__":  # what protocols below 3, which torch.save uses, call it
-            module = "builtins"
-        if (module, name) in _VALUES:
-            return _VALUES[module, name]
-        if module == "torch" and dtypes.is_torch_name(name):
+        known = allow_list.known_as(module, name)
+        if known in allow_list.VALUES:
+            return allow_list.VALUES[known]
+        if known[0] == "torch" and dtypes.is_torch_name(name):
             return name
-        if name in _INERT.get(module, ()) or (module.startswith(_INERT_PREFIXES) and name.isidentifier()):
-            if (module, name) not in self._kinds:
-                self._kinds[module, name] = type(name, (InertObject,), {"kind": f"{module}.{name}"})
-            return self._kinds[module, name]
-        raise UnsafePickleError(
-            f"the pickle names {module}.{name}, which is not on the allow-list; nothing of it was run",
-            where={"file": self._origin},
-            expected="only what torch and megatron-core write into a checkpoint",
-            got=f"{module}.{name}",
-            advice="do not load this file with torch either, unless you trust who wrote it",
-        )
+        if allow_list.is_inert(*known):
+            return self._kind(*known, is_foreign=False)
+        if self._has_args and known in allow_list.FUNCTIONS_IN_ARGS:
+            self.foreign.append(None)
+            return allow_list.FUNCTIONS_IN_ARGS[known]
+        if self._has_args and allow_list.is_of_args(*known):
+            return self._kind(*known, is_foreign=True)
+        raise allow_list.refused(f"{'builtins' if module == '__builtin__' else module}.{name}")
+
+    def _kind(self, module: str, name: str, *, is_foreign: bool) -> type[InertObject]:
+        if (module, name) not in self._kinds:
+            base = RecordingObject if self._has_args else InertObject
+            kind = inert.kind_of(base, module, name, is_foreign=is_foreign)
+            self._kinds[module, name] = kind
+            self.foreign += [kind] if is_foreign else []
+        return self._kinds[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
 
 
-def load(data: bytes, origin: str) -> Any:
+def load(data: bytes, origin: str, split: Split | None = None) -> Any:
     """The value that the pickle `data` describes, made of plain values and inert objects; `origin` is named
     in errors.
+
+    With `split`, which finds the training args in it, these may hold objects of any framework.
     """
-    find: Callable[[], Any] = _AllowListUnpickler(data, origin).load
+    unpickler = _AllowListUnpickler(data, has_args=split is not None)
+    find: Callable[[], Any] = unpickler.load
     try:
-        return find()
+        value = find()
+        if split is not None and unpickler.foreign:
+            _check_foreign(unpickler.foreign, *split(value))
+        return value
     except UnsafePickleError as error:
         raise error.at(file=origin) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -222,9 +81,18 @@ def load(data: bytes, origin: str) -> Any:
         ) from error
 
 
+def _check_foreign(named: Sequence[Any], args: Sequence[Any], rest: Sequence[Any]) -> None:
+    """Raise UnsafePickleError unless all that only training args may hold is in them, and in them alone."""
+    outside = [item for item in inert.everything_in(*rest) if getattr(item, "is_foreign", None) is True]
+    inside = {id(item) for item in inert.everything_in(*args)}
+    found = [*outside, *(kind for kind in named if kind is not None and id(kind) not in inside)]
+    if found:
+        raise allow_list.refused(str(getattr(found[0], "kind", found[0])), " outside of the training args")
+
+
 def plain(value: Any) -> Any:
-    """`value` as JSON: inert objects become the text of their name and arguments, tuples and sets become
-    lists.
+    """`value` as JSON: inert objects become the text of their name and arguments, classes and functions their
+    names, tuples and sets become lists.
     """
     try:
         return _plain(value, itertools.count())
@@ -238,7 +106,12 @@ def _plain(value: Any, visited: Iterator[int]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain(item, visited) for key, item in value.items()}
+        return {_key(key): _plain(item, visited) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item, visited) for item in value]
-    return repr(value)[:_MAX_TEXT]
+    return inert.text(value)[:_MAX_TEXT]
+
+
+def _key(key: Any) -> str:
+    is_simple = key is None or isinstance(key, (bool, int, float, str))
+    return str(key) if is_simple else inert.text(key)[:_MAX_TEXT]

@@ -4,8 +4,9 @@ Words: a `Fault` is one finding, of a kind in `KINDS`; a claim is what a manifes
 file; a `Survey` is all that a folder says of itself; `structure` is what can be checked without tensor bytes.
 
 Of pp_export this room imports only `core`, so a wrong assumption of planner or writer is not repeated here;
-any room above `core` may import it. It needs no torch (`diff` alone compares with it, and `load` alone needs
-transformers), so a folder can be proved where it was copied to.
+any room above `core` may import it. Who calls `verify_folder` may bring someone who knows the model's
+definition (`definition.Ask`). It needs no torch (`diff` and `logits` alone compare with it, `load` and
+`logits` alone need transformers), so a folder can be proved where it was copied to.
 """
 
 from pp_export.verification.findings import KINDS, Fault, Verification

@@ -12,6 +12,14 @@ from pp_export.verification.header import Header, TensorEntry
 from pp_export.verification.survey import Survey
 
 _MODEL_WEIGHTS = re.compile(r"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?")
+# What people put into a folder after an export, and no loader of the model takes for a part of it.
+_ADDED_LATER = re.compile(
+    r"""(.*/)?(readme|licen[cs]e|notice|changelog|citation)(\.(md|txt|rst|cff))? | .*\.md
+    | .*\.(png|jpe?g|gif|svg|webp|pdf)
+    | [^/]*\.(sig|asc|sigstore|sigstore\.json|intoto\.jsonl)
+    | onnx/[^/]*\.(onnx(_data\w*)?|json)""",
+    re.VERBOSE | re.IGNORECASE,
+)
 MAX_MANIFEST_BYTES = 512 << 20
 MAX_SUMS_BYTES = 64 << 20
 
@@ -49,11 +57,14 @@ def check_manifest(survey: Survey) -> None:
     for name in sorted((claims.keys() | sums.keys()) - present):
         lister = MANIFEST if name in claims else SUMS
         survey.fault("missing-file", name, f"{lister} lists it; it is not there")
-    if manifest is not None and manifest.contents in ("model", "weights"):
-        unlisted = present - claims.keys() - sums.keys()
-        others = {name for name in unlisted if not _MODEL_WEIGHTS.fullmatch(name)}
-        survey.notes += [f"not covered by {MANIFEST}: {', '.join(sorted(others))}"] if others else []
-        present -= others
+    beside = manifest is not None and manifest.contents in ("model", "weights")
+    others = {
+        name
+        for name in present - claims.keys() - sums.keys()
+        if _ADDED_LATER.fullmatch(name) or (beside and not _MODEL_WEIGHTS.fullmatch(name))
+    }
+    survey.notes += [f"not covered by {MANIFEST}: {', '.join(map(shown, sorted(others)))}"] if others else []
+    present -= others
     for name in sorted(present):
         lacking = [
             lister

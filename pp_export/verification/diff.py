@@ -77,7 +77,7 @@ def diff_folders(a: Path, b: Path, on_tensor: Callable[[str], None] | None = Non
     One tensor of each side is in hand at a time. Raises VerificationError where a folder can't be read.
     """
     with ExitStack() as stack:
-        left, right = _open_folder(Path(a), stack), _open_folder(Path(b), stack)
+        left, right = open_folder(Path(a), stack), open_folder(Path(b), stack)
         other_spec: list[SpecDifference] = []
         other_values: list[ValueDifference] = []
         num_equal = 0
@@ -102,7 +102,7 @@ def diff_folders(a: Path, b: Path, on_tensor: Callable[[str], None] | None = Non
     )
 
 
-def _open_folder(folder: Path, stack: ExitStack) -> Mapping[str, Any]:
+def open_folder(folder: Path, stack: ExitStack) -> Mapping[str, Any]:
     """For every tensor of the folder the open file that has it."""
     from safetensors import SafetensorError, safe_open
 

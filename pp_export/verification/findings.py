@@ -32,6 +32,12 @@ KINDS = {
     "duplicate-tensor": "two files have a tensor of the same name",
     "wrong-total": "total_size or total_parameters is not the sum over the tensors",
     "manifest-mismatch": "the manifest disagrees with a header, or with SHA256SUMS",
+    "definition-refused": "the model's class in transformers refuses config.json",
+    "definition-missing": "the model's definition has a tensor that no file has",
+    "definition-unexpected": "a file has a tensor that the model's definition lacks",
+    "definition-shape": "a tensor has another shape than in the model's definition",
+    "wrong-dtype": "a tensor is of a type for quantized weights, and nothing says that it is quantized",
+    "token-beyond-vocabulary": "a token that will be used has an id that the embedding has no row for",
     "load-failed": "transformers cannot build or load the model",
     "load-missing": "the model has a parameter that the folder lacks",
     "load-unexpected": "the folder has a tensor that the model lacks",
@@ -73,6 +79,8 @@ class Verification:
     depth: str
     made_by_us: bool
     notes: tuple[str, ...] = ()
+    definition: str | None = None
+    """The class whose definition names, shapes and types were held against; None where none was."""
 
     @property
     def ok(self) -> bool:
@@ -92,6 +100,7 @@ class Verification:
             "folder": self.folder,
             "ok": self.ok,
             "depth": self.depth,
+            "definition": self.definition,
             "made_by_us": self.made_by_us,
             "num_files": self.num_files,
             "num_tensors": self.num_tensors,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_
 def load_faults(folder: Path) -> list[Fault]:
     """Build the model and load the folder into it, on CPU; takes as much memory as the model."""
     try:
-        with _quiet_and_offline():
-            return list(_load(folder))
+        with quiet_and_offline():
+            return load_model(folder, dtype="auto")[1]
     except Exception as error:  # noqa: BLE001 (whatever the library raises is a finding about the folder)
         return [Fault("load-failed", CONFIG, None, f"{type(error).__name__}: {brief(str(error))}")]
 
 
-def _load(folder: Path) -> Iterator[Fault]:
+def load_model(folder: Path, **settings: Any) -> tuple[Any, list[Fault]]:
+    """The model (None where there is no class for it), and in what the folder does not fit it.
+
+    `settings` are those of `from_pretrained`. Whatever the library raises goes through.
+    """
     transformers: Any = importlib.import_module("transformers")
     config = parse_object((folder / CONFIG).read_bytes(), allow_infinity=True)
     architectures = config.get("architectures")
@@ -41,18 +46,21 @@ def _load(folder: Path) -> Iterator[Fault]:
     is_model = inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)
     if not is_model:
         text = f"transformers {transformers.__version__} has no model class {brief(name)}"
-        yield Fault("load-failed", CONFIG, None, text)
-        return
-    _, info = model_class.from_pretrained(
+        return None, [Fault("load-failed", CONFIG, None, text)]
+    model, info = model_class.from_pretrained(
         str(folder),
         config=model_class.config_class.from_dict(without(config, LEADS_OUTSIDE)),
-        dtype="auto",
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        **settings,
     )
+    return model, list(_faults(name, info))
+
+
+def _faults(name: Any, info: Mapping[str, Any]) -> Iterator[Fault]:
     for kind, key, text in (
         ("load-missing", "missing_keys", f"{name} has it; the folder lacks it"),
         ("load-unexpected", "unexpected_keys", f"the folder has it; {name} lacks it"),
@@ -67,19 +75,23 @@ def _load(folder: Path) -> Iterator[Fault]:
 
 
 @contextmanager
-def _quiet_and_offline() -> Iterator[None]:
+def quiet_and_offline() -> Iterator[None]:
     """No network, no progress bars, no reports; everything is put back after."""
     before = {key: os.environ.get(key) for key in _OFFLINE}
     os.environ.update(_OFFLINE)
     try:
         logging: Any = importlib.import_module("transformers.utils.logging")
         verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        accelerate = getLogger("accelerate")
+        level = accelerate.level
         logging.set_verbosity(logging.CRITICAL)
         logging.disable_progress_bar()
+        accelerate.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
             logging.set_verbosity(verbosity)
+            accelerate.setLevel(level)
             if had_bars:
                 logging.enable_progress_bar()
     finally:

@@ -40,7 +40,7 @@ def survey_folder(folder: Path) -> Survey:
 
 def _check_config(survey: Survey) -> None:
     if CONFIG in survey.listing.sizes:
-        survey.parse(CONFIG, MAX_CONFIG_BYTES, allow_infinity=True)
+        survey.config = survey.parse(CONFIG, MAX_CONFIG_BYTES, allow_infinity=True)
     elif survey.manifest is not None and survey.manifest.contents == "weights":
         survey.notes.append(f"weights only: there is no {CONFIG} yet")
     elif "adapter_config.json" not in survey.listing.sizes:

@@ -22,6 +22,7 @@ class Survey:
     listing: Listing
     made_by_us: bool
     headers: dict[str, Header] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
     weight_map: dict[str, str] | None = None
     index_metadata: dict[str, Any] | None = None
     manifest: Manifest | None = None

@@ -12,13 +12,18 @@ from pp_export.core.strict_json import JsonError
 from pp_export.verification.agreement import claim_faults
 from pp_export.verification.claims import MAX_SHARD_JSON_BYTES, ShardClaim, parse_shard_json
 from pp_export.verification.content import Promise, Reader
+from pp_export.verification.definition import Ask, Held, Pending, hold, not_held, why_not
 from pp_export.verification.findings import Fault, MalformedError, Verification, once
 from pp_export.verification.folder import open_regular, read_upto
 from pp_export.verification.header import read_header
 from pp_export.verification.structure import survey_folder
 from pp_export.verification.survey import Survey
+from pp_export.verification.tokens import check_tokens
 
 MAX_DEFAULT_THREADS = 4
+
+_QUICK = "a quick verification looks at structure only, and at no tokenizer either"
+_NOBODY = "nobody was asked for it"
 
 
 def verify_folder(
@@ -29,43 +34,59 @@ def verify_folder(
     load: bool = False,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
+    ask: Ask | None = None,
 ) -> Verification:
-    """Prove `folder`: its structure, every byte against the recorded digests, and with `load` the model.
+    """Prove `folder`: structure, tokenizer and token ids, every byte against the recorded digests, the
+    tensors against the model's definition that `ask` finds out, and with `load` the model.
 
-    `quick` stops after the structure. `subset` (i, n) reads the i-th of n shares of the files; the n shares
-    together are all files. `on_bytes` is told the size of every read, by one thread at a time; what it raises
-    ends the verification. Raises OptionError for options that make no sense and VerificationError where there
-    is no folder to look at.
+    `quick` stops after the structure: no definition, no tokenizer. `subset` (i, n) reads the i-th of n shares
+    of the files; the n shares together are all files. `on_bytes` is told the size of every read, by one
+    thread at a time; what it raises ends the verification. Raises OptionError for options that make no sense
+    and VerificationError where there is no folder to look at.
     """
     folder = Path(folder)
     threads = _check_options(quick, subset, threads)
     survey = survey_folder(folder)
-    faults, notes, depth = list(survey.faults), list(survey.notes), "structure"
+    proved = ["structure"]
     reader = Reader(folder, on_bytes)
-    promises = _promises(survey)
-    if not quick and promises:
-        share = promises if subset is None else promises[subset[0] - 1 :: subset[1]]
-        depth = "full" if subset is None else f"subset {subset[0]}/{subset[1]}"
-        faults += reader.check_all(share, threads)
-    elif not quick:
-        notes.append("no digests are recorded, so no tensor bytes were compared")
-    faults = once(faults)
+    why = _QUICK if quick else _NOBODY if ask is None else why_not(survey)
+    pending = ask(survey.config or {}) if ask is not None and why is None else None
+    try:
+        if not quick:
+            check_tokens(survey)
+        faults = list(survey.faults)
+        promises = [] if quick else _promises(survey)
+        if promises:
+            share = promises if subset is None else promises[subset[0] - 1 :: subset[1]]
+            proved = ["full" if subset is None else f"subset {subset[0]}/{subset[1]}"]
+            faults += reader.check_all(share, threads)
+        held = _held(survey, pending, why)
+    finally:
+        if pending is not None:
+            pending.close()
+    faults = once([*faults, *held.faults])
+    notes = [*survey.notes, *held.notes]
+    proved += ["definition"] if held.class_name else []
     if load and faults:
         notes.append("not loaded, because of the faults")
     elif load:
         from pp_export.verification.loading import load_faults
 
         faults += load_faults(folder)
-        depth += " and load"
+        proved.append("load")
+    without = (
+        "" if quick or promises else "; no digests are recorded, so values can't be held against anything"
+    )
     return Verification(
         folder=str(folder),
         faults=tuple(faults),
         num_files=len(survey.listing.sizes),
         num_tensors=sum(len(header.tensors) for header in survey.headers.values()),
         num_bytes_read=reader.num_bytes_read,
-        depth=depth,
+        depth=" and ".join(filter(None, [", ".join(proved[:-1]), proved[-1]])) + without,
         made_by_us=survey.made_by_us,
         notes=tuple(notes),
+        definition=held.class_name,
     )
 
 
@@ -104,6 +125,10 @@ def verify_staged_shard(
         faults.append(Fault("wrong-size", file, None, text))
     faults += Reader(folder, on_bytes).check(Promise(file, {"its JSON": claim.whole.sha256}, claim))
     return once(faults)
+
+
+def _held(survey: Survey, pending: Pending | None, why: str | None) -> Held:
+    return Held(notes=(not_held(str(why)),)) if pending is None else hold(survey, pending)
 
 
 def _read_shard_claim(folder: Path, file: str) -> ShardClaim | Fault:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from pp_export.architecture.accounting import TABLE
 from pp_export.view.text import console, human_bytes
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
     from pp_export.verification import Verification
+    from pp_export.verification.comparison import LogitComparison
     from pp_export.verification.diff import Difference
 
 _CHECKED = {True: "CRC-32 of every record checked", False: "not checked", None: "a live model"}
@@ -29,7 +32,7 @@ _SIZES = (
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"),
     *("num_experts", "padded_vocab_size"),
 )
-_MAX_ROWS, _MAX_PEAKS = 40, 8
+_MAX_ROWS, _MAX_PEAKS, _MAX_NAMED = 40, 8, 6
 
 
 def print_export(report: ExportReport) -> None:
@@ -38,21 +41,56 @@ def print_export(report: ExportReport) -> None:
     rate = human_bytes(report.total_size / max(seconds.get("export", 0), 1e-3))
     peaks = ", ".join(human_bytes(peak) for peak in report.peak_anonymous_bytes[:_MAX_PEAKS])
     verified = f"every byte re-read, {seconds['verify']:.1f} s" if report.verified else "NOT verified"
+    out = console()
     table = Table(title=f"exported to {report.output}", show_header=False)
     rows = {
         "model": f"{report.architecture}, {report.total_parameters:,} parameters",
         "files": f"{report.num_files} shards, {human_bytes(report.total_size)}",
-        "accounted": f"every tensor once, against {report.expected_from}",
+        "accounted": _accounted(report.expected_from),
+        "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "dropped": ", ".join(report.dropped) or "nothing",
         "source": _CHECKED[report.source_checked],
         "export": f"{seconds['export']:.1f} s, {rate}/s",
         "verified": verified,
-        "config.json": "; ".join(report.config_corrections) or "as in the reference",
+        "config.json": _config(report.config_corrections, report.config_additions),
         "peak memory": f"{peaks} (anonymous, per rank)",
     }
+    if report.not_finite:
+        rows["not finite"] = _not_finite(report.not_finite)
+    rows |= {f"note {number}": note for number, note in enumerate(report.notes, start=1)}
     for name, value in rows.items():
         table.add_row(name, value)
-    console().print(table)
+    out.print(table)
+
+
+def _accounted(truth: str) -> str:
+    """A table that nothing else confirms proves nothing but itself."""
+    if truth == TABLE:
+        return f"every tensor once, by {truth}: nothing independent confirms it"
+    return f"every tensor once, against {truth}"
+
+
+def _function(settings: Mapping[str, Any], unchecked: Sequence[str], unknown: Sequence[str]) -> str:
+    checked = [name for name in settings if name not in unchecked]
+    text = f"{len(checked)} settings of config.json are those of the training args"
+    if unchecked:
+        text += f"; not known from them: {', '.join(unchecked)}"
+    if unknown:
+        shown = ", ".join(unknown[:_MAX_NAMED]) + (", ..." if len(unknown) > _MAX_NAMED else "")
+        text += f"; args that no table knows: {shown}"
+    return text
+
+
+def _config(corrections: Sequence[str], additions: Sequence[str]) -> str:
+    keys = [sentence.removeprefix("config.json: ").partition(" ")[0] for sentence in additions]
+    added = [f"said outright, or for other loaders too: {', '.join(keys)}"] if keys else []
+    return "; ".join([*corrections, *added]) or "as in the reference"
+
+
+def _not_finite(counts: Mapping[str, int]) -> str:
+    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:_MAX_NAMED]]
+    more = ", ..." if len(counts) > _MAX_NAMED else ""
+    return f"NaN or infinity in {len(counts)} tensors: {', '.join(named)}{more}"
 
 
 def print_plan(report: PlanReport) -> None:
@@ -75,9 +113,14 @@ def print_plan(report: PlanReport) -> None:
         ranks.add_row(str(rank.rank), str(rank.stage), *map(human_bytes, sizes))
     out.print(ranks)
     dropped = "; ".join(f"{name} ({why})" for name, why in report.dropped.items()) or "nothing"
-    out.print(
-        f"accounted: every tensor once, against {report.expected_from}; dropped: {dropped}", soft_wrap=True
-    )
+    lines = {
+        "accounted": f"{_accounted(report.expected_from)}; dropped: {dropped}",
+        "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
+        "config.json": _config(report.config_corrections, report.config_additions),
+        **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},
+    }
+    for name, text in lines.items():
+        out.print(f"{name}: {text}", soft_wrap=True)
 
 
 def print_checkpoint(report: CheckpointReport) -> None:
@@ -144,3 +187,29 @@ def print_difference(result: Difference) -> None:
         )
     verdict = "identical" if result.identical else "different"
     out.print(f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal)", soft_wrap=True)
+
+
+def print_logits(result: LogitComparison) -> None:
+    """How far a folder's logits are from the recorded ones, and the verdict."""
+    out, worst, share = console(), result.worst, f"{result.required_share:.0%}"
+    what = f"{result.batch} x {result.sequence} positions, {result.num_columns:,} logits each"
+    padding = f"; {result.num_padding_columns:,} padding columns left out" * bool(result.num_padding_columns)
+    table = Table(title=result.folder, show_header=False)
+    rows = {
+        "recording": f"{result.recording}: {what}{padding}",
+        "precision": f"{result.precision} (recorded as {result.recorded_dtype})",
+        "run": "transformers, CPU, float32" + ", weights partly on disk" * result.partly_on_disk,
+        "difference": f"{result.difference:.2g} standard deviations of the logits or less at {share} of the"
+        f" positions (tolerance {result.tolerance:g}), {result.max_difference:.2g} at the worst",
+        "within tolerance": f"{result.share_within:.1%} of the positions ({share} needed)",
+        "absolute": f"{result.mean_abs_difference:.2g} on average, {result.max_abs_difference:.2g} at most",
+        "KL divergence": f"{result.mean_kl_divergence:.2g} on average,"
+        f" {result.max_kl_divergence:.2g} at most",
+        "top token": f"the same at {result.top_token_agreement:.1%} of the positions",
+        "worst logit": f"batch {worst.batch}, position {worst.position}, token {worst.token}:"
+        f" {worst.recorded:.6g} recorded, {worst.exported:.6g} exported",
+        "verdict": "the folder answers as the recorded model" if result.ok else "DIFFERENT",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(table)

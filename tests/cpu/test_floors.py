@@ -191,7 +191,7 @@ def test_doors_are_used_by_those_who_own_them() -> None:
     ):
         assert importers_of(library) == set(), library
     asked = importers_of("transformers") | importers_of("accelerate")
-    assert asked <= {"reference.expected_tensors", "verification.loading"}
+    assert asked <= {"reference.definition", "verification.loading"}
 
 
 def test_knowledge_touches_neither_disk_nor_network() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pp_export.core import file_names
 from pp_export.verification import verify_folder
-from tests.fixtures.exports import RememberedTensors, export_here, files_of
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.processes import ROOT, started, torchrun
 from tests.fixtures.reference import write_reference
 from tests.fixtures.verl_itself import CASES
@@ -30,7 +30,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks save every case of `CASES`; `reference` is the model's folder."""
     out = tmp_path_factory.mktemp("verl")
     write_reference("qwen2", out / "reference")
-    RememberedTensors.write(out / "answers.json")
+    RememberedDefinition.write(out / "answers.json")
     command = torchrun(2, "-m", "tests.fixtures.verl_itself", str(out / "reference"), str(out))
     paths = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     with started(command, out / "printed", env={"PYTHONPATH": paths}) as running:

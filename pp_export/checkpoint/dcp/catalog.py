@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 from pp_export.checkpoint import locate, training_args
 from pp_export.checkpoint.canonical_names import canonical, framework_prefix, spelled
 from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredTensor
+from pp_export.checkpoint.dcp import metadata_json
 from pp_export.checkpoint.dcp.metadata import StoredEntries
+from pp_export.checkpoint.dcp.places import check_places
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box
 from pp_export.torch_file import unpickler
@@ -69,9 +70,11 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
             got=f"{len(stored.tensors)} tensors, all of adapters",
             advice="merge it into the base model's weights, save those, and export them",
         )
+    _check_common(folder, stored)
+    notes = check_places(folder, stored.infos, stored.tensors)
     found = training_args.read(folder, stored.items)
     # Bridge undoes the interleaving when it saves.
-    interleave = training_args.interleave_of(None if found.is_bridge else found.args)
+    interleave = training_args.interleave_of(None if found.is_disentangled else found.args)
     prefix = framework_prefix(stored.tensors)
     halves: defaultdict[str, dict[int | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
@@ -88,11 +91,11 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         args=found.args,
         layout=found.layout,
         other=stored.other,
+        notes=(*found.notes, *notes, *locate.renamed(folder, found.iteration)),
         reader=READER,
     )
     catalog = Catalog(description, tuple(stored.files), tuple(stored.stored_items), tensors)
     catalog.check_names()
-    _check_files(folder, catalog)
     return catalog
 
 
@@ -136,30 +139,18 @@ def _writer(metadata: Any, stored: StoredEntries) -> list[str]:
     return signs
 
 
-def _check_files(folder: Path, catalog: Catalog) -> None:
-    """Every file that holds a weight is there and long enough, and no two weights share a byte of it."""
-    stored_in: defaultdict[int, list[tuple[int, int, str]]] = defaultdict(list)
-    for number, item in enumerate(catalog.stored_items):
-        stored_in[item.file].append((item.offset, item.offset + item.length, catalog.key_of_item[number]))
-    findings: list[str] = []
-    for number, items in sorted(stored_in.items()):
-        findings += _file_faults(folder / catalog.files[number], sorted(items))
-    if findings:
+def _check_common(folder: Path, stored: StoredEntries) -> None:
+    """Raise CheckpointError where the state that metadata.json promises is gone, the training args in it."""
+    promised = metadata_json.backends(folder)
+    has_item = any(key.startswith(training_args.COMMON_STATE) for key in stored.items)
+    if promised is None or promised.common is None or has_item:
+        return
+    if not (folder / training_args.COMMON).is_file():
         raise CheckpointError(
-            "files of the checkpoint are missing, truncated or not what .metadata says",
+            "the checkpoint has lost its common.pt, which holds the training args: the save, or a copy of it,"
+            " is not whole",
             where={"folder": folder},
-            advice="copy the checkpoint again; a rank's node may not have written to the shared filesystem",
-            findings=findings,
+            expected=f"common.pt, as metadata.json says (common_backend: {promised.common})",
+            got="neither common.pt nor an item common_state",
+            advice="copy the folder again, with all its files, or take another iteration",
         )
-
-
-def _file_faults(path: Path, items: list[tuple[int, int, str]]) -> Iterable[str]:
-    needed = max(end for _, end, _ in items)
-    size = path.stat().st_size if path.is_file() else None
-    if size is None:
-        yield f"{path.name} is missing"
-    elif size < needed:
-        yield f"{path.name} is truncated: {size} bytes, at least {needed} needed"
-    for (_, end, key), (begin, _, other) in itertools.pairwise(items):
-        if begin < end:
-            yield f"{path.name}: {key} and {other} are stored in the same bytes"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.dcp import catalog as dcp_catalog
+from pp_export.checkpoint.dcp import metadata_json
 from pp_export.checkpoint.file_reader import FileReader
 from pp_export.checkpoint.source import Reader
 from pp_export.core.errors import CheckpointError
@@ -40,7 +40,8 @@ def _check_finished(folder: Path) -> None:
             where=where,
             advice="wait for an asynchronous save to end, or take an earlier iteration",
         )
-    backend = _sharded_backend(folder)
+    found = metadata_json.backends(folder)
+    backend = None if found is None else found.sharded
     if backend is None and (folder / "common.pt").exists():
         raise dcp_catalog.unfinished(folder)
     if backend == "zarr":
@@ -56,14 +57,3 @@ def _check_finished(folder: Path) -> None:
         )
     if not (folder / ".metadata").is_file():
         raise CheckpointError("the folder has metadata.json but no .metadata", where=where)
-
-
-def _sharded_backend(folder: Path) -> str | None:
-    """What metadata.json says; None where there is none, as in plain DCP."""
-    path = folder / "metadata.json"
-    if not path.is_file():
-        return None
-    try:
-        return str(json.loads(path.read_text())["sharded_backend"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"metadata.json can't be read: {error!r}", where={"file": path}) from error

@@ -22,11 +22,12 @@ _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
 
 class StoredEntries:
     """The entries of `.metadata`, sorted into tensors of the model (by key), items that are no tensors, and
-    the rest. `files` and `stored_items` are those of the tensors that were asked for.
+    the rest. `infos` says by (key, offset) where each of them lies; `files` and `stored_items` are those of
+    the tensors that were asked for.
     """
 
     def __init__(self, metadata: Any) -> None:
-        self._infos = {
+        self.infos = {
             (index.fqn, None if index.get("offset") is None else tuple(index.offset)): info
             for index, info in metadata.storage_data.items()
         }
@@ -43,9 +44,9 @@ class StoredEntries:
                 self.tensors[key] = meta
                 continue
             boxes = [tuple(box.offsets) for box in meta.chunks] if is_tensor else [None]
-            counted[kind] += [self._infos[key, box].length for box in boxes if (key, box) in self._infos]
-            if not is_tensor and (info := self._infos.get((key, None))) is not None:
-                self.items[key] = (_file_name(info), int(info.offset), int(info.length))
+            counted[kind] += [self.infos[key, box].length for box in boxes if (key, box) in self.infos]
+            if not is_tensor and (info := self.infos.get((key, None))) is not None:
+                self.items[key] = (file_name(info.relative_path), int(info.offset), int(info.length))
         self.other = {kind: (len(sizes), sum(sizes)) for kind, sizes in sorted(counted.items())}
 
     def tensor(self, key: str, name: str) -> StoredTensor:
@@ -72,7 +73,7 @@ class StoredEntries:
         return StoredTensor(name, shape, dtype, boxes)
 
     def _box(self, key: str, box: Box) -> StoredBox:
-        info = self._infos.get((key, box.offset))
+        info = self.infos.get((key, box.offset))
         if info is None:
             raise CheckpointError(
                 "a box of a tensor is stored nowhere", where={"tensor": key}, got=f"offset {box.offset}"
@@ -84,18 +85,19 @@ class StoredEntries:
                 got=info.transform_descriptors,
                 advice="save the checkpoint without the storage writer's extensions",
             )
-        file = self.files.setdefault(_file_name(info), len(self.files))
+        file = self.files.setdefault(file_name(info.relative_path), len(self.files))
         self.stored_items.append(StoredItem(file, int(info.offset), int(info.length)))
         return StoredBox(box, len(self.stored_items) - 1)
 
 
-def _file_name(info: Any) -> str:
-    path = str(info.relative_path)
-    if not _FILE_NAME.fullmatch(path):
+def file_name(path: Any) -> str:
+    """The name of a stored file, proved to be one in the folder; CheckpointError where it is none."""
+    name = str(path)
+    if not _FILE_NAME.fullmatch(name):
         raise CheckpointError(
-            "a stored file's name leaves the checkpoint or is unusual", got=repr(path[:200])
+            "a stored file's name leaves the checkpoint or is unusual", got=repr(name[:200])
         )
-    return path
+    return name
 
 
 def _shapes_before_flattening(metadata: Any) -> dict[str, tuple[int, ...]]:

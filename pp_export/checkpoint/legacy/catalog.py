@@ -46,16 +46,21 @@ def _catalog(folder: Path) -> Catalog:
     interleave = training_args.interleave_of(args)
     tensors = tuple(builder.tensor(name, found, args, interleave(name)) for name in found)
     state = files[0].archive.value
-    iteration = state.get("iteration")
+    saved = state.get("iteration")
+    iteration = saved if type(saved) is int else None
     description = Description(
         folder=str(folder),
         format=LEGACY,
         writer=f"Megatron-LM, checkpoint_version {state['checkpoint_version']}",
-        iteration=iteration if isinstance(iteration, int) else locate.iteration_of(folder),
+        iteration=iteration if iteration is not None else locate.iteration_of(folder),
         args=args,
         layout=training_args.layout_of(args),
         other=_other(folder, files),
-        notes=tuple(f"tensor parallel ranks differ, the first counts: {text}" for text in drifted),
+        notes=(
+            *training_args.notes_on(state),
+            *locate.renamed(folder, iteration),
+            *(f"tensor parallel ranks differ, the first counts: {text}" for text in drifted),
+        ),
         reader=LEGACY,
     )
     return Catalog(description, *builder.files_and_items(), tensors, is_one_file_per_rank=True)

@@ -101,7 +101,7 @@ def _folders(folder: Path) -> list[str]:
 
 def _read(path: Path) -> Archive:
     """The file, of a kind that can be exported."""
-    found = archive.read(path)
+    found = archive.read(path, training_args.split)
     state = found.value
     if not isinstance(state, dict):
         raise CheckpointError("the file holds no checkpoint", where={"file": path}, expected="a dict")

@@ -244,13 +244,30 @@ def test_stacking_needs_equal_tensors_without_gaps(tmp_path: Path) -> None:
     assert len(findings(MOE, table=stacked, specs=last)) == 2
 
 
-def test_the_cast_changes_floating_types_only() -> None:
-    """A chosen type replaces floating-point types and leaves integers as they are."""
-    row = {"decoder.final_layernorm.weight": TensorSpec((16,), from_torch("int32"))}
+def test_the_cast_changes_every_floating_type() -> None:
+    """A chosen type replaces all others; without one, each tensor keeps its own, and those unlike most are
+    known.
+    """
+    row = {"decoder.final_layernorm.weight": TensorSpec((16,), FP32)}
     settled = settle(specs=DENSE.specs() | row, dtype=FP32)
-    assert settled.outputs["model.norm.weight"].dtype == from_torch("int32")
-    assert settled.outputs["lm_head.weight"].dtype == FP32
-    assert settle().outputs["lm_head.weight"].dtype == BF16
+    assert {spec.dtype for spec in settled.outputs.values()} == {FP32}
+    assert settled.other_dtypes == {}
+    kept = settle(specs=DENSE.specs() | row)
+    assert kept.main_dtype == BF16
+    assert kept.other_dtypes == {"model.norm.weight": FP32}
+
+
+@pytest.mark.parametrize("raw", ["int32", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("dtype", [None, BF16])
+def test_weights_that_are_no_plain_numbers_are_refused(raw: str, dtype: DType | None) -> None:
+    """Integers, and float8 without scales, are what a quantized run left: refused by tensor and type, cast
+    or not.
+    """
+    row = {"decoder.final_layernorm.weight": TensorSpec((16,), from_torch(raw))}
+    with pytest.raises(AccountingError) as caught:
+        settle(specs=DENSE.specs() | row, dtype=dtype)
+    (finding,) = caught.value.findings
+    assert finding.startswith(f"model.norm.weight is {raw}, ")
 
 
 def test_what_the_grid_needs_is_known_of_every_source() -> None:

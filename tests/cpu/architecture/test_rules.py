@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pp_export.architecture import table_files
-from pp_export.architecture.rules import Architecture
+from pp_export.architecture.rules import Architecture, Required
 from pp_export.core.errors import RuleError
 from tests.fixtures.models import MODELS
 
@@ -183,8 +183,8 @@ def test_all_faults_of_a_table_are_listed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
-    """`extends` takes the base's rows, config and requires; the same pattern or key replaces, null
-    removes.
+    """`extends` takes the base's rows, config and requires; the same pattern or setting replaces, whatever
+    was said of it, and null removes.
     """
     base = table_files.load("llama")
     mine = table_files.load(
@@ -194,7 +194,7 @@ def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
                 "extends": "llama",
                 "serves": ["MyForCausalLM"],
                 "config": {"rotary_base": None, "num_experts": "n_experts"},
-                "requires": {"swiglu": False},
+                "requires": {"swiglu": False, "tied": {"value": True, "instead": "another class"}},
                 "rules": [
                     {"megatron": QKV, "drop": "a test"},
                     {"megatron": "extra", "hf": "extra", "unit": "head"},
@@ -204,10 +204,11 @@ def test_a_table_takes_rows_over_and_replaces_them(tmp_path: Path) -> None:
     )
     assert mine.serves == ("MyForCausalLM",)
     assert mine.name == "table"
-    assert mine.config == {k: v for k, v in base.config.items() if k != "rotary_base"} | {
-        "num_experts": "n_experts"
-    }
-    assert mine.requires == {**base.requires, "swiglu": False}
+    assert set(mine.readings) == set(base.readings) - {"rotary_base", "tied"} | {"num_experts"}
+    assert mine.readings["num_experts"].keys == ("n_experts",)
+    inherited = {name: required for name, required in base.requires.items() if name != "num_experts"}
+    own = {"swiglu": Required(False), "tied": Required(True, "another class")}
+    assert mine.requires == inherited | own
     assert len(mine.rules) == len(base.rules) + 1
     match = mine.match("decoder.layers.0.self_attention.linear_qkv.weight")
     assert match is not None
@@ -236,6 +237,10 @@ def test_circular_tables_are_refused(tmp_path: Path) -> None:
         ("serves: [3]\n", "`serves` must hold names"),
         ("config: [a]\n", "`config` must be a dict"),
         ("config: {num_layers: 3}\n", "`config` must give keys of config.json"),
+        ("config: {windows: {reading: unheard}}\n", "the architecture table is wrong"),
+        ("requires: {tied: {instead: x}}\n", "`requires` must give values"),
+        ("tells: [a]\n", "`tells` must be a dict"),
+        ("defaults: [a]\n", "`defaults` must be a dict"),
         ("extends: 3\n", "`extends` must be a str"),
         ("extends: absent\n", "no such architecture table"),
         ("extends: ../llama\n", "no such architecture table"),

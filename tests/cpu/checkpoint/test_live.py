@@ -20,7 +20,7 @@ from pp_export.checkpoint import live
 from pp_export.core import file_names
 from pp_export.core.errors import CheckpointError
 from tests.cpu.conftest import Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.live import Case
 from tests.fixtures.parts import Part, entry
 from tests.fixtures.processes import run_python, torchrun
@@ -56,7 +56,7 @@ def name_of(model: str, layout: str) -> str:
 def root(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case, run in two launches."""
     root = tmp_path_factory.mktemp("live")
-    RememberedTensors.write(root / "answers.json")
+    RememberedDefinition.write(root / "answers.json")
     for num_ranks, good in GOOD.items():
         cases = [
             Case(model, layout, str(reference(model)), str(root / name_of(model, layout)), wrapper)

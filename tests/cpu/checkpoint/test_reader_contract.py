@@ -53,7 +53,7 @@ CONFIG = {
 }
 SIZES = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "num_experts"),
-    *("moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "swiglu"),
+    *("moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     "untie_embeddings_and_output_weights",
 )
 

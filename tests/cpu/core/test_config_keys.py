@@ -10,7 +10,7 @@ import pytest
 
 from pp_export.core.config_keys import CODE, LEADS_OUTSIDE, QUANTIZATION, without
 from pp_export.core.errors import ReferenceFolderError
-from pp_export.reference.expected_tensors import expected_tensors
+from pp_export.reference.definition import define
 from pp_export.verification.loading import load_faults
 
 PLAIN: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "rope_scaling": None}
@@ -50,10 +50,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 CLEAN = PLAIN | {"text_config": {"a": 1}, "parts": [{"b": 2}]}
 
 
-def test_expected_tensors_ask_for_nothing_outside(seen: list[dict[str, Any]]) -> None:
+def test_the_definition_asks_for_nothing_outside(seen: list[dict[str, Any]]) -> None:
     """The class that tells which tensors to expect sees no key that leads outside, and no quantization."""
     with pytest.raises(ReferenceFolderError):
-        expected_tensors(_leading(LEADS_OUTSIDE | QUANTIZATION))
+        define(_leading(LEADS_OUTSIDE | QUANTIZATION))
     assert seen == [CLEAN]
 
 

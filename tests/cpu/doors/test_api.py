@@ -28,7 +28,7 @@ from pp_export.core.errors import AccountingError, CheckpointError, ExportError,
 from pp_export.core.version import VERSION
 from pp_export.steps.report import ExportReport
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of, remembering
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
 from tests.fixtures.stored import read_stored
 from tests.fixtures.undefined import without_definition
 
@@ -125,7 +125,7 @@ def test_a_failure_here_leaves_no_child(options: Options, monkeypatch: pytest.Mo
     options["output"].mkdir()
     (options["output"] / "mine").write_text("kept")
     ended: list[bool] = []
-    monkeypatch.setattr(RememberedTensors, "close", lambda *_: ended.append(True))
+    monkeypatch.setattr(RememberedDefinition, "close", lambda *_: ended.append(True))
     with remembering(), pytest.raises(TargetError, match="the output exists"):
         pp_export.export_checkpoint(**options)
     assert files_of(options["output"].parent) == {"model/mine": b"kept"}
@@ -391,7 +391,7 @@ def test_importing_the_package_imports_nothing_large() -> None:
 def test_every_public_function_says_how_it_is_called() -> None:
     """Each has a docstring that tells who calls it and what it raises, with an example."""
     functions = [getattr(pp_export, name) for name in pp_export.__all__ if name.islower() and name[0] != "_"]
-    assert len(functions) == 6
+    assert len(functions) == 8
     for function in functions:
         for text in ("Called by", "Error", ">>> "):
             assert text in function.__doc__, function.__name__

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import pp_export
 from pp_export import cli
 from pp_export.options.kinds import ExportOptions, flag
 from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures.damage import edit_json
+from tests.fixtures.tiny_models import ask, write_tiny_model
 from tests.fixtures.undefined import without_definition
 
 ROOT = Path(pp_export.__file__).resolve().parents[1]
@@ -140,6 +143,9 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
         (["verify", "x", "--subset", "3/2"], ["a subset is i/n"]),
         (["inspect", "absent"], ["the checkpoint folder does not exist", "absent"]),
         (["diff", "absent", "absent"], ["absent"]),
+        (["compare-logits", "absent", "gone"], ["the recording can't be read", "gone"]),
+        (["compare-logits", "x", "y", "--max-memory", "much"], ["not a size", "much"]),
+        (["compare-logits", "x", "y", "--tolerance", "-1"], ["no such tolerance", "-1"]),
     ],
 )
 def test_wrong_values_are_errors_with_their_reason(
@@ -274,6 +280,28 @@ def test_an_export_of_one_process_can_be_verified_and_compared(
     assert run("verify", out, "--quick").status == 0
     different = run("diff", out, other)
     assert different.status == 1
+
+
+def test_logits_are_compared_with_recorded_ones(run: Run, tmp_path: Path) -> None:
+    """`compare-logits` exits with 0 only where the logits hold; it tells people and machines the same."""
+    pytest.importorskip("transformers")
+    folder, recording = tmp_path / "model", tmp_path / "r"
+    write_tiny_model("qwen2", folder)
+    token_ids = torch.arange(12).view(2, 6)
+    pp_export.record_logits(recording, token_ids, ask(folder, token_ids))
+    same = run("compare-logits", folder, recording, "--json")
+    value = json.loads(same.stdout)
+    assert (same.status, value["ok"], value["tolerance"]) == (0, True, 1e-4)
+    assert value == pp_export.compare_logits(folder, recording).to_json()
+    on_disk = run("compare-logits", folder, recording, "--json", "--max-memory", "100KB")
+    assert (on_disk.status, json.loads(on_disk.stdout)["partly_on_disk"]) == (0, True)
+    assert on_disk.stderr == ""
+    edit_json("config.json", lambda config: config.update(rms_norm_eps=1.0))(folder)
+    other = run("compare-logits", folder, recording)
+    assert other.status == 1
+    assert "DIFFERENT" in other.stdout
+    assert json.loads(run("compare-logits", folder, recording, "--json").stdout)["ok"] is False
+    assert run("compare-logits", folder, recording, "--tolerance", "10").status == 0
 
 
 def test_a_failed_export_reports_and_leaves_nothing(run: Run, folders: list[object], tmp_path: Path) -> None:

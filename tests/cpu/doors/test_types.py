@@ -27,6 +27,7 @@ peak: int = pp_export.plan("c", reference="r", world_size=8, pipeline_parallel=4
 stacked: bool = pp_export.inspect("c", iteration=3).stacked
 ok: bool = pp_export.verify("o", subset=(1, 8)).ok
 same: bool = pp_export.diff("a", "b").identical
+near: pp_export.LogitComparison = pp_export.compare_logits("a", "b", tolerance=0.1, max_memory="1GB")
 bridge = ExportBridge("r", verify=False, code=False)
 handle: pp_export.BackgroundExport
 error: pp_export.ExportError
@@ -43,6 +44,8 @@ pp_export.export_model([], reference="r", output="o", iteration=3)
 pp_export.export_model([], reference="r", output="o", leaders_per_stag=1)
 pp_export.plan("c", reference="r", tensor_paralel=2)
 pp_export.verify("o", quik=True)
+pp_export.compare_logits("a", "b", tolerence=0.1)
+pp_export.record_logits("a", None, None, topk=5)
 ExportBridge("r", verfy=False)
 pp_export.absent
 """

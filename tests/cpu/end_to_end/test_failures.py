@@ -18,7 +18,7 @@ import pytest
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import TargetError
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.processes import Ended, Running, is_alive, started, torchrun
 
 TIMEOUT_S = 60
@@ -57,7 +57,7 @@ class Case:
     @contextmanager
     def started(self, fault: str, *options: str) -> Iterator[Running]:
         """The export under torchrun, with a fault."""
-        RememberedTensors.write(self.state / "answers.json")
+        RememberedDefinition.write(self.state / "answers.json")
         command = torchrun(2, "-m", "tests.fixtures.faulty", str(self.state), fault, "export", *GRID)
         command += ["--checkpoint", str(self.checkpoint), "--reference", str(self.reference)]
         command += ["--output", str(self.target), "--report", str(self.report_file), *options]

@@ -154,7 +154,7 @@ def test_a_run_config_is_held_against_the_reference(source: Source, tmp_path: Pa
     with pytest.raises(AccountingError) as caught:
         source.export(root, "wrong")
     assert any("num_query_groups" in f and "2" in f for f in caught.value.findings)
-    assert any("swiglu" in finding for finding in caught.value.findings)
+    assert any(finding.startswith("activation: ") for finding in caught.value.findings)
 
 
 @pytest.mark.parametrize("text", ["model: !!python/object/apply:os.system [x]", "[", "- 1", "model: 3"])

@@ -320,7 +320,7 @@ def test_a_name_that_the_model_does_not_have(inputs: Inputs) -> None:
         ({"num_key_value_heads": 2}, "num_query_groups", "4", "2"),
         ({"rms_norm_eps": 1e-6}, "norm_epsilon", "0.003", "1e-06"),
         ({"rope_parameters": {"rope_theta": 10000.0}}, "rotary_base", "54000", "10000.0"),
-        ({"tie_word_embeddings": True}, "tied", "False", "True"),
+        ({"tie_word_embeddings": True}, "tied", "False (untie_embeddings_and_output_weights True)", "True"),
     ],
 )
 def test_sizes_that_disagree_with_the_reference(
@@ -337,7 +337,7 @@ def test_experts_that_disagree_with_the_reference(
 ) -> None:
     """So are the numbers of experts and of experts per token."""
     inputs = Inputs(checkpoint("qwen3_moe", "ep4"), reference("qwen3_moe"), tmp_path)
-    inputs.config(num_experts=4, num_experts_per_tok=1)
+    inputs.config(num_experts=4, num_local_experts=4, num_experts_per_tok=1)
     inputs.refused(
         errors.AccountingError,
         "num_experts: the checkpoint was trained with 8, config.json says 4",
@@ -353,9 +353,9 @@ def test_a_padded_vocabulary_of_unknown_size(inputs: Inputs) -> None:
 
 @pytest.mark.parametrize("size", [300, 120])
 def test_a_vocabulary_that_does_not_fit(inputs: Inputs, size: int) -> None:
-    """A vocabulary that can't have been padded to the stored rows is refused with both numbers."""
+    """A vocabulary above the stored rows, or below the tokens that are known, is refused with all numbers."""
     inputs.config(vocab_size=size)
-    inputs.refused(errors.AccountingError, "256 rows", str(size))
+    inputs.refused(errors.AccountingError, "rows of the embedding: 256", f"vocab_size {size}")
 
 
 # --- the reference

@@ -15,10 +15,11 @@ import pytest
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import file_names
 from pp_export.options.kinds import ExportOptions
-from pp_export.steps.inputs import PendingInputs, plan_export, read_inputs
+from pp_export.steps.inputs import plan_export, read_inputs
+from pp_export.steps.pending import PendingInputs
 from pp_export.steps.plan_report import plan_report
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of, remembering
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
 from tests.fixtures.processes import run_python, torchrun
 
 Options = dict[str, Any]
@@ -99,7 +100,7 @@ def exported(
     jobs = {size: exports(folder, size, checkpoint, reference) for size in GRIDS}
     for job in jobs[1]:
         export_here(**{key: Path(value) if "/" in value else value for key, value in job.items()})
-    RememberedTensors.write(folder / "answers.json")
+    RememberedDefinition.write(folder / "answers.json")
     for num_ranks in (2, 4):
         file = folder / f"jobs-{num_ranks}.json"
         file.write_text(json.dumps(jobs[num_ranks]))

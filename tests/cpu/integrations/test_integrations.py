@@ -20,7 +20,7 @@ from pp_export.integrations.bridge import Artifacts, ExportBridge
 from pp_export.integrations.ms_swift import SwiftBridge
 from pp_export.verification import verify_folder
 from tests.cpu.conftest import Reference
-from tests.fixtures.exports import RememberedTensors, export_here, files_of
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.processes import run_python, torchrun
 
 CALLS = Path(__file__).resolve().parents[2] / "golden_calls"
@@ -45,7 +45,7 @@ class Saved:
 def saved(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Two ranks run the documentation's code, framework by framework."""
     out = tmp_path_factory.mktemp("frameworks")
-    RememberedTensors.write(out / "answers.json")
+    RememberedDefinition.write(out / "answers.json")
     command = torchrun(2, "-m", "tests.fixtures.frameworks", str(reference("qwen2")), str(out))
     run_python(command, out / "printed", timeout_s=200).checked()
     truth = out / "truth"

@@ -22,12 +22,39 @@ from pp_export.steps.checkpoint_report import CheckpointReport
 from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
 from pp_export.verification import KINDS, Fault, Verification
+from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
 from tests.fixtures.planned import Planned
 
-NAMES = ("diff", "export_manifest", "inspect", "plan", "report", "shard", "verify")
+NAMES = ("compare_logits", "diff", "export_manifest", "inspect", "plan", "report", "shard", "verify")
+
+WORST = LogitDifference(batch=0, position=3, token=17, recorded=1.5, exported=1.25)
+COMPARISON = LogitComparison(
+    *(
+        "x",
+        "r",
+        "float32",
+        "bfloat16",
+        2,
+        16,
+        256,
+        6,
+        True,
+        0.05,
+        0.75,
+        0.9,
+        0.01,
+        0.06,
+        0.25,
+        0.01,
+        0.2,
+        0.1,
+    ),
+    top_token_agreement=0.97,
+    worst=WORST,
+)
 
 
 def schema(name: str) -> Any:
@@ -91,6 +118,7 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     """A verification and a comparison that found nothing, and ones that found every kind of thing."""
     check("verify", pp_export.verify(made.report.output).to_json())
     check("diff", pp_export.diff(made.report.output, made.report.output).to_json())
+    check("compare_logits", COMPARISON.to_json())
     faults = tuple(Fault(kind, "f", tensor, "text") for kind in KINDS for tensor in (None, "t"))
     check("verify", Verification("x", faults, 1, 2, 3, "subset 1/2 and load", False, ("note",)).to_json())
     values = (ValueDifference("v", 4, 3, 1, 0.5),)
@@ -104,6 +132,7 @@ def test_findings_follow_their_schemas(made: Made) -> None:
 def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
     """A key too many, a missing one and another version are refused; no object of ours takes other keys."""
     makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "compare_logits": COMPARISON.to_json,
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
@@ -139,6 +168,8 @@ def test_schemas_name_the_fields_of_the_reports() -> None:
     assert success.keys() == {f.name for f in fields(ExportReport)} | own | {"status"}
     assert schema("plan")["properties"].keys() == {f.name for f in fields(PlanReport)} | own
     assert schema("inspect")["properties"].keys() == {f.name for f in fields(CheckpointReport)} | own
+    compared = schema("compare_logits")["properties"]
+    assert compared.keys() == {f.name for f in fields(LogitComparison)} | own | {"ok"}
     options = schema("report")["$defs"]["options"]["properties"]
     assert options.keys() == {f.name for f in fields(ExportOptions)}
     result = schema("export_manifest")["$defs"]["result_options"]["properties"]

@@ -4,7 +4,7 @@ plan's fingerprint tells everything apart that makes other bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pp_export.architecture.accounting import TABLE
+from pp_export.architecture import table_files
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.core.errors import ExportError
 from pp_export.core.version import VERSION
@@ -21,6 +21,7 @@ from pp_export.distributed import liveness
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.reference.reference_folder import Reference
 from pp_export.steps import failure, inputs
 from pp_export.steps.inputs import ExportInputs, agree_on_plan, describe, plan_export, read_inputs
 from pp_export.steps.target import Target
@@ -35,6 +36,7 @@ CONFIG = {
     "num_attention_heads": TOY.heads,
     "num_key_value_heads": TOY.groups,
     "head_dim": TOY.head_dim,
+    "num_hidden_layers": 2,
     "vocab_size": TOY.vocab,
 }
 GLU = "decoder.layers.{layer}.mlp.linear_fc1.weight"
@@ -68,16 +70,18 @@ class ToySource:
 
 
 class Pending:
-    """Stands in for `PendingInputs`: nobody is asked what is expected."""
+    """Stands in for `PendingInputs`: nobody is asked what the model's definition is."""
 
-    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        self.config, self.reference, self._meanwhile = CONFIG, None, meanwhile
+    def __init__(self, options: TargetOptions, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.architecture = table_files.load(options.architecture or "qwen2")
+        self.reference, self._meanwhile = Reference(options.reference, CONFIG, (), (), None), meanwhile
 
     def check(self) -> None: ...
 
-    def result(self) -> tuple[None, str]:
+    def definition(self) -> None:
         self._meanwhile()
-        return None, TABLE
+
+    def definition_of(self, config: Mapping[str, Any], vocab_size: int) -> None: ...
 
     def cancel(self) -> None: ...
 
@@ -100,12 +104,12 @@ def write_table(path: Path, hf: dict[str, str]) -> Path:
 
 
 def described(world: World, options: TargetOptions, pending: Any = None) -> ExportInputs:
-    known: Any = pending or Pending()
+    known: Any = pending or Pending(options)
     return describe(ToySource(), Target.of(options, world.run_id), options, world, known)
 
 
 def plan_of(options: TargetOptions) -> ExportPlan:
-    pending: Any = Pending()
+    pending: Any = Pending(options)
     return plan_export(read_inputs(ToySource(), options, pending), options, 2)
 
 
@@ -119,7 +123,7 @@ def test_every_rank_plans_by_the_table_that_rank_0_read(tmp_path: Path) -> None:
     options = options_for(tmp_path, architecture=str(table))
 
     def act(world: World) -> tuple[dict[str, str], str]:
-        pending: Any = Pending(table.unlink) if world.rank == 0 else None
+        pending: Any = Pending(options, table.unlink) if world.rank == 0 else None
         found = described(world, options, pending)
         (rule,) = [rule for rule in found.architecture.rules if rule.megatron == GLU]
         return dict(rule.hf), agree_on_plan(found, options, world).fingerprint
@@ -137,7 +141,7 @@ def test_a_rank_that_sees_another_table_ends_all(tmp_path: Path) -> None:
     options = options_for(tmp_path, architecture=str(table))
 
     def act(world: World) -> ExportError:
-        pending: Any = Pending(lambda: write_table(table, SWAPPED)) if world.rank == 0 else None
+        pending: Any = Pending(options, lambda: write_table(table, SWAPPED)) if world.rank == 0 else None
         return error_of(world, lambda world: described(world, options, pending))
 
     for error in on_all(act, HashStore()):

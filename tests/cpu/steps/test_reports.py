@@ -12,6 +12,7 @@ from pp_export.core.errors import ExportError, TargetError
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.plan_report import plan_report
+from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, ExportReport
 from tests.cpu.conftest import Checkpoint
 from tests.fixtures.planned import Planned
@@ -65,7 +66,7 @@ def test_other_values_are_no_reports(done: ExportReport) -> None:
 
 def test_the_manifest_gets_what_decides_bytes(planned: Planned, done: ExportReport) -> None:
     """Provenance has the result options only; the report has all of them."""
-    made = report.provenance(planned.inputs, planned.plan, planned.options)
+    made = provenance(planned.inputs, planned.plan, planned.options)
     assert made["options"] == planned.options.result.to_json()
     assert "output" not in made["options"]
     assert done.options == planned.options.to_json()

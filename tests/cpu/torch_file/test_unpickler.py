@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError, UnsafePickleError
 from pp_export.torch_file import unpickler
-from pp_export.torch_file.unpickler import InertObject
+from pp_export.torch_file.inert import InertDict, InertObject
 from tests.fixtures.models import MODELS
 from tests.fixtures.stored import write_stored
 
@@ -202,7 +202,7 @@ def test_classes_and_names_cannot_be_changed_either(target: str) -> None:
         with pytest.raises(CheckpointError):
             unpickler.load(build(target, state), ORIGIN)
     assert not hasattr(InertObject, "fresh")
-    assert not hasattr(unpickler._InertDict, "fresh")
+    assert not hasattr(InertDict, "fresh")
 
 
 def test_other_codecs_are_refused() -> None:

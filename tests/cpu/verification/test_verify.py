@@ -21,6 +21,7 @@ from tests.fixtures.hf_folders import (
     SHARDS,
     as_stranger,
     found,
+    seal,
     shard_manifest,
     stage,
 )
@@ -33,7 +34,8 @@ def test_whole_folder_is_whole(sealed: Path) -> None:
     assert result.faults == ()
     assert result.ok
     assert result.made_by_us
-    assert result.notes == ()
+    assert result.notes == ("not held against the model's definition: nobody was asked for it",)
+    assert result.definition is None
     assert result.depth == "full"
     assert result.num_tensors == 9
     assert result.num_files == len(recorded) + 2
@@ -64,14 +66,13 @@ def test_one_defect_is_not_blamed_on_others(folder: Path) -> None:
 
 
 def test_folder_of_another_maker(folder: Path) -> None:
-    """A folder without our manifest is checked in structure; the result says that no bytes were compared."""
+    """A folder without our manifest is checked in structure; the result says that no values were compared."""
     result = verify_folder(as_stranger(folder))
     assert result.ok
     assert not result.made_by_us
-    assert result.depth == "structure"
+    assert result.depth == "structure; no digests are recorded, so values can't be held against anything"
     assert result.num_tensors == 9
     assert any(MANIFEST in note for note in result.notes)
-    assert any("digests" in note for note in result.notes)
     (folder / MIDDLE).unlink()
     assert (MIDDLE, None, "missing-file") in found(verify_folder(folder))
 
@@ -178,3 +179,13 @@ def test_swapped_shards_are_found(folder: Path) -> None:
     assert verify_staged_shard(folder, stage(folder, records[0]))
     assert verify_staged_shard(folder, stage(folder, records[2]))
     assert {SHARDS[0], LAST} <= {fault.file for fault in verify_folder(folder).faults}
+
+
+def test_a_forgery_that_fits_is_not_found(folder: Path) -> None:
+    """Whoever changes a weight and all records with it passes, as docs/verify.md says: that takes a
+    signature.
+    """
+    flip(MIDDLE, in_tensor(DOWN))(folder)
+    assert not verify_folder(folder).ok
+    seal(folder)
+    assert verify_folder(folder).ok

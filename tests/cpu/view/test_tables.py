@@ -14,6 +14,7 @@ from pp_export.steps.inputs import plan_export
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.report import Completed
 from pp_export.verification import Fault, Verification
+from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
 from pp_export.view import tables
 from pp_export.view.text import human_bytes
@@ -135,6 +136,50 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "A and B: identical (5 tensors equal)\n"
 
 
+def test_a_comparison_of_logits_is_shown_with_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure of a comparison is shown, with what was asked of it, and whether it holds."""
+    result = LogitComparison(
+        folder="out",
+        recording="r",
+        recorded_dtype="float32",
+        precision="bfloat16",
+        batch=2,
+        sequence=16,
+        num_columns=1280,
+        num_padding_columns=6,
+        partly_on_disk=True,
+        tolerance=0.05,
+        required_share=0.75,
+        share_within=0.875,
+        difference=0.021,
+        max_difference=0.31,
+        max_abs_difference=1.7,
+        mean_abs_difference=0.011,
+        max_kl_divergence=0.022,
+        mean_kl_divergence=0.0033,
+        top_token_agreement=0.969,
+        worst=LogitDifference(1, 14, 95, 0.4140625, -1.25),
+    )
+    tables.print_logits(result)
+    shown = capsys.readouterr().out
+    for text in (
+        *("out", "r: 2 x 16 positions, 1,280 logits each; 6 padding columns left out"),
+        *("bfloat16 (recorded as float32)", "CPU, float32, weights partly on disk"),
+        "0.021 standard deviations of the logits or less at 75% of the positions (tolerance 0.05), 0.31 at",
+        *("87.5% of the positions (75% needed)", "0.011 on average, 1.7 at most"),
+        *("0.0033 on average, 0.022 at most", "the same at 96.9% of the positions"),
+        "batch 1, position 14, token 95: 0.414062 recorded, -1.25 exported",
+        "the folder answers as the recorded model",
+    ):
+        assert text in shown
+    tables.print_logits(replace(result, difference=0.051, num_padding_columns=0, partly_on_disk=False))
+    shown = capsys.readouterr().out
+    assert "DIFFERENT" in shown
+    assert "answers as" not in shown
+    assert "padding" not in shown
+    assert "on disk" not in shown
+
+
 def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
     """The table at the end says what was accounted, checked and verified, and what was not."""
     completed = Completed(corrections=("a correction",))
@@ -144,7 +189,8 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
     shown = capsys.readouterr().out
     for text in (
         f"exported to {Path('out').absolute()}",
-        "every tensor once, against the table itself",
+        "every tensor once, by the table itself: nothing independent confirms it",
+        "settings of config.json are those of the training args; not known from them: ",
         "CRC-32 of every record checked",
         "every byte re-read, 1.0 s",
         "a correction",

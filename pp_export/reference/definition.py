@@ -1,8 +1,9 @@
-"""What a model's own definition expects on disk: the names and shapes that `save_pretrained` would write.
+"""A model's own definition: the tensors that `save_pretrained` would write, and the values of the config that
+are in effect, the class's defaults included.
 
 The definition is the class in the transformers library, never code of the reference folder. Its import takes
-seconds and 350 MB, so rank 0 asks a child process (`python -m pp_export.reference.expected_tensors`), which
-works while the rank does other things and takes its memory with it.
+seconds and 350 MB, so rank 0 asks a child process (`python -m pp_export.reference.definition`), which works
+while the rank does other things and takes its memory with it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pp_export.core.config_keys import LEADS_OUTSIDE, QUANTIZATION, without
@@ -27,13 +29,32 @@ from pp_export.core.tensors import Shape
 from pp_export.process import child
 
 
-def expected_tensors(config: Mapping[str, Any]) -> dict[str, Shape] | None:
-    """Name and shape of every tensor that a folder with this config.json must hold, as they stand on disk.
+@dataclass(frozen=True)
+class Definition:
+    """Name and shape of every tensor as it stands on disk, and the config object's values, under every name
+    that the class knows them by.
 
-    Tied weights and non-persistent buffers are left out; experts that the class packs in memory have their
-    names on disk. None where transformers or accelerate isn't installed, or transformers has no such class.
-    Raises ReferenceFolderError where the class refuses the config. Imports transformers and makes the model
-    without memory for its weights; the network stays unused if HF_HUB_OFFLINE was set before that import.
+    Tied weights and non-persistent buffers are left out of `tensors`; experts that the class packs in memory
+    have their names on disk.
+    """
+
+    tensors: Mapping[str, Shape]
+    config: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tensors": dict(self.tensors), "config": dict(self.config)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Definition:
+        return cls({name: tuple(shape) for name, shape in value["tensors"].items()}, value["config"])
+
+
+def define(config: Mapping[str, Any]) -> Definition | None:
+    """The definition of the model that this config.json describes.
+
+    None where transformers or accelerate isn't installed, or transformers has no such class. Raises
+    ReferenceFolderError where the class refuses the config. Imports transformers and makes the model without
+    memory for its weights; the network stays unused if HF_HUB_OFFLINE was set before that import.
     """
     name = _class_name(config)
     libraries = ("transformers", "accelerate")
@@ -41,13 +62,16 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, Shape] | None:
         return None
     try:
         model_class = _library_class(name)
-        return None if model_class is None else _tensors_on_disk(_empty_model(model_class, config))
+        if model_class is None:
+            return None
+        model = _empty_model(model_class, config)
+        return Definition(_tensors_on_disk(model), _values_in_effect(model.config))
     except Exception as error:
         raise _refused(name, _one_line(error)) from error
 
 
-class ExpectedTensors:
-    """The answer of `expected_tensors`, on its way from a child process."""
+class PendingDefinition:
+    """The answer of `define`, on its way from a child process."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._name = _class_name(config)
@@ -57,7 +81,7 @@ class ExpectedTensors:
             question.write(json.dumps(config).encode())
             question.seek(0)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pp_export.reference.expected_tensors"],
+                [sys.executable, "-m", "pp_export.reference.definition"],
                 stdin=question,
                 stdout=self._answer,
                 stderr=self._complaint,
@@ -67,12 +91,12 @@ class ExpectedTensors:
             )
 
     @classmethod
-    def start(cls, config: Mapping[str, Any]) -> ExpectedTensors:
+    def start(cls, config: Mapping[str, Any]) -> PendingDefinition:
         """Start the child for this config.json and return at once."""
         return cls(config)
 
-    def result(self, timeout_s: float = 600) -> dict[str, Shape] | None:
-        """What `expected_tensors` returned or raised in the child; waits for it."""
+    def result(self, timeout_s: float = 600) -> Definition | None:
+        """What `define` returned or raised in the child; waits for it."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -84,8 +108,8 @@ class ExpectedTensors:
             lines = self._complaint.read().decode(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing on stderr")
             raise _refused(self._name, last if code > 0 else f"ended by signal {-code}: {last}")
-        shapes = json.loads(self._answer.read())
-        return None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()}
+        answer = json.loads(self._answer.read())
+        return None if answer is None else Definition.from_json(answer)
 
     def close(self) -> None:
         """End the child if it still runs; never raises."""
@@ -94,7 +118,7 @@ class ExpectedTensors:
         self._answer.close()
         self._complaint.close()
 
-    def __enter__(self) -> ExpectedTensors:
+    def __enter__(self) -> PendingDefinition:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -102,7 +126,7 @@ class ExpectedTensors:
 
 
 def main() -> None:
-    """Read a config.json on stdin, write {name: shape} or null on stdout: the child's whole life.
+    """Read a config.json on stdin, write the definition or null on stdout: the child's whole life.
 
     A quarter of it would go into collecting garbage and taking down libraries, neither of which is needed.
     """
@@ -110,10 +134,10 @@ def main() -> None:
     config = json.load(sys.stdin.buffer)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            shapes = expected_tensors(config)
+            found = define(config)
     except ReferenceFolderError as error:
         sys.exit(error.got)
-    json.dump(shapes, sys.stdout)
+    json.dump(None if found is None else found.to_json(), sys.stdout, default=str)
     sys.stdout.flush()
     os._exit(0)
 
@@ -140,6 +164,13 @@ def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
     # With buffers, because otherwise each parameter is made on the CPU first and loses its ties on the way.
     with accelerate.init_empty_weights(include_buffers=True):
         return model_class(model_config)
+
+
+def _values_in_effect(config: Any) -> dict[str, Any]:
+    """The values of a config object, also under the names that the class takes for them."""
+    values: dict[str, Any] = config.to_dict()
+    aliases = getattr(config, "attribute_map", None) or {}
+    return {**values, **{alias: values[name] for alias, name in aliases.items() if name in values}}
 
 
 def _tensors_on_disk(model: Any) -> dict[str, Shape]:

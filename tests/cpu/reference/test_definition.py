@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from safetensors import safe_open
 from pp_export.core.errors import ReferenceFolderError
 from pp_export.core.tensors import Shape
 from pp_export.process import child as child_process
-from pp_export.reference import expected_tensors as expected
-from pp_export.reference.expected_tensors import ExpectedTensors, expected_tensors
+from pp_export.reference import definition as expected
+from pp_export.reference.definition import PendingDefinition, define
 from tests.fixtures.models import MODELS, hf_config
 from tests.fixtures.releases import transformers_5
 
@@ -36,8 +36,13 @@ LARGE: dict[str, Any] = {
 }
 
 
+def tensors_of(config: Mapping[str, Any]) -> Mapping[str, Shape] | None:
+    found = define(config)
+    return None if found is None else found.tensors
+
+
 @pytest.fixture(scope="module", autouse=True)
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpectedTensors]:
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PendingDefinition]:
     """A child that a test below asks; started first, so that it works while other tests run.
 
     The working directory is a hostile reference folder, whose modules would shadow what the child imports.
@@ -48,7 +53,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpectedTensors]
     before = Path.cwd()
     os.chdir(folder)
     try:
-        started = ExpectedTensors.start(LARGE)
+        started = PendingDefinition.start(LARGE)
     finally:
         os.chdir(before)
     with started:
@@ -88,7 +93,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 def test_equals_what_save_pretrained_writes(family: str, tied: bool, saved: Saved) -> None:
     """Names and shapes equal those of the files that the library writes: no ties, experts one by one."""
     config, written = saved[family, tied]
-    assert expected_tensors(config) == written
+    assert tensors_of(config) == written
     assert ("lm_head.weight" in written) is not tied
     assert len(written) >= 20
 
@@ -102,7 +107,7 @@ def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
     )
     config.mlp_only_layers, config.intermediate_size, config.vocab_size = [1], 48, 64
     transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
-    assert expected_tensors(json.loads((tmp_path / "config.json").read_text())) == _written(tmp_path)
+    assert tensors_of(json.loads((tmp_path / "config.json").read_text())) == _written(tmp_path)
 
 
 @transformers_5
@@ -121,7 +126,7 @@ def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
     transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
-    assert expected_tensors(stored) == _written(tmp_path)
+    assert tensors_of(stored) == _written(tmp_path)
 
 
 def test_what_would_change_names_or_run_code_is_ignored(saved: Saved) -> None:
@@ -134,7 +139,7 @@ def test_what_would_change_names_or_run_code_is_ignored(saved: Saved) -> None:
         "_attn_implementation": "evil/kernels",
         "experts_implementation": "evil/experts",
     }
-    assert expected_tensors(config | extra) == written
+    assert tensors_of(config | extra) == written
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_what_would_change_names_or_run_code_is_ignored(saved: Saved) -> None:
 )
 def test_unknown_classes_give_none(names: object) -> None:
     """What isn't a model class of the library gives None and never an attribute of something else."""
-    assert expected_tensors(LARGE | {"architectures": names}) is None
+    assert tensors_of(LARGE | {"architectures": names}) is None
 
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +168,14 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "transformers" else object()
     )
-    assert expected_tensors(LARGE) is None
+    assert tensors_of(LARGE) is None
 
 
 @transformers_5
 def test_a_refused_config_names_class_and_reason() -> None:
     """A config that the class refuses is an error with the class's name and the reason on one line."""
     with pytest.raises(ReferenceFolderError) as refused:
-        expected_tensors(LARGE | {"num_hidden_layers": "many"})
+        tensors_of(LARGE | {"num_hidden_layers": "many"})
     assert refused.value.where["class"] == "Qwen3MoeForCausalLM"
     assert "num_hidden_layers" in (refused.value.got or "")
     assert "\n" not in (refused.value.got or "")
@@ -182,19 +187,30 @@ def test_no_network(saved: Saved) -> None:
     seen: list[str] = []
     active = [True]
     sys.addaudithook(lambda event, _: seen.append(event) if active and event.startswith("socket.") else None)
-    assert expected_tensors(config) is not None
+    assert tensors_of(config) is not None
     active.clear()
     assert seen == []
 
 
-def test_child_answers_like_the_function(child: ExpectedTensors) -> None:
+def test_child_answers_like_the_function(child: PendingDefinition) -> None:
     """The child gives the same as the function, for 48 layers of 128 experts and in a hostile folder."""
-    answer = child.result()
-    assert answer == expected_tensors(LARGE)
+    answer, here = child.result(), define(LARGE)
     assert answer is not None
-    assert len(answer) == 3 + 48 * (2 + 6 + 1 + 128 * 3)
-    assert answer["model.layers.47.mlp.experts.127.down_proj.weight"] == (2048, 768)
+    assert here is not None
+    assert answer.tensors == here.tensors
+    assert answer.config == json.loads(json.dumps(here.config, default=str))
+    assert len(answer.tensors) == 3 + 48 * (2 + 6 + 1 + 128 * 3)
+    assert answer.tensors["model.layers.47.mlp.experts.127.down_proj.weight"] == (2048, 768)
     assert child.result() == answer
+
+
+def test_values_in_effect_are_those_of_the_config_object() -> None:
+    """What config.json leaves out has the class's default, under every name that the class knows."""
+    found = define({"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 1, "num_experts": 4})
+    assert found is not None
+    assert found.config["rms_norm_eps"] == 1e-6
+    assert found.config["norm_topk_prob"] is False
+    assert found.config["num_experts"] == 4
 
 
 @transformers_5
@@ -215,7 +231,7 @@ def test_parent_reports_the_last_line_of_a_failed_child(
     python.write_text("#!/bin/sh\nprintf 'a warning\\nValueError: too wide\\n\\n' >&2\nexit 3\n")
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
-    with ExpectedTensors.start(LARGE) as failed, pytest.raises(ReferenceFolderError) as refused:
+    with PendingDefinition.start(LARGE) as failed, pytest.raises(ReferenceFolderError) as refused:
         failed.result()
     assert refused.value.where["class"] == "Qwen3MoeForCausalLM"
     assert refused.value.got == "ValueError: too wide"
@@ -223,14 +239,14 @@ def test_parent_reports_the_last_line_of_a_failed_child(
 
 def test_child_that_is_late_or_dies() -> None:
     """A child that doesn't answer in time or is killed is an error that says so, and close ends it."""
-    with ExpectedTensors.start(LARGE) as late:
+    with PendingDefinition.start(LARGE) as late:
         with pytest.raises(ReferenceFolderError, match="can't make") as error:
             late.result(timeout_s=0.01)
         assert error.value.got == "no answer in 0.01 seconds"
         with pytest.raises(ReferenceFolderError) as error:
             late.result()
         assert (error.value.got or "").startswith(f"ended by signal {signal.SIGKILL.value}")
-    closed = ExpectedTensors.start(LARGE)
+    closed = PendingDefinition.start(LARGE)
     process = closed._process
     closed.close()
     assert process.returncode == -signal.SIGKILL

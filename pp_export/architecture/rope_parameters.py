@@ -1,0 +1,105 @@
+"""`rope_parameters` of config.json (release 5 of transformers), and `rope_theta` with `rope_scaling` (release
+4 and most other loaders): two spellings of one thing.
+
+Source: transformers/modeling_rope_utils.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+DEFAULT = {"rope_type": "default"}
+BASE = "rope_theta"
+_READ = {
+    "default": frozenset[str](),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset(
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+    "yarn": frozenset(
+        {
+            *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
+            "attention_factor",
+        }
+    ),
+}
+
+
+def stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of RoPE, the base as `rope_theta` in it; what release 5 would take counts."""
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    found = next((dict(part) for part in (scaling, parameters) if isinstance(part, Mapping) and part), {})
+    if found.get(BASE) is None and config.get(BASE) is not None:
+        found[BASE] = config[BASE]
+    if found.get(BASE) is None and isinstance(parameters, Mapping) and parameters.get(BASE) is not None:
+        found[BASE] = parameters[BASE]
+    return found
+
+
+def bases(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every place where a config says the base, and what it says there."""
+    parts = [("", config)]
+    parts += [
+        (f"{key}.", config[key])
+        for key in ("rope_parameters", "rope_scaling")
+        if isinstance(config.get(key), Mapping)
+    ]
+    return [(f"{path}{BASE}", part[BASE]) for path, part in parts if part.get(BASE) is not None]
+
+
+def scalings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every place where a config says how RoPE is scaled, and what it says there."""
+    places = [(key, config.get(key)) for key in ("rope_parameters", "rope_scaling")]
+    positions = config.get("max_position_embeddings")
+    return [(key, canonical(part, positions)) for key, part in places if isinstance(part, Mapping) and part]
+
+
+def spelled(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json that say `parameters` to loaders of either release, equal."""
+    own = {key: value for key, value in parameters.items() if key not in (BASE, "type", "rope_type")}
+    kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    base = {BASE: parameters[BASE]} if parameters.get(BASE) is not None else {}
+    old = {"type": kind} if "type" in parameters else {}
+    return {
+        **base,
+        "rope_scaling": None if kind == "default" else {"rope_type": kind, **old, **own},
+        "rope_parameters": {"rope_type": kind, **base, **own},
+    }
+
+
+def canonical(parameters: Mapping[str, Any], max_positions: Any = None) -> dict[str, Any]:
+    """What of `parameters` has an effect, without the base, defaults written out: equal where they mean the
+    same.
+
+    `max_positions` is the config's `max_position_embeddings`, YaRN's default for the original length. Of
+    types that are not known here, everything counts.
+    """
+    given = {key: value for key, value in parameters.items() if value is not None and key != BASE}
+    kind = str(given.pop("rope_type", None) or given.get("type") or "default")
+    given.pop("type", None)
+    if kind in ("linear", "llama3", "yarn") and given.get("factor") == 1:
+        return dict(DEFAULT)
+    if kind == "yarn":
+        factor = float(given.get("factor", 1.0))
+        given.setdefault("original_max_position_embeddings", max_positions)
+        defaults = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+        given = {**defaults, "attention_factor": _attention_factor(factor, given), **given}
+    known = _READ.get(kind)
+    return {
+        "rope_type": kind,
+        **{key: given[key] for key in sorted(given) if known is None or key in known},
+    }
+
+
+def _attention_factor(factor: float, given: Mapping[str, Any]) -> float:
+    """The ratio of both scales only where both are there and not 0; one of them alone counts for nothing."""
+    numerator, denominator = given.get("mscale"), given.get("mscale_all_dim")
+    if numerator and denominator:
+        return _mscale(factor, numerator) / _mscale(factor, denominator)
+    return _mscale(factor, 1.0)
+
+
+def _mscale(factor: float, by: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0

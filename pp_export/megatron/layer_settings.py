@@ -1,0 +1,165 @@
+"""Settings of every layer: sizes, norms, activation, positions, windows, attention.
+
+Sources: megatron/core/transformer/transformer_config.py, megatron/training/arguments.py, and what each
+function names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pp_export.core.settings import UNKNOWN, OneOf
+from pp_export.megatron import rope
+from pp_export.megatron.derivation import Args, Derivations, is_count, known
+
+SETTINGS = Derivations()
+SETTINGS.plain("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "rotary_base")
+
+
+@SETTINGS.of("num_query_groups", "group_query_attention", "num_attention_heads")
+def _num_query_groups(args: Args) -> Any:
+    """Groups count only under `group_query_attention`: their default of 1 means nothing without it."""
+    grouped = args.get("group_query_attention")
+    if not isinstance(grouped, bool):
+        return UNKNOWN
+    return known(args.get("num_query_groups") if grouped else args.get("num_attention_heads"))
+
+
+@SETTINGS.of("kv_channels", "hidden_size", "num_attention_heads")
+def _head_dim(args: Args) -> Any:
+    hidden, heads = args.get("hidden_size"), args.get("num_attention_heads")
+    if args.get("kv_channels") is not None:
+        return args["kv_channels"]
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else UNKNOWN
+
+
+@SETTINGS.of("norm_epsilon", "layernorm_epsilon")
+def _norm_epsilon(args: Args) -> Any:
+    first = args.get("norm_epsilon")
+    return known(args.get("layernorm_epsilon") if first is None else first)
+
+
+@SETTINGS.of("apply_layernorm_1p", "layernorm_zero_centered_gamma")
+def _zero_centered_norm(args: Args) -> Any:
+    """Whether a norm multiplies by 1 + weight."""
+    first = args.get("apply_layernorm_1p")
+    return known(args.get("layernorm_zero_centered_gamma") if first is None else first)
+
+
+@SETTINGS.of("untie_embeddings_and_output_weights")
+def _tied(args: Args) -> Any:
+    untied = args.get("untie_embeddings_and_output_weights")
+    return not untied if isinstance(untied, bool) else UNKNOWN
+
+
+@SETTINGS.of(
+    "swiglu", "squared_relu", "quick_geglu", "gated_linear_unit", "activation_func", "bias_gelu_fusion"
+)
+def _activation(args: Args) -> Any:
+    """`gated silu`, `gelu`, ...: args have flags, in this order of precedence; configs a gate and a function.
+
+    Without a flag it is GELU, whose fused kernel computes the tanh form (core/fusions/fused_bias_gelu.py).
+    """
+    for flag, name in (
+        ("swiglu", "gated silu"),
+        ("quick_geglu", "gated quick_gelu"),
+        ("squared_relu", "squared_relu"),
+    ):
+        if args.get(flag):
+            return name
+    function, gated = args.get("activation_func"), args.get("gated_linear_unit")
+    if function is not None and gated is not None:
+        name = str(function).rpartition(".")[2].rstrip(">")
+        return f"{'gated ' if gated else ''}{name}"
+    if args.get("swiglu") is None or (function, gated) != (None, None):
+        return UNKNOWN
+    fused = args.get("bias_gelu_fusion")
+    return "gelu or gelu_tanh" if fused is None else "gelu_tanh" if fused else "gelu"
+
+
+@SETTINGS.of("position_embedding_type", "use_rotary_position_embeddings")
+def _position_embedding(args: Args) -> Any:
+    """The old flag overrides the type. YaRN is a way of scaling RoPE."""
+    if args.get("use_rotary_position_embeddings"):
+        return "rope"
+    kind = args.get("position_embedding_type")
+    return UNKNOWN if kind is None else {"yarn": "rope"}.get(str(kind), str(kind))
+
+
+@SETTINGS.of("rotary_percent", "partial_rotary_factor")
+def _rotary_percent(args: Args) -> Any:
+    """The part of each head that rotates; ms-swift has config.json's word for it."""
+    own = args.get("partial_rotary_factor")
+    return known(args.get("rotary_percent") if own is None else own)
+
+
+@SETTINGS.of(*rope.ARGS)
+def _rope_scaling(args: Args) -> Any:
+    found = rope.scaling(args)
+    if found is None:
+        return UNKNOWN
+    values, why = found
+    return values[0] if len(values) == 1 else OneOf(values, why)
+
+
+@SETTINGS.of("no_rope_freq", "num_layers")
+def _rope_layers(args: Args) -> Any:
+    """Which layers rotate, 1 or 0 per layer; None where all do. In Megatron's list 1 means that a layer
+    does not, and N that every N-th one doesn't.
+    """
+    if "no_rope_freq" not in args:
+        return UNKNOWN
+    how, layers = args["no_rope_freq"], args.get("num_layers")
+    if not how:
+        return None
+    if isinstance(how, int):
+        return [int((i + 1) % how != 0) for i in range(layers)] if isinstance(layers, int) else UNKNOWN
+    return [1 - int(bool(skips)) for skips in how] if any(how) else None
+
+
+@SETTINGS.of("seq_length", "max_position_embeddings")
+def _sequence_length(args: Args) -> Any:
+    """The longest sequence that the model was trained on."""
+    return known(args.get("seq_length") or args.get("max_position_embeddings"))
+
+
+@SETTINGS.of("window_size", "window_attn_skip_freq", "num_layers", "seq_length", "max_position_embeddings")
+def _windows(args: Args) -> Any:
+    """Tokens that each layer's queries see, themselves included, None where all; None where no layer has
+    fewer than the sequences that were trained on.
+
+    Megatron counts the tokens to the left of the query, -1 for all of them; `window_attn_skip_freq` N leaves
+    out each N-th layer (core/transformer/utils.py, `is_layer_window_attention`).
+    """
+    if "window_size" not in args:
+        return UNKNOWN
+    window, layers, sequence = args["window_size"], args.get("num_layers"), _sequence_length(args)
+    left = window[0] if isinstance(window, (list, tuple)) and window else window
+    if left is None or (is_count(left) and is_count(sequence) and left + 1 >= sequence):
+        return None
+    if not is_count(left):
+        return None if left == -1 else UNKNOWN
+    skips = args.get("window_attn_skip_freq")
+    if isinstance(skips, (list, tuple)):
+        return [left + 1 if windowed else None for windowed in skips]
+    if not is_count(layers) or not (skips is None or is_count(skips)):
+        return UNKNOWN
+    return [left + 1 if skips is None or (layer + 1) % skips else None for layer in range(layers)]
+
+
+@SETTINGS.of("softmax_scale", "kv_channels", "hidden_size", "num_attention_heads")
+def _attention_scale(args: Args) -> Any:
+    """What scores are multiplied by; None for one over the root of the head's size."""
+    if "softmax_scale" not in args:
+        return UNKNOWN
+    scale, size = args["softmax_scale"], _head_dim(args)
+    usual = isinstance(scale, float) and isinstance(size, int) and abs(scale * size**0.5 - 1) < 1e-6
+    return None if scale is None or usual else scale
+
+
+@SETTINGS.of(
+    *("hybrid_layer_pattern", "hybrid_override_pattern", "is_hybrid_model"),
+    *("hybrid_attention_ratio", "hybrid_mlp_ratio"),
+)
+def _is_hybrid(args: Args) -> Any:
+    return any(bool(args.get(name)) for name in args) if len(args) else UNKNOWN

@@ -1,0 +1,108 @@
+"""How training args scale rotary positions, said as transformers' `rope_parameters`, without the base.
+
+Sources: megatron/core/models/common/embeddings/rotary_pos_embedding.py and yarn_rotary_pos_embedding.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Values = tuple[dict[str, Any], ...]
+
+ARGS = (
+    *("position_embedding_type", "rotary_seq_len_interpolation_factor", "use_rope_scaling", "rope_scaling"),
+    *("rope_scaling_factor", "scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"),
+    *("rotary_scaling_factor", "yarn_rotary_scaling_factor", "yarn_original_max_position_embeddings"),
+    *("yarn_beta_fast", "yarn_beta_slow", "yarn_mscale", "yarn_mscale_all_dim", "mscale", "mscale_all_dim"),
+    *("yarn_correction_range_round_to_int", "max_position_embeddings"),
+)
+DEFAULT = {"rope_type": "default"}
+# Constants of `RotaryEmbedding._apply_scaling`.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_IGNORED_FACTOR = 8.0
+
+
+def scaling(args: Mapping[str, Any]) -> tuple[Values, str] | None:
+    """The values that the args leave open, one where they are definite, and why; None where they say
+    nothing.
+    """
+    framework = args.get("rope_scaling")
+    if isinstance(framework, Mapping):  # ms-swift hands the model config.json's own
+        return ({"original_max_position_embeddings": args.get("max_position_embeddings"), **framework},), ""
+    if args.get("position_embedding_type") == "yarn":
+        return ((_yarn(args),), "") if _yarn_factor(args) is not None else None
+    interpolation = args.get("rotary_seq_len_interpolation_factor")
+    linear = {"rope_type": "linear", "factor": interpolation} if interpolation else DEFAULT
+    scaled = _llama3(args)
+    if scaled is not None and linear is not DEFAULT and scaled[0][0] is not DEFAULT:
+        return ({"rope_type": "llama3 and linear", "factor": interpolation},), ""
+    if linear is not DEFAULT:
+        return (linear,), ""
+    return scaled if scaled is None or "rotary_seq_len_interpolation_factor" in args else _if_on(scaled)
+
+
+def _if_on(scaled: tuple[Values, str]) -> tuple[Values, str] | None:
+    """Llama 3's scaling, if it is on; that it is off doesn't say that there is no other."""
+    return scaled if scaled[0][0] is not DEFAULT else None
+
+
+def _llama3(args: Mapping[str, Any]) -> tuple[Values, str] | None:
+    if "scale_factor" in args and "low_freq_factor" in args:  # NeMo 2, which keeps all four numbers
+        own = {
+            "factor": args["scale_factor"],
+            "low_freq_factor": args["low_freq_factor"],
+            "high_freq_factor": args.get("high_freq_factor"),
+            "original_max_position_embeddings": args.get("old_context_len"),
+        }
+        return ({"rope_type": "llama3", **own},), ""
+    by_config, by_flag = args.get("rope_scaling"), args.get("use_rope_scaling")
+    if by_config is None and by_flag is None:
+        return None
+    if not by_config and not by_flag:
+        return (DEFAULT,), ""
+    factor = args.get("rope_scaling_factor")
+    factor = _IGNORED_FACTOR if factor is None else float(factor)
+    asked = {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    if by_config or factor == _IGNORED_FACTOR:
+        return (asked,), ""
+    # NVIDIA/Megatron-LM#6305: `gpt_builders.py` passed the switch on, and not the factor.
+    used = {"rope_type": "llama3", "factor": _IGNORED_FACTOR, **_LLAMA3}
+    why = (
+        f"--rope-scaling-factor {factor:g} was asked for, and Megatron-LM's GPT models ignored it and used"
+        f" {_IGNORED_FACTOR:g} before #6306 (August 2026)"
+    )
+    return (asked, used), why
+
+
+def _yarn_factor(args: Mapping[str, Any]) -> Any:
+    own = args.get("yarn_rotary_scaling_factor")
+    return args.get("rotary_scaling_factor") if own is None else own
+
+
+def _yarn(args: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN of a model without MLA, with the defaults of `YarnRotaryEmbedding`."""
+
+    def first(*names: str, default: Any) -> Any:
+        return next((args[name] for name in names if args.get(name) is not None), default)
+
+    factor = float(_yarn_factor(args))
+    numerator = first("yarn_mscale", "mscale", default=None)
+    denominator = first("yarn_mscale_all_dim", "mscale_all_dim", default=None)
+    scales = None not in (numerator, denominator)
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": first("yarn_original_max_position_embeddings", default=4096),
+        "beta_fast": first("yarn_beta_fast", default=32),
+        "beta_slow": first("yarn_beta_slow", default=1),
+        "truncate": first("yarn_correction_range_round_to_int", default=True),
+        "attention_factor": _mscale(factor, numerator) / _mscale(factor, denominator)
+        if scales
+        else _mscale(factor, 1.0),
+    }
+
+
+def _mscale(factor: float, by: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0

@@ -1,0 +1,58 @@
+"""Claims of the tables' `defaults`: they are what the library's class takes for a key that is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pp_export.architecture import table_files
+from pp_export.architecture.meaning import in_effect, spelled_out
+from pp_export.core.settings import UNKNOWN, agree
+from pp_export.reference.definition import define
+
+CLASSES = table_files.packaged()
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 32,
+    "vocab_size": 16,
+}
+
+
+def values_of(table: str, config: dict[str, Any], library: Any) -> dict[str, Any]:
+    architecture = table_files.load(table)
+    effect = in_effect(architecture, config, library)
+    return {name: reading.read(effect) for name, reading in architecture.readings.items()}
+
+
+@pytest.mark.parametrize("switched", [{}, {"use_sliding_window": True}], ids=["", "windows on"])
+@pytest.mark.parametrize("served", sorted(CLASSES))
+def test_defaults_are_those_of_the_library(served: str, switched: dict[str, Any]) -> None:
+    """Whatever setting config.json leaves out, the table alone and the library say the same of it."""
+    if switched and "use_sliding_window" not in table_files.load(CLASSES[served]).defaults:
+        pytest.skip("a class without the switch")
+    config = {"architectures": [served], **SMALL, **switched}
+    definition = define(config)
+    assert definition is not None
+    alone, asked = (
+        values_of(CLASSES[served], config, None),
+        values_of(CLASSES[served], config, definition.config),
+    )
+    sizes = {"ffn_hidden_size", "moe_ffn_hidden_size", "num_experts"}  # shapes tell these
+    differing = {name: (alone[name], asked[name]) for name in alone if not agree(alone[name], asked[name])}
+    assert not {name for name in differing if alone[name] is not UNKNOWN or name not in sizes}, differing
+
+
+@pytest.mark.parametrize("served", sorted(CLASSES))
+def test_what_is_written_out_is_taken_by_the_library(served: str) -> None:
+    """A config that says everything outright means to the library what it meant before."""
+    config = {"architectures": [served], **SMALL}
+    architecture = table_files.load(CLASSES[served])
+    before, after = define(config), define(spelled_out(architecture, config))
+    assert before is not None
+    assert after is not None
+    assert values_of(CLASSES[served], config, before.config) == values_of(
+        CLASSES[served], config, after.config
+    )
+    assert before.tensors == after.tensors
