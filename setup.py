@@ -18,7 +18,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["pp_export", "pp_export.*"]),
-    package_data={"pp_export": ["architecture/*.yaml", "architecture/tables/*.yaml", "schemas/*.json", "py.typed"]},
+    package_data={
+        "pp_export": ["architecture/*.yaml", "architecture/tables/*.yaml", "schemas/*.json", "py.typed"]
+    },
     install_requires=[
         "torch>=2.8",
         "safetensors>=0.6.2",

@@ -34,6 +34,13 @@ class Comparison:
     def agrees(self) -> bool:
         return any(self._same(value, self.stated) for value in self._trained())
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the reference leaves the setting to the class."""
+        return bool(self.reading.keys) and not any(
+            self.reference.get(key) is not None for key in self.reading.keys
+        )
+
     def choice(self) -> dict[str, Any] | None:
         """Where the reference says two things, the keys that say what was trained, if one of them is it."""
         for value in self._trained():
@@ -63,10 +70,16 @@ class Comparison:
         value = self.setting.value
         values = value.values if isinstance(value, OneOf) else (value,)
         trained = " or ".join(map(shown, values)) + behind(self.name, self.setting)
-        keys = [key for key in self.reading.keys if self.reference.get(key) is not None]
-        stated = shown(self.stated) + ("" if keys else " (by default)")
+        stated = shown(self.stated) + (" (by default)" if self.is_default else "")
         lost = "" if correctable or not self.reading.keys else f", and {table} can't say what was trained"
+        if isinstance(value, OneOf):
+            lost = f"; {value.why}: set config.json to what was trained"
         return f"{self.name}: the checkpoint was trained with {trained}, config.json says {stated}{lost}"
+
+    def malformed(self) -> str:
+        """The finding where config.json says something that no loader can take."""
+        said = {key: self.effect[key] for key in self.reading.keys if self.effect.get(key) is not None}
+        return f"{self.name}: config.json says it in a way that can't be understood: {shown(said)}"
 
     def _statements(self) -> list[tuple[str, Any]]:
         return self.reading.statements(self.reference)

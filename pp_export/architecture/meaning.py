@@ -15,7 +15,7 @@ from pp_export.architecture import rope_parameters
 from pp_export.architecture.comparison import Comparison, behind, shown
 from pp_export.architecture.rules import Architecture, Required
 from pp_export.core.errors import AccountingError
-from pp_export.core.settings import UNKNOWN, UNUSED, OneOf, Setting, agree, is_off
+from pp_export.core.settings import MALFORMED, UNKNOWN, UNUSED, OneOf, Setting, agree, is_off
 
 Config = Mapping[str, Any]
 Settings = Mapping[str, Setting]
@@ -27,12 +27,14 @@ _NOTHING = Setting(UNKNOWN, {})
 @dataclass(frozen=True)
 class Meaning:
     """What was settled: `values` of the settings, the trained ones where they are known; `config`, which
-    says them all outright; `unchecked`, the settings of which the training args say nothing; and sentences
-    for the user.
+    says them all outright; `corrected`, those of its keys that say what was trained instead of what the
+    reference says; `unchecked`, the settings of which the training args say nothing; and sentences for the
+    user.
     """
 
     values: Mapping[str, Any]
     config: Config
+    corrected: frozenset[str] = frozenset()
     unchecked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -44,14 +46,14 @@ def spelled_out(architecture: Architecture, config: Config, library: Config | No
     effect, result = in_effect(architecture, config, library), dict(config)
     for reading in architecture.readings.values():
         value = reading.read(effect)
-        if value is UNKNOWN:
+        if value is UNKNOWN or value is MALFORMED:
             continue
         written = reading.write(effect, value) or {}
         if reading.statements(effect):
             _put(result, written)
         elif not any(key in config for key in reading.keys):
             result.update(written)
-        else:
+        elif value is not None:
             left = (key for key in reading.keys if key not in result and key != "layer_types")
             result.update({key: effect[key] for key in left if effect.get(key) is not None})
     return result
@@ -62,9 +64,14 @@ def in_effect(architecture: Architecture, config: Config, library: Config | None
     else the table's defaults, else what every class derives.
     """
     defaults = dict(architecture.defaults)
-    if rope_parameters.bases(config):
+    if rope_parameters.has_base(config):
         defaults.pop(rope_parameters.BASE, None)
-    effect = {**defaults, **config, **(library or {})}
+    effect = {**defaults, **config}
+    if library is not None:
+        if isinstance(library.get("rope_parameters"), Mapping):  # all of it, in release 5
+            effect.pop("rope_scaling", None)
+            effect.pop(rope_parameters.BASE, None)
+        effect.update(library)
     heads, hidden = effect.get("num_attention_heads"), effect.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         for key, value in (("num_key_value_heads", heads), ("head_dim", hidden // heads)):
@@ -80,12 +87,14 @@ def settle(
     library: Config | None,
     *,
     correct: bool = False,
+    provisional: bool = False,
 ) -> Meaning:
     """Compare what was `trained` (None without training args) with the `reference` config.json.
 
-    `library` holds the values of the config object that the class's library builds of `spelled_out`. With
-    `correct` the checkpoint decides: what differs is written into the config, as far as the class can say
-    it. Raises AccountingError listing every disagreement with both values.
+    `library` holds the values of the config object that the class's library builds of `spelled_out`; as long
+    as it is still awaited, the comparison is `provisional` and leaves defaults out. With `correct` the
+    checkpoint decides: what differs is written into the config, as far as the class can say it. Raises
+    AccountingError listing every disagreement with both values.
     """
     effect = in_effect(architecture, reference, library)
     known = trained or {}
@@ -96,7 +105,10 @@ def settle(
     for name, reading in architecture.readings.items():
         setting = known.get(name, _NOTHING)
         compared = Comparison(name, reading, setting, reference, effect, known.get(SEQUENCE, _NOTHING).value)
-        if setting.value is UNUSED:
+        if compared.stated is MALFORMED:
+            findings.append(compared.malformed())
+            continue
+        if setting.value is UNUSED or (provisional and compared.is_default):
             continue
         if setting.value is UNKNOWN:
             unchecked.append(name)
@@ -122,6 +134,11 @@ def settle(
             unchecked.append(name)
         elif setting.value is not UNUSED and not _meets(setting.value, required.value):
             findings.append(_unmet(architecture.name, name, setting, required))
+        if name in values and not _meets(values[name], required.value) and setting.value is UNKNOWN:
+            findings.append(
+                f"{name}: the table {architecture.name} requires {shown(required.value)}, config.json says"
+                f" {shown(values[name])}"
+            )
     if findings:
         raise AccountingError(
             "the reference config.json is not the config of this checkpoint",
@@ -136,21 +153,30 @@ def settle(
     ]
     unwritten = {key: value for key, value in (library or {}).items() if key not in written}
     config = spelled_out(architecture, {**reference, **written}, unwritten)
-    return Meaning(values, config, tuple(unchecked), tuple(notes))
+    return Meaning(values, config, frozenset(written), tuple(dict.fromkeys(unchecked)), tuple(notes))
 
 
-def changes(before: Config, after: Config) -> list[str]:
-    """One sentence for each key of config.json that the export has otherwise than the reference."""
-    return [
+def changes(before: Config, settled: Meaning) -> list[str]:
+    """One sentence for each key of config.json that says something else than the reference."""
+    after = settled.config
+    changed = [
         f"config.json: {key} is {shown(after[key])}; the reference has {shown(value)}."
         for key, value in before.items()
         if key in after and (after[key] != value or type(after[key]) is not type(value))
     ]
+    new = (key for key in after if key in settled.corrected and key not in before)
+    return changed + [
+        f"config.json: {key} is {shown(after[key])}; the reference has no such key." for key in new
+    ]
 
 
-def additions(before: Config, after: Config) -> list[str]:
-    """One sentence for each key of config.json that the reference leaves out."""
-    return [f"config.json: {key} is {shown(value)}." for key, value in after.items() if key not in before]
+def additions(before: Config, settled: Meaning) -> list[str]:
+    """One sentence for each key of config.json that says outright what the reference leaves out."""
+    return [
+        f"config.json: {key} is {shown(value)}."
+        for key, value in settled.config.items()
+        if key not in before and key not in settled.corrected
+    ]
 
 
 def overruled(architecture: Architecture, before: Config, after: Config) -> list[str]:

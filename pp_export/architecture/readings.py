@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import rope_parameters
-from pp_export.core.settings import UNKNOWN, agree
+from pp_export.architecture import rope_parameters, windows
+from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 Config = Mapping[str, Any]
+_OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
 Statement = tuple[str, Any]
 
 _ACTIVATIONS = {
@@ -27,16 +28,29 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """`read` gives the value that a config says, or UNKNOWN; `write` the keys that say a value, or None
-    where none can. `keys` are those of config.json that take part; `statements` gives each place that says
-    the whole setting, where there are several. `agree` compares two values.
+    """How a setting is read and written. `keys` are those of config.json that take part; `statements` gives
+    each place that says the whole setting, where there are several; `agree` compares two values.
     """
 
     keys: tuple[str, ...]
-    read: Callable[[Config], Any]
-    write: Callable[[Config, Any], dict[str, Any] | None]
+    read_from: Callable[[Config], Any]
+    write_to: Callable[[Config, Any], dict[str, Any] | None]
     statements: Callable[[Config], list[Statement]] = lambda _: []
     agree: Callable[[Any, Any], bool] = agree
+
+    def read(self, config: Config) -> Any:
+        """The value that a config says; UNKNOWN where it says none, MALFORMED where no loader could tell."""
+        try:
+            return self.read_from(config)
+        except _OF_OTHER_TYPES:
+            return MALFORMED
+
+    def write(self, config: Config, value: Any) -> dict[str, Any] | None:
+        """The keys that say a value, None where none can."""
+        try:
+            return self.write_to(config, value)
+        except _OF_OTHER_TYPES:
+            return None
 
 
 def of_keys(paths: str) -> Reading:
@@ -50,8 +64,7 @@ def of_keys(paths: str) -> Reading:
         return next((value for _, value in statements(config)), UNKNOWN)
 
     def write(config: Config, value: Any) -> dict[str, Any] | None:
-        top = {key: value for key in keys if "." not in key}
-        return top or None
+        return None if value is None else {key: value for key in keys if "." not in key} or None
 
     return Reading(keys, read, write, statements)
 
@@ -68,6 +81,11 @@ def _at(config: Any, path: str) -> Any:
     return value
 
 
+def _rotary_base(config: Config) -> Any:
+    base = rope_parameters.stated(config).get(rope_parameters.BASE, UNKNOWN)
+    return base if base is UNKNOWN else float(base)
+
+
 def _rope_scaling(config: Config) -> Any:
     return rope_parameters.canonical(rope_parameters.stated(config), config.get("max_position_embeddings"))
 
@@ -81,9 +99,11 @@ def _write_base(config: Config, value: Any) -> dict[str, Any]:
     return _spelled_rope(config, {**own, rope_parameters.BASE: float(value)})
 
 
-def _write_scaling(config: Config, value: Any) -> dict[str, Any]:
+def _write_scaling(config: Config, value: Any) -> dict[str, Any] | None:
     own = rope_parameters.stated(config)
     base = {rope_parameters.BASE: own.get(rope_parameters.BASE)}
+    if not rope_parameters.can_say(value):
+        return None
     return _spelled_rope(config, own if agree(_rope_scaling(config), value) else {**value, **base})
 
 
@@ -104,52 +124,11 @@ def _write_gated(_: Config, value: Any) -> dict[str, Any] | None:
     return {"hidden_act": names[value]} if value in names else None
 
 
-def _windows(config: Config) -> Any:
-    """Tokens that each layer sees, or None: transformers' window counts the query itself as Megatron's does
-    not. `use_sliding_window` counts where the class has it; layers below `max_window_layers` see all.
-    """
-    window, layers = config.get("sliding_window"), config.get("num_hidden_layers")
-    if window is None or config.get("use_sliding_window") is False:
-        return None
-    if not isinstance(layers, int):
-        return UNKNOWN
-    types, first = config.get("layer_types"), config.get("max_window_layers") or 0
-    if isinstance(types, list):
-        by_layer = [window if kind == "sliding_attention" else None for kind in types]
-    else:
-        by_layer = [window if layer >= first else None for layer in range(layers)]
-    return by_layer if any(by_layer) else None
-
-
-def _write_windows(config: Config, value: Any) -> dict[str, Any] | None:
-    by_layer = value or []
-    windows = {window for window in by_layer if window is not None}
-    has_switch = "use_sliding_window" in config
-    if not windows:
-        switched = {"use_sliding_window": False} if has_switch else {}
-        return {"sliding_window": None, **switched, **_full_layers(config)}
-    if len(windows) > 1 or (None in by_layer and "layer_types" not in config):
-        return None
-    result: dict[str, Any] = {"sliding_window": windows.pop()}
-    if has_switch:
-        result["use_sliding_window"] = True
-    if "max_window_layers" in config:
-        result["max_window_layers"] = 0
-    if "layer_types" in config:
-        result["layer_types"] = ["full_attention" if w is None else "sliding_attention" for w in by_layer]
-    return result
-
-
-def _full_layers(config: Config) -> dict[str, Any]:
-    types = config.get("layer_types")
-    return {"layer_types": ["full_attention"] * len(types)} if isinstance(types, list) else {}
-
-
 def _sparse_layers(config: Config) -> Any:
     """Qwen's: each `decoder_sparse_step`-th layer, counted from 1, but for those in `mlp_only_layers`."""
-    layers, step = config.get("num_hidden_layers"), config.get("decoder_sparse_step")
-    step, dense = 1 if step is None else step, config.get("mlp_only_layers") or []
-    if not isinstance(layers, int) or not isinstance(step, int) or step < 1:
+    layers, step = windows.num_layers(config), config.get("decoder_sparse_step")
+    step, dense = 1 if step is None else step, set(config.get("mlp_only_layers") or ())
+    if layers is None or not isinstance(step, int) or step < 1:
         return UNKNOWN
     return [int(layer not in dense and (layer + 1) % step == 0) for layer in range(layers)]
 
@@ -159,23 +138,34 @@ def _write_sparse(_: Config, value: Any) -> dict[str, Any]:
 
 
 def _every_layer(config: Config) -> Any:
-    layers = config.get("num_hidden_layers")
-    return [1] * layers if isinstance(layers, int) else UNKNOWN
+    layers = windows.num_layers(config)
+    return UNKNOWN if layers is None else [1] * layers
 
 
+def _partial_rotary(config: Config) -> Any:
+    """The part of each head that a config asks to rotate: all of it where it says nothing."""
+    inside = rope_parameters.stated(config).get(_PARTIAL)
+    top = config.get(_PARTIAL)
+    return next((value for value in (inside, top) if value is not None), 1.0)
+
+
+_PARTIAL = "partial_rotary_factor"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
 READINGS: Mapping[str, Reading] = {
     "rotary_base": Reading(
         _ROPE_KEYS,
-        lambda config: rope_parameters.stated(config).get(rope_parameters.BASE, UNKNOWN),
+        _rotary_base,
         _write_base,
         rope_parameters.bases,
     ),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
+    "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
     "gated_activation": Reading(("hidden_act",), _gated_activation, _write_gated),
-    "windows": Reading(
-        ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"), _windows, _write_windows
+    "window": Reading((windows.WINDOW,), windows.of_all, windows.write_of_all),
+    "switched_window": Reading((windows.WINDOW, windows.SWITCH), windows.switched, windows.write_switched),
+    "windows_of_layers": Reading(
+        (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES), windows.of_some, windows.write_of_some
     ),
     "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
     "every_layer": Reading((), _every_layer, lambda *_: None),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DEFAULT = {"rope_type": "default"}
-BASE = "rope_theta"
+BASE, ORIGINAL = "rope_theta", "original_max_position_embeddings"
 _READ = {
     "default": frozenset[str](),
     "linear": frozenset({"factor"}),
@@ -28,14 +28,27 @@ _READ = {
 
 
 def stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of RoPE, the base as `rope_theta` in it; what release 5 would take counts."""
-    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
-    found = next((dict(part) for part in (scaling, parameters) if isinstance(part, Mapping) and part), {})
+    """What a config says of RoPE, the base as `rope_theta` in it; what release 5 would take counts. Raises
+    TypeError where it says something that is no object.
+    """
+    parts = [config.get(key) for key in ("rope_scaling", "rope_parameters")]
+    if any(part is not None and not isinstance(part, Mapping) for part in parts):
+        raise TypeError("rope_scaling and rope_parameters are objects, or null")
+    found = next((dict(part) for part in parts if part), {})
     if found.get(BASE) is None and config.get(BASE) is not None:
         found[BASE] = config[BASE]
-    if found.get(BASE) is None and isinstance(parameters, Mapping) and parameters.get(BASE) is not None:
-        found[BASE] = parameters[BASE]
+    kind = found.get("rope_type") or found.get("type")
+    if config.get(ORIGINAL) is not None and kind in ("llama3", "yarn"):
+        found[ORIGINAL] = config[ORIGINAL]
     return found
+
+
+def has_base(config: Mapping[str, Any]) -> bool:
+    """Whether a config says the base where release 5 takes it from."""
+    try:
+        return stated(config).get(BASE) is not None
+    except TypeError:
+        return False
 
 
 def bases(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -79,18 +92,30 @@ def canonical(parameters: Mapping[str, Any], max_positions: Any = None) -> dict[
     given = {key: value for key, value in parameters.items() if value is not None and key != BASE}
     kind = str(given.pop("rope_type", None) or given.get("type") or "default")
     given.pop("type", None)
-    if kind in ("linear", "llama3", "yarn") and given.get("factor") == 1:
+    known = _READ.get(kind)
+    if known is not None and not all(_is_number(given[key]) for key in known & given.keys()):
+        raise TypeError("the parameters of RoPE are numbers")
+    is_scaled = given.get("attention_factor", 1) != 1
+    if kind in ("linear", "llama3", "yarn") and given.get("factor") == 1 and not is_scaled:
         return dict(DEFAULT)
     if kind == "yarn":
         factor = float(given.get("factor", 1.0))
         given.setdefault("original_max_position_embeddings", max_positions)
         defaults = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
         given = {**defaults, "attention_factor": _attention_factor(factor, given), **given}
-    known = _READ.get(kind)
     return {
         "rope_type": kind,
         **{key: given[key] for key in sorted(given) if known is None or key in known},
     }
+
+
+def can_say(parameters: Any) -> bool:
+    """Whether a config can say these parameters, of a type that is known here."""
+    return isinstance(parameters, Mapping) and parameters.get("rope_type") in _READ
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _attention_factor(factor: float, given: Mapping[str, Any]) -> float:

@@ -59,6 +59,16 @@ def true_size(
     }
     numbers = [f"{name}: {number}" for name, number in sources.items() if number is not None]
     multiple = _multiple(args)
+    is_doubtful = (is_count(padded) and padded != rows) or (is_count(trained) and trained > rows)
+    if not asked and known != rows and is_doubtful:
+        raise AccountingError(
+            "the training args count other rows than the embedding has",
+            where={"tensor": EMBEDDING},
+            expected=f"padded_vocab_size {rows}",
+            got=f"padded_vocab_size {padded}, vocab_size {trained}",
+            advice=_ADVICE,
+            findings=numbers,
+        )
     if known > rows or not (asked or _explains_padding(known, rows, padded, multiple)):
         raise AccountingError(
             "the vocabulary size does not fit the embedding",
@@ -94,7 +104,8 @@ def is_count(value: Any) -> TypeGuard[int]:
 
 def _multiple(args: Mapping[str, Any]) -> int:
     """What Megatron pads to a multiple of; 0 where the args don't say it."""
-    return (args.get("make_vocab_size_divisible_by") or 0) * (args.get("tensor_model_parallel_size") or 0)
+    factors = (args.get("make_vocab_size_divisible_by"), args.get("tensor_model_parallel_size"))
+    return math.prod(factor if is_count(factor) else 0 for factor in factors)
 
 
 def _explains_padding(known: int, rows: int, padded: Any, multiple: int) -> bool:

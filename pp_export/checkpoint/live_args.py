@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from pp_export.megatron import transformer_config
 
+_LONGEST_UNSCALED = 8192  # `RotaryEmbedding._apply_scaling`: original length over low frequency factor
 _ON_THE_MODEL = (
     "share_embeddings_and_output_weights",
     "position_embedding_type",
@@ -23,6 +25,8 @@ def args_of(part: Any) -> dict[str, Any]:
     config = getattr(part, "config", None)
     values = dict(vars(config)) if config is not None else {}
     values.update({name: getattr(part, name) for name in _ON_THE_MODEL if hasattr(part, name)})
+    if hasattr(part, "max_sequence_length"):
+        values.setdefault("max_position_embeddings", part.max_sequence_length)
     values = {**_scaling(part), **values}
     values.pop("vocab_size", None)  # a model knows its padded one
     values.pop("should_pad_vocab", None)
@@ -43,5 +47,7 @@ def _scaling(part: Any) -> dict[str, Any]:
     frequencies = getattr(embedding, "inv_freq", None)
     if switch and isinstance(frequencies, torch.Tensor):
         unscaled = float(part.rotary_base) ** (1 / len(frequencies) - 1)
+        if 2 * math.pi / unscaled <= _LONGEST_UNSCALED:
+            return {**found, "rope_scaling": None}  # no frequency is divided by all of it
         found["rope_scaling_factor"] = float(f"{unscaled / float(frequencies[-1]):.6g}")
     return found

@@ -23,6 +23,9 @@ class _Mark:
 UNKNOWN: Final = _Mark("unknown")
 """Nothing says it. Unknown isn't false, and nothing is concluded from it."""
 
+MALFORMED: Final = _Mark("malformed")
+"""Something is said that can't be a value of it."""
+
 UNUSED: Final = _Mark("unused")
 """The model has nothing that it could be a property of: dense layers have no router."""
 
@@ -54,7 +57,10 @@ def agree(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return isinstance(a, bool) and isinstance(b, bool) and a == b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return math.isclose(a, b, rel_tol=1e-6)
+        try:
+            return math.isclose(a, b, rel_tol=1e-6)
+        except OverflowError:  # a whole number that no float holds
+            return a == b
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(agree(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):

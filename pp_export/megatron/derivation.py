@@ -26,6 +26,7 @@ class Args(Mapping[str, Any]):
         return sum(1 for _ in self)
 
 
+MAX_LAYERS = 100_000
 Derive = Callable[[Args], Any]
 
 
@@ -57,6 +58,11 @@ def _as_it_stands(args: Args) -> Any:
 def known(value: Any) -> Any:
     """The value of an arg of which None is no value."""
     return UNKNOWN if value is None else value
+
+
+def is_layers(value: Any) -> TypeGuard[int]:
+    """Whether `value` can be a number of layers."""
+    return is_count(value) and value <= MAX_LAYERS
 
 
 def is_count(value: Any) -> TypeGuard[int]:

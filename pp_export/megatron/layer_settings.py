@@ -10,7 +10,7 @@ from typing import Any
 
 from pp_export.core.settings import UNKNOWN, OneOf
 from pp_export.megatron import rope
-from pp_export.megatron.derivation import Args, Derivations, is_count, known
+from pp_export.megatron.derivation import Args, Derivations, is_count, is_layers, known
 
 SETTINGS = Derivations()
 SETTINGS.plain("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "rotary_base")
@@ -53,7 +53,13 @@ def _tied(args: Args) -> Any:
 
 
 @SETTINGS.of(
-    "swiglu", "squared_relu", "quick_geglu", "gated_linear_unit", "activation_func", "bias_gelu_fusion"
+    "swiglu",
+    "squared_relu",
+    "quick_geglu",
+    "gated_linear_unit",
+    "activation_func",
+    "bias_gelu_fusion",
+    "bias_activation_fusion",
 )
 def _activation(args: Args) -> Any:
     """`gated silu`, `gelu`, ...: args have flags, in this order of precedence; configs a gate and a function.
@@ -70,11 +76,20 @@ def _activation(args: Args) -> Any:
     function, gated = args.get("activation_func"), args.get("gated_linear_unit")
     if function is not None and gated is not None:
         name = str(function).rpartition(".")[2].rstrip(">")
-        return f"{'gated ' if gated else ''}{name}"
+        return _fused(f"{'gated ' if gated else ''}{name}", args.get("bias_activation_fusion"))
     if args.get("swiglu") is None or (function, gated) != (None, None):
         return UNKNOWN
-    fused = args.get("bias_gelu_fusion")
-    return "gelu or gelu_tanh" if fused is None else "gelu_tanh" if fused else "gelu"
+    return _fused("gelu", args.get("bias_gelu_fusion"))
+
+
+def _fused(name: str, fusion: Any) -> Any:
+    """GELU's fused kernels compute its tanh form (core/fusions/fused_bias_gelu.py, fused_bias_geglu.py)."""
+    if not name.endswith("gelu") or name.endswith("quick_gelu") or fusion is False:
+        return name
+    tanh = f"{name}_tanh"
+    return (
+        tanh if fusion else OneOf((name, tanh), "whether GELU was fused, and so its tanh form, isn't known")
+    )
 
 
 @SETTINGS.of("position_embedding_type", "use_rotary_position_embeddings")
@@ -112,8 +127,10 @@ def _rope_layers(args: Args) -> Any:
     how, layers = args["no_rope_freq"], args.get("num_layers")
     if not how:
         return None
-    if isinstance(how, int):
-        return [int((i + 1) % how != 0) for i in range(layers)] if isinstance(layers, int) else UNKNOWN
+    if is_count(how) and is_layers(layers):
+        return [int((i + 1) % how != 0) for i in range(layers)]
+    if not isinstance(how, (list, tuple)):
+        return UNKNOWN
     return [1 - int(bool(skips)) for skips in how] if any(how) else None
 
 
@@ -142,7 +159,7 @@ def _windows(args: Args) -> Any:
     skips = args.get("window_attn_skip_freq")
     if isinstance(skips, (list, tuple)):
         return [left + 1 if windowed else None for windowed in skips]
-    if not is_count(layers) or not (skips is None or is_count(skips)):
+    if not is_layers(layers) or not (skips is None or is_count(skips)):
         return UNKNOWN
     return [left + 1 if skips is None or (layer + 1) % skips else None for layer in range(layers)]
 

@@ -5,6 +5,7 @@ Sources: megatron/core/models/common/embeddings/rotary_pos_embedding.py and yarn
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,10 @@ def scaling(args: Mapping[str, Any]) -> tuple[Values, str] | None:
     nothing.
     """
     framework = args.get("rope_scaling")
+    if isinstance(framework, str):
+        framework = json.loads(framework) if framework.lstrip().startswith("{") else None
+        if framework is None:
+            return None
     if isinstance(framework, Mapping):  # ms-swift hands the model config.json's own
         return ({"original_max_position_embeddings": args.get("max_position_embeddings"), **framework},), ""
     if args.get("position_embedding_type") == "yarn":

@@ -8,9 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from pp_export.core.settings import UNKNOWN, UNUSED
-from pp_export.megatron.derivation import Args, Derivations, Derive, known
+from pp_export.megatron.derivation import Args, Derivations, Derive, is_count, is_layers, known
 
 SETTINGS = Derivations()
+
+
+def _is_sinkhorn(args: Args) -> bool:
+    balancing = args.get("moe_router_load_balancing_type")
+    return "sinkhorn" in (balancing if isinstance(balancing, list) else [balancing])
 
 
 def _router(function: Derive) -> Derive:
@@ -39,7 +44,7 @@ def _moe_layers(args: Args) -> Any:
     how, layers = args.get("moe_layer_freq"), args.get("num_layers")
     if isinstance(how, (list, tuple)):
         return [int(bool(has)) for has in how]
-    if not isinstance(layers, int) or not isinstance(how, int) or how < 1:
+    if not is_layers(layers) or not is_count(how) or how < 1:
         return UNKNOWN
     return [int(i % how == 0) for i in range(layers)]
 
@@ -56,9 +61,14 @@ def _moe_ffn_hidden_size(args: Args) -> Any:
     return known(args.get("moe_ffn_hidden_size") or args.get("ffn_hidden_size"))
 
 
-@SETTINGS.of("num_experts", "moe_router_score_function")
+@SETTINGS.of("num_experts", "moe_router_score_function", "moe_router_load_balancing_type", "moe_router_topk")
 @_router
 def _moe_router_score_function(args: Args) -> Any:
+    """Sinkhorn balances in training only; then experts are weighted by a sigmoid if one is chosen, else by a
+    softmax (`TopKRouter.sinkhorn_load_balancing`).
+    """
+    if _is_sinkhorn(args):
+        return {True: "sigmoid", False: "softmax"}.get(args.get("moe_router_topk") == 1)
     return known(args.get("moe_router_score_function"))
 
 
@@ -74,8 +84,7 @@ def _normalized_topk(args: Args) -> Any:
     """Whether the weights of the chosen experts add up to 1 (core/transformer/moe/moe_utils.py,
     `topk_routing_with_score_function`): a softmax of the chosen, or one of all that isn't divided again.
     """
-    balancing = args.get("moe_router_load_balancing_type")
-    if "sinkhorn" in (balancing if isinstance(balancing, list) else [balancing]):
+    if _is_sinkhorn(args):
         return False
     score, topk = args.get("moe_router_score_function"), args.get("moe_router_topk")
     if score in ("sigmoid", "sqrtsoftplus"):
@@ -113,7 +122,7 @@ def _router_groups(args: Args) -> Any:
         return [None, args["moe_router_topk_limited_devices"]]
     if "moe_router_num_groups" not in args:
         return UNKNOWN
-    return [groups, chosen] if (groups or 1) > 1 else None
+    return [groups, chosen] if groups and chosen and chosen < groups else None
 
 
 @SETTINGS.of("num_experts", "moe_shared_expert_intermediate_size")

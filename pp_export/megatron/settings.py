@@ -7,23 +7,38 @@ value of it, says nothing: its setting is not known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pp_export.core.settings import Setting
+from pp_export.core.settings import UNKNOWN, Setting
 from pp_export.megatron import layer_settings, router_settings
 from pp_export.megatron.derivation import Args
 
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _DERIVED = {**layer_settings.SETTINGS.by_name, **router_settings.SETTINGS.by_name}
 
 
 def derive(args: Mapping[str, Any]) -> dict[str, Setting]:
     """Every setting that is derived of several args, and every arg as the setting of its own name."""
-    settings = {name: Setting(value, {name: value}) for name, value in args.items()}
+    values = {name: _as_number(value) for name, value in args.items()}
+    settings = {name: Setting(value, {name: value}) for name, value in values.items()}
     for name, (names, function) in _DERIVED.items():
-        own = Args(args, names)
-        settings[name] = Setting(function(own), dict(own))
+        own = Args(values, names)
+        try:
+            value = function(own)
+        except (TypeError, ValueError, OverflowError):  # of types that no release writes
+            value = UNKNOWN
+        settings[name] = Setting(value, dict(own))
     return settings
+
+
+def _as_number(value: Any) -> Any:
+    """Text that is a number as that number, and whole numbers as such, as some frameworks store neither."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) > 1
+    return int(value) if is_whole else value
 
 
 def read_by() -> dict[str, tuple[str, ...]]:

@@ -26,7 +26,7 @@ def as_args(config: Mapping[str, Any]) -> dict[str, Any]:
     Words that differ are translated, all others are kept. Values are JSON: functions become their dotted
     name, other objects, of which nothing can be known, are left out.
     """
-    values = {name: _plain(value) for name, value in config.items() if name not in _OF_CONFIG_FILES}
+    values = {name: _plain(value) for name, value in config.items() if _is_word(name)}
     known = {name: value for name, value in values.items() if value is not _UNSTORABLE}
     args = {name: value for name, value in known.items() if name not in _RENAMED}
     args.update({_RENAMED[name]: value for name, value in known.items() if name in _RENAMED})
@@ -39,6 +39,10 @@ def as_args(config: Mapping[str, Any]) -> dict[str, Any]:
     if not known.get("should_pad_vocab"):
         args.pop("make_vocab_size_divisible_by", None)
     return args
+
+
+def _is_word(name: Any) -> bool:
+    return isinstance(name, str) and name not in _OF_CONFIG_FILES
 
 
 def _plain(value: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pp_export.core.config_keys import QUANTIZATION
 
-_DTYPE_KEYS = ("dtype", "torch_dtype")
+DTYPE_KEYS = ("dtype", "torch_dtype")
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(/[\w.-]+)?)?")
 _MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
 _LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
 
@@ -37,8 +39,8 @@ def corrected(
     language = [("", result), *((f"{key}.", parts[key]) for key in _LANGUAGE_MODEL_KEYS if key in parts)]
     corrections = []
     if dtype is not None:
-        corrections += _correct(everywhere, _DTYPE_KEYS, dtype, absent=("", result, "torch_dtype"))
-        for key in _DTYPE_KEYS if both_spellings else ():
+        corrections += _correct(everywhere, DTYPE_KEYS, dtype, absent=("", result, "torch_dtype"))
+        for key in DTYPE_KEYS if both_spellings else ():
             if key not in result:
                 corrections += _correct([], (), dtype, absent=("", result, key))
     if vocab_size is not None:
@@ -79,12 +81,18 @@ def _plain(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
-def _remove_path(config: dict[str, Any]) -> list[str]:
-    path = config.get("_name_or_path")
-    if not isinstance(path, str) or not path.startswith(("/", "~", ".", "\\")):
-        return []
-    del config["_name_or_path"]
-    return ["config.json: _name_or_path is removed, because it is a path of the machine that wrote it."]
+def _remove_path(config: dict[str, Any], path: str = "") -> list[str]:
+    """Of what a config was loaded from, only names of the Hub are nobody's secret."""
+    sentences = []
+    for key, value in list(config.items()):
+        if key == "_name_or_path" and isinstance(value, str) and not _HUB_NAME.fullmatch(value):
+            del config[key]
+            sentences.append(
+                f"config.json: {path}{key} is removed, because it may be a path of the machine that wrote it."
+            )
+        elif isinstance(value, dict):
+            sentences += _remove_path(value, f"{path}{key}.")
+    return sentences
 
 
 def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:

@@ -70,7 +70,7 @@ def settle_model(
     args = catalog.description.args
     trained = None if args is None else settings.derive(args)
     correct = options.config_from == "checkpoint"
-    meaning.settle(architecture, trained, reference.config, None, correct=correct)
+    meaning.settle(architecture, trained, reference.config, None, correct=correct, provisional=True)
     rows = vocabulary.num_rows(catalog.specs)
     size = vocabulary.true_size(
         rows,
@@ -153,16 +153,17 @@ def _final_config(
 ) -> FinalConfig:
     """What the export's config.json is, known before a byte is read."""
     own = reference.config if options.config_as_reference else settled.config
+    says_dtype = not options.config_as_reference or any(key in own for key in config_json.DTYPE_KEYS)
     config, corrections = config_json.corrected(
         own,
-        dtype=account.main_dtype.torch_name,
+        dtype=account.main_dtype.torch_name if says_dtype else None,
         vocab_size=vocab_size,
         num_mtp_layers=0 if options.mtp == "drop" else None,
         both_spellings=not options.config_as_reference,
     )
     if not options.config_as_reference:
-        spelled = meaning.changes(reference.config, settled.config)
-        added = meaning.additions(reference.config, settled.config)
+        spelled = meaning.changes(reference.config, settled)
+        added = meaning.additions(reference.config, settled)
         return FinalConfig(config_json.to_bytes(config), (*spelled, *corrections), tuple(added))
     corrections += meaning.overruled(architecture, reference.config, settled.config)
     if read_json(reference.folder, CONFIG) != reference.config:

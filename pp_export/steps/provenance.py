@@ -4,6 +4,7 @@ what describes the model and nothing of the job: no paths, no free text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
 
-_WORDS = frozenset({"normalization", "position_embedding_type", "moe_router_score_function", "softmax_type"})
-"""Args whose value is one of a few words, and was checked to be one that the class stands for."""
+_WORDS = {
+    "normalization": {"RMSNorm", "LayerNorm"},
+    "position_embedding_type": {"rope", "yarn", "mrope", "learned_absolute", "none"},
+    "moe_router_score_function": {"softmax", "sigmoid", "sqrtsoftplus"},
+    "softmax_type": {"vanilla", "off-by-one", "learnable"},
+}
+"""The words that args may have for values; any other text isn't published."""
 
 
 def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -> dict[str, Any]:
@@ -51,16 +57,18 @@ def _source(source: Description, level: str, describes_model: Callable[[str], bo
     return {
         **whole,
         "checkpoint": PurePath(source.folder).name,
-        "args": None if args is None else _of_model({**args, **source.layout}, describes_model),
+        "args": None if args is None else _of_model(args, source.layout, describes_model),
     }
 
 
-def _of_model(args: Mapping[str, Any], describes_model: Callable[[str], bool]) -> dict[str, Any]:
-    layout = ("_parallel_size", "_parallel_layout")
+def _of_model(
+    args: Mapping[str, Any], layout: Mapping[str, int], describes_model: Callable[[str], bool]
+) -> dict[str, Any]:
     return {
         name: value
         for name, value in args.items()
-        if (describes_model(name) or name.endswith(layout)) and (_is_number(value) or name in _WORDS)
+        if (name in layout or describes_model(name))
+        and (_is_number(value) or (isinstance(value, str) and value in _WORDS.get(name, ())))
     }
 
 
@@ -68,4 +76,4 @@ def _is_number(value: Any) -> bool:
     """Numbers, switches, nothing, and lists of them: no text can hide in them."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_number, value))
-    return value is None or isinstance(value, (bool, int, float))
+    return value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))

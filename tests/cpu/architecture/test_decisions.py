@@ -75,7 +75,8 @@ def test_kinds_of_decisions() -> None:
     """
     of = decisions("qwen3_moe").of
     assert {decision.kind for decision in of("norm_epsilon")} == {COMPARED}
-    assert of("rotary_percent")[0].kind == REQUIRED
+    assert of("softmax_type")[0].kind == REQUIRED
+    assert {decision.kind for decision in of("rotary_percent")} == {COMPARED, REQUIRED}
     assert {decision.kind for decision in of("moe_router_score_function")} == {COMPARED, REQUIRED}
     assert of("spec")[0].kind == TOLD
     assert of("learning_rate_of_a_fork") == ()

@@ -108,7 +108,7 @@ def test_agreement_gives_the_trained_values() -> None:
     assert settled.values["num_query_groups"] == 2
     assert settled.values["rope_scaling"] == {"rope_type": "default"}
     assert settled.notes == ()
-    assert changes(CONFIG, settled.config) == []
+    assert changes(CONFIG, settled) == []
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,7 @@ def test_what_the_class_decides_by_default_is_written_out() -> None:
     assert settled.config["rope_theta"] == 10000.0
     assert settled.config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
     assert settled.config["rms_norm_eps"] == 1e-6
-    assert "config.json: rms_norm_eps is 1e-06." in additions(
-        {"rope_theta": 1}, settled.config | {"rope_theta": 1}
-    )
+    assert "config.json: rms_norm_eps is 1e-06." in additions({"rope_theta": 1}, settled)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +231,9 @@ def test_rope_that_is_scaled_on_one_side_is_refused(config: dict[str, Any], trai
 def test_the_same_scaling_in_other_words_agrees(config: dict[str, Any], trained: dict[str, Any]) -> None:
     """Megatron-LM, Bridge, NeMo 2 and ms-swift say one scaling in different args; all are understood."""
     settled = hold(trained, config)
-    assert (
-        changes(CONFIG | config, settled.config | {k: v for k, v in config.items() if k == "rope_scaling"})
-        == []
-    )
+    told = changes(CONFIG | config, settled)
+    assert not [sentence for sentence in told if "rope_scaling" not in sentence]
+    assert settled.corrected == frozenset()
     assert settled.config["rope_parameters"]["rope_theta"] == 10000.0
 
 
@@ -434,18 +431,42 @@ def test_what_the_class_cannot_express_is_refused(args: dict[str, Any], setting:
         ({"swiglu": False, "bias_gelu_fusion": True}, "gelu_tanh"),
         ({"swiglu": False, "bias_gelu_fusion": False}, "gelu"),
         (
-            {"swiglu": GONE, "gated_linear_unit": True, "activation_func": "torch.nn.functional.gelu"},
-            "gated gelu",
+            {"swiglu": GONE, "gated_linear_unit": True, "activation_func": "megatron.squared_relu"},
+            "gated squared_relu",
         ),
     ],
 )
 def test_activations(args: dict[str, Any], activation: str) -> None:
     """The activation of args and of configs is compared with hidden_act, gated as the class is."""
     assert f"trained with {activation} (" in findings(args)[0]
-    named = {"swiglu": GONE, "gated_linear_unit": True, "activation_func": "torch.nn.functional.silu"}
-    hold(named)
-    gelu = named | {"activation_func": "torch.nn.functional.gelu"}
-    assert hold(gelu, {"hidden_act": "gelu"}).values["activation"] == "gated gelu"
+
+
+@pytest.mark.parametrize(
+    ("fusion", "hidden_act", "agrees"),
+    [
+        (False, "gelu", True),
+        (False, "gelu_pytorch_tanh", False),
+        (True, "gelu_pytorch_tanh", True),
+        (True, "gelu", False),
+        (GONE, "gelu", True),
+        (GONE, "gelu_pytorch_tanh", True),
+        (GONE, "silu", False),
+    ],
+)
+def test_gelu_that_is_fused_is_the_tanh_form(fusion: Any, hidden_act: str, agrees: bool) -> None:
+    """Megatron's fused kernel computes another GELU; where nobody says whether it did, that is told."""
+    args = {
+        "swiglu": GONE,
+        "gated_linear_unit": True,
+        "activation_func": "torch.nn.functional.gelu",
+        "bias_activation_fusion": fusion,
+    }
+    if not agrees:
+        assert findings(args, {"hidden_act": hidden_act})[0].startswith("activation: ")
+    elif fusion is GONE:
+        assert "can't be settled" in hold(args, {"hidden_act": hidden_act}).notes[0]
+    else:
+        assert hold(args, {"hidden_act": hidden_act}).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -502,7 +523,8 @@ def test_a_corrected_config_says_what_was_trained(table: str, trained: dict[str,
     given = {"sliding_window": 32, "use_sliding_window": True, "max_window_layers": 0}
     config = hold(trained, given, table=table, correct=True).config
     again = hold(trained, dict(config), table=table)
-    assert changes(config, again.config) == []
+    assert changes(config, again) == []
+    assert additions(config, again) == []
 
 
 def test_args_that_no_loader_can_follow_are_told() -> None:
@@ -519,3 +541,171 @@ def test_overruled_settings_are_named() -> None:
     assert overruled(architecture, CONFIG, spelled_out(architecture, CONFIG)) == []
     (sentence,) = overruled(architecture, CONFIG, CONFIG | {"rope_theta": 3.0})
     assert sentence == "config.json: rotary_base is 10000.0, and 3.0 is true."
+
+
+@pytest.mark.parametrize("table", ["mistral", "mixtral"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"use_sliding_window": False},
+        {"max_window_layers": 4},
+        {"layer_types": ["full_attention"] * 4},
+    ],
+)
+def test_keys_that_a_class_does_not_read_switch_nothing(table: str, extra: dict[str, Any]) -> None:
+    """Mistral's and Mixtral's classes take `sliding_window` alone: what switches Qwen's off leaves theirs."""
+    assert findings(config={"sliding_window": 8, **extra}, table=table)[0].startswith("windows: ")
+
+
+def test_windows_of_qwen3_moe_are_in_all_layers() -> None:
+    """Qwen3-MoE's class has the switch and no first layer."""
+    config = {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 4}
+    assert findings(config=config, table="qwen3_moe")[0].startswith("windows: ")
+    trained = {"window_size": (63, 0)}
+    assert hold(trained, config, table="qwen3_moe").values["windows"] == [64] * 4
+
+
+@pytest.mark.parametrize(
+    ("skips", "first", "types"),
+    [([0, 0, 1, 1], 2, "ffss"), ([1, 0, 1, 0], 4, "sfsf"), ([1, 1, 1, 1], 0, "ssss")],
+)
+def test_windows_of_some_layers_are_corrected_for_all_loaders(
+    skips: list[int], first: int, types: str
+) -> None:
+    """`layer_types` say which layers have a window; loaders without them are told the same, or as many full
+    layers as they can be.
+    """
+    trained = {"window_size": (63, 0), "window_attn_skip_freq": skips}
+    config = hold(trained, table="qwen2", correct=True).config
+    kinds = {"f": "full_attention", "s": "sliding_attention"}
+    assert config["layer_types"] == [kinds[kind] for kind in types]
+    assert (config["sliding_window"], config["max_window_layers"]) == (64, first)
+    assert findings(trained | {"window_attn_skip_freq": [1, 0, 0, 1]}, {"sliding_window": 8}, table="mistral")
+
+
+@pytest.mark.parametrize(("topk", "setting"), [(1, "moe_router_score_function"), (2, "normalized_topk")])
+def test_sinkhorn_is_what_it_is_at_inference(topk: int, setting: str) -> None:
+    """Sinkhorn chooses by a sigmoid of one expert, or by a softmax that isn't divided again."""
+    trained = {"moe_router_load_balancing_type": "sinkhorn", "moe_router_topk": topk}
+    config = {"num_experts_per_tok": topk}
+    found = findings(trained, config | {"norm_topk_prob": topk > 1}, table="qwen3_moe")
+    assert any(finding.startswith(f"{setting}: ") for finding in found)
+
+
+@pytest.mark.parametrize("groups", [{"moe_router_num_groups": 8}, {"moe_router_num_groups": 1}])
+def test_groups_that_limit_nothing(groups: dict[str, Any]) -> None:
+    """Groups of which all are chosen, or of which nobody says how many are, change nothing."""
+    hold(groups, table="qwen3_moe")
+    hold(groups | {"moe_router_group_topk": groups["moe_router_num_groups"]}, table="qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ],
+)
+@pytest.mark.parametrize("trained", [{}, {"rotary_percent": 0.5}, {"rotary_percent": GONE}])
+def test_heads_that_rotate_in_part_are_refused(config: dict[str, Any], trained: dict[str, Any]) -> None:
+    """Llama's class rotates whole heads whatever config.json asks for, so nothing else is let through."""
+    assert any(finding.startswith("rotary_percent: ") for finding in findings(trained, config))
+
+
+def test_the_original_length_at_the_top_counts() -> None:
+    """transformers takes `original_max_position_embeddings` of the top level before the one inside."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    twice = {"rope_scaling": yarn, "original_max_position_embeddings": 16}
+    trained = {
+        "position_embedding_type": "yarn",
+        "rotary_scaling_factor": 4.0,
+        "yarn_original_max_position_embeddings": 64,
+    }
+    assert findings(trained, twice)[0].startswith("rope_scaling: ")
+    assert hold(trained | {"yarn_original_max_position_embeddings": 16}, twice)
+
+
+def test_an_attention_factor_scales_by_itself() -> None:
+    """YaRN by a factor of 1 is none, unless its attention factor is another."""
+    one = {"rope_type": "yarn", "factor": 1.0}
+    hold(config={"rope_scaling": one})
+    assert findings(config={"rope_scaling": one | {"attention_factor": 1.5}})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_scaling": "dynamic"},
+        {"rope_scaling": {"rope_type": "linear", "factor": "x"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": [4]}},
+        {"rope_theta": "auto"},
+        {"rope_parameters": [1]},
+        {"sliding_window": "64"},
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": "2"},
+    ],
+)
+@pytest.mark.parametrize("args", [{}, {"rotary_base": GONE, "use_rope_scaling": GONE, "window_size": GONE}])
+def test_what_no_loader_could_take_is_refused(config: dict[str, Any], args: dict[str, Any]) -> None:
+    """Values of other types than config.json has are named, whatever was trained, and never computed with."""
+    assert any("can't be understood" in finding for finding in findings(args, config, table="qwen2"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"rotary_base": [10000, 1000000]},
+        {"window_size": "(63, 0)"},
+        {"no_rope_freq": "0"},
+        {"no_rope_freq": 2.5},
+        {"yarn_mscale": "x", "position_embedding_type": "yarn", "rotary_scaling_factor": "many"},
+        {"rope_scaling": "none"},
+        {"num_layers": 10**400},
+        {"rotary_base": float("nan")},
+    ],
+)
+def test_args_of_other_types_are_unknown_or_differ(args: dict[str, Any]) -> None:
+    """What no release writes is not known, or differs from every config; it never ends in another error."""
+    try:
+        settled = hold(args, table="mistral")
+    except AccountingError:
+        return
+    assert settled.unchecked
+
+
+def test_numbers_may_be_written_otherwise() -> None:
+    """Text that is a number, and whole numbers as floats, are those numbers."""
+    hold({"norm_epsilon": "1e-05", "rotary_base": "10000", "num_attention_heads": 8.0, "seq_length": 128.0})
+    assert findings({"norm_epsilon": "1e-06"})
+
+
+def test_a_base_that_no_release_would_take_from_there() -> None:
+    """Beside a `rope_scaling`, the base inside `rope_parameters` isn't read: the class's default counts."""
+    config = {
+        "rope_theta": GONE,
+        "rope_scaling": {"rope_type": "linear", "factor": 1.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+    }
+    assert hold(config=config).config["rope_theta"] == 10000.0
+    assert findings({"rotary_base": 500000}, config)[0].startswith("rotary_base: ")
+
+
+def test_defaults_are_left_to_the_library_while_it_is_awaited() -> None:
+    """A provisional comparison finds what config.json itself says otherwise, and leaves its gaps alone."""
+    table, trained = table_files.load("llama"), settings.derive(ARGS | {"rotary_base": 500_000})
+    gap = {key: value for key, value in CONFIG.items() if key not in ("rope_theta", "num_hidden_layers")}
+    settle(table, trained, gap, None, provisional=True)
+    with pytest.raises(AccountingError):
+        settle(table, trained, gap, None)
+    with pytest.raises(AccountingError):
+        settle(table, trained, CONFIG, None, provisional=True)
+
+
+@pytest.mark.parametrize("table", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
+def test_an_exported_config_is_left_as_it_is(table: str) -> None:
+    """What an export wrote out is complete: with it as the reference, nothing is added or changed."""
+    sparse = {"rope_theta": GONE, "rms_norm_eps": GONE, "hidden_act": GONE, "decoder_sparse_step": GONE}
+    trained = {"norm_epsilon": GONE, "rotary_base": GONE}
+    first = hold(trained, sparse, table=table).config
+    again = settle(table_files.load(table), None, first, None)
+    assert (changes(first, again), additions(first, again)) == ([], [])
+    assert dict(again.config) == dict(first)

@@ -47,8 +47,17 @@ def test_a_padding_that_is_not_the_usual_one_must_be_stated() -> None:
     usual = {"make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 2}
     assert settle(rows=384, stated=380, padded_vocab_size=384, **usual) == 380
     assert settle(rows=384, stated=384, **usual) == 384
-    with pytest.raises(AccountingError, match="does not fit"):
-        settle(rows=384, stated=380, padded_vocab_size=512, **usual)
+
+
+@pytest.mark.parametrize("args", [{"padded_vocab_size": 512}, {"vocab_size": 400}])
+def test_args_that_count_other_rows_are_doubted(args: dict[str, int]) -> None:
+    """Args that contradict the embedding settle nothing: refused, unless all rows are tokens or the user
+    says how many.
+    """
+    with pytest.raises(AccountingError, match="count other rows"):
+        settle(rows=384, stated=380, **args)
+    assert settle(rows=384, stated=384, **args) == 384
+    assert settle(rows=384, stated=380, asked=380, **args) == 380
 
 
 @pytest.mark.parametrize("source", [{"num_tokens": 254}, {"vocab_size": 254}])

@@ -87,11 +87,14 @@ def test_positions_rotate_as_they_were_trained(
 
 
 @pytest.mark.parametrize(("mscale", "all_dim"), [(None, None), (1.0, 0.0), (0.707, 0.0), (1.0, 1.0)])
-def test_yarn_is_that_of_megatron(tmp_path: Path, mscale: float | None, all_dim: float | None) -> None:
+def test_yarn_is_that_of_megatron(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mscale: float | None, all_dim: float | None
+) -> None:
     """YaRN's frequencies and its attention factor come out as megatron-core computes them, whichever way
     its scales are given.
     """
     module: Any = pytest.importorskip("megatron.core.models.common.embeddings.yarn_rotary_pos_embedding")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
     trained = {
         "position_embedding_type": "yarn",
         "rotary_scaling_factor": 4.0,
@@ -285,6 +288,8 @@ def canaries(value: str) -> dict[str, Any]:
     """A text that must not be published in every arg that may be text, nested ones too."""
     free = ("data_path", "save", "load", "tensorboard_dir", "wandb_exp_name", "tokenizer_model", "spec")
     more = {"blend": [value, {"a": value}], "hostname": value, "moe_router_load_balancing_type": value}
+    more |= {"moe_router_score_function": value, "use_rotary_position_embeddings": True}
+    more |= {"position_embedding_type": value, f"{value}_parallel_size": 5, "yarn_beta_fast": float("nan")}
     return {**dict.fromkeys(free, value), **more, "heterogeneous_layers_config_path": None}
 
 

@@ -1,0 +1,90 @@
+"""How config.json says sliding windows: tokens that each layer's queries see, themselves included, or None.
+
+Three kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; and
+a window for some of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pp_export.core.settings import UNKNOWN
+
+Config = Mapping[str, Any]
+ByLayer = list[int | None]
+
+WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+MAX_LAYERS = 100_000
+
+
+def num_layers(config: Config) -> int | None:
+    """The number of layers; None where it isn't said, or isn't one."""
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int) or isinstance(layers, bool):
+        return None
+    return layers if 0 < layers <= MAX_LAYERS else None
+
+
+def of_all(config: Config) -> Any:
+    """One window for all layers, or none."""
+    window, layers = _window(config), num_layers(config)
+    if window is None or layers is None:
+        return None if window is None else UNKNOWN
+    return [window] * layers
+
+
+def switched(config: Config) -> Any:
+    """The same, where `use_sliding_window` is on."""
+    return of_all(config) if config.get(SWITCH) else None
+
+
+def of_some(config: Config) -> Any:
+    """The same, for the layers that `layer_types` names, else for those from `max_window_layers` on."""
+    window, layers = _window(config), num_layers(config)
+    if window is None or not config.get(SWITCH):
+        return None
+    if layers is None:
+        return UNKNOWN
+    types, first = config.get(TYPES), config.get(FIRST) or 0
+    if isinstance(types, list):
+        by_layer = [window if kind == _SLIDING else None for kind in types]
+    else:
+        by_layer = [window if layer >= first else None for layer in range(layers)]
+    return by_layer if any(by_layer) else None
+
+
+def write_of_all(_: Config, value: Any) -> dict[str, Any] | None:
+    """The key that says one window for all layers."""
+    if value is None:
+        return {WINDOW: None}
+    return {WINDOW: value[0]} if len(set(value)) == 1 else None
+
+
+def write_switched(config: Config, value: Any) -> dict[str, Any] | None:
+    """The same with the switch."""
+    keys = write_of_all(config, value)
+    return None if keys is None else {**keys, SWITCH: value is not None}
+
+
+def write_of_some(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say one window for some layers, also to loaders that know no `layer_types`."""
+    if value is None:
+        known = config.get(TYPES)
+        full = {TYPES: [_FULL] * len(known)} if isinstance(known, list) else {}
+        return {WINDOW: None, SWITCH: False, **full}
+    windows = {window for window in value if window is not None}
+    if len(windows) != 1:
+        return None
+    first = next(layer for layer, window in enumerate(value) if window is not None)
+    is_suffix = None not in value[first:]
+    types = [_FULL if window is None else _SLIDING for window in value]
+    return {WINDOW: windows.pop(), SWITCH: True, FIRST: first if is_suffix else len(value), TYPES: types}
+
+
+def _window(config: Config) -> int | None:
+    window = config.get(WINDOW)
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+        raise TypeError(f"{WINDOW} is no number of tokens")
+    return window
