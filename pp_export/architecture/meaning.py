@@ -8,7 +8,7 @@ say is refused. What config.json leaves to a default, or says in one spelling on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pp_export.architecture import rope_parameters
@@ -96,64 +96,24 @@ def settle(
     checkpoint decides: what differs is written into the config, as far as the class can say it. Raises
     AccountingError listing every disagreement with both values.
     """
-    effect = in_effect(architecture, reference, library)
-    known = trained or {}
-    values: dict[str, Any] = {}
-    written: dict[str, Any] = {}
-    unchecked, notes, findings = [], [], []
-    is_correctable = False
-    for name, reading in architecture.readings.items():
-        setting = known.get(name, _NOTHING)
-        compared = Comparison(name, reading, setting, reference, effect, known.get(SEQUENCE, _NOTHING).value)
-        if compared.stated is MALFORMED:
-            findings.append(compared.malformed())
-            continue
-        if setting.value is UNUSED or (provisional and compared.is_default):
-            continue
-        if setting.value is UNKNOWN:
-            unchecked.append(name)
-            findings += compared.contradictions()
-            if compared.stated is not UNKNOWN:
-                values[name] = compared.stated
-            continue
-        notes += compared.notes()
-        values[name] = compared.stated if isinstance(setting.value, OneOf) else setting.value
-        chosen = compared.choice()
-        if chosen is None and not compared.agrees:
-            can_say = None if isinstance(setting.value, OneOf) else reading.write(effect, setting.value)
-            is_correctable |= can_say is not None
-            if not correct or can_say is None:
-                findings.append(compared.finding(architecture.name, can_say is not None))
-                continue
-            chosen = can_say
-        written.update(chosen or {})
-        effect.update(chosen or {})
-    for name, required in architecture.requires.items():
-        setting = known.get(name, _NOTHING)
-        if setting.value is UNKNOWN or (setting.value is None and required.value is not None):
-            unchecked.append(name)
-        elif setting.value is not UNUSED and not _meets(setting.value, required.value):
-            findings.append(_unmet(architecture.name, name, setting, required))
-        if name in values and not _meets(values[name], required.value) and setting.value is UNKNOWN:
-            findings.append(
-                f"{name}: the table {architecture.name} requires {shown(required.value)}, config.json says"
-                f" {shown(values[name])}"
-            )
-    if findings:
+    work = _Settling(architecture, trained or {}, reference, in_effect(architecture, reference, library))
+    for name in architecture.readings:
+        work.compare(name, correct=correct, provisional=provisional)
+    for name in architecture.requires:
+        work.require(name)
+    for name in architecture.tells:
+        work.tell(name)
+    if work.findings:
         raise AccountingError(
             "the reference config.json is not the config of this checkpoint",
             advice="give the reference folder of the model that was trained, or correct its config.json"
-            + (", or let the checkpoint decide (--config-from checkpoint)" if is_correctable else ""),
-            findings=findings,
+            + (", or let the checkpoint decide (--config-from checkpoint)" if work.is_correctable else ""),
+            findings=work.findings,
         )
-    notes += [
-        f"{name} is {shown(known[name].value)}: {text}"
-        for name, text in architecture.tells.items()
-        if name in known and not is_off(known[name].value) and known[name].is_known
-    ]
-    unwritten = {key: value for key, value in (library or {}).items() if key not in written}
-    config = spelled_out(architecture, {**reference, **written}, unwritten)
-    return Meaning(values, config, frozenset(written), tuple(dict.fromkeys(unchecked)), tuple(notes))
+    unwritten = {key: value for key, value in (library or {}).items() if key not in work.written}
+    config = spelled_out(architecture, {**reference, **work.written}, unwritten)
+    unchecked = tuple(dict.fromkeys(work.unchecked))
+    return Meaning(work.values, config, frozenset(work.written), unchecked, tuple(work.notes))
 
 
 def changes(before: Config, settled: Meaning) -> list[str]:
@@ -187,6 +147,76 @@ def overruled(architecture: Architecture, before: Config, after: Config) -> list
         for name, reading in architecture.readings.items()
         if not reading.agree(reading.read(effect), reading.read(after))
     ]
+
+
+@dataclass
+class _Settling:
+    """Settings, one after the other, on their way into a `Meaning`. `effect` is what config.json says, with
+    what was `written` so far.
+    """
+
+    architecture: Architecture
+    trained: Settings
+    reference: Config
+    effect: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
+    written: dict[str, Any] = field(default_factory=dict)
+    unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    is_correctable: bool = False
+
+    def compare(self, name: str, *, correct: bool, provisional: bool) -> None:
+        """Hold a setting against what config.json says of it."""
+        reading, setting = self.architecture.readings[name], self._trained(name)
+        sequence = self._trained(SEQUENCE).value
+        compared = Comparison(name, reading, setting, self.reference, self.effect, sequence)
+        if compared.stated is MALFORMED:
+            self.findings.append(compared.malformed())
+        elif setting.value is UNUSED or (provisional and compared.is_default):
+            return
+        elif setting.value is UNKNOWN:
+            self.unchecked.append(name)
+            self.findings += compared.contradictions()
+            if compared.stated is not UNKNOWN:
+                self.values[name] = compared.stated
+        else:
+            is_open = isinstance(setting.value, OneOf)
+            self.values[name] = compared.stated if is_open else setting.value
+            self.notes += compared.notes()
+            chosen = compared.choice()
+            if chosen is None and not compared.agrees:
+                writable = None if is_open else reading.write(self.effect, setting.value)
+                chosen = writable if correct else None
+                self.is_correctable |= writable is not None
+                if chosen is None:
+                    self.findings.append(compared.finding(self.architecture.name, writable is not None))
+            self.written.update(chosen or {})
+            self.effect.update(chosen or {})
+
+    def require(self, name: str) -> None:
+        """See that a setting has the only value with which the table is right, on both sides."""
+        required, setting = self.architecture.requires[name], self._trained(name)
+        if setting.value is UNKNOWN or (setting.value is None and required.value is not None):
+            self.unchecked.append(name)
+            if name in self.values and not _meets(self.values[name], required.value):
+                said = f"requires {shown(required.value)}, config.json says {shown(self.values[name])}"
+                self.findings.append(f"{name}: the table {self.architecture.name} {said}")
+        elif setting.value is UNUSED:
+            return
+        elif _meets(setting.value, required.value):
+            self.values.setdefault(name, required.value)
+        else:
+            self.findings.append(_unmet(self.architecture.name, name, setting, required))
+
+    def tell(self, name: str) -> None:
+        """Tell of an arg that is on, and that no loader can follow."""
+        setting = self._trained(name)
+        if setting.is_known and not is_off(setting.value):
+            self.notes.append(f"{name} is {shown(setting.value)}: {self.architecture.tells[name]}")
+
+    def _trained(self, name: str) -> Setting:
+        return self.trained.get(name, _NOTHING)
 
 
 def _meets(value: Any, required: Any) -> bool:

@@ -74,9 +74,8 @@ def verify_folder(
 
         faults += load_faults(folder)
         proved.append("load")
-    without = (
-        "" if quick or promises else "; no digests are recorded, so values can't be held against anything"
-    )
+    lacking = "digests are recorded" if MANIFEST in survey.listing.sizes else "manifest"
+    without = "" if quick or promises else f"; no {lacking}, so values can't be held against anything"
     return Verification(
         folder=str(folder),
         faults=tuple(faults),

@@ -72,13 +72,17 @@ def _accounted(truth: str) -> str:
 
 def _function(settings: Mapping[str, Any], unchecked: Sequence[str], unknown: Sequence[str]) -> str:
     checked = [name for name in settings if name not in unchecked]
-    text = f"{len(checked)} settings of config.json are those of the training args"
+    text = f"{len(checked)} settings are those that were trained"
     if unchecked:
-        text += f"; not known from them: {', '.join(unchecked)}"
+        text += f"; {len(unchecked)} aren't known from the training args: {_first(unchecked)}"
     if unknown:
-        shown = ", ".join(unknown[:_MAX_NAMED]) + (", ..." if len(unknown) > _MAX_NAMED else "")
-        text += f"; args that no table knows: {shown}"
+        text += f"; args that no table knows: {_first(unknown)}"
     return text
+
+
+def _first(names: Sequence[str]) -> str:
+    """A few names; the report has all."""
+    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
 
 
 def _config(corrections: Sequence[str], additions: Sequence[str]) -> str:

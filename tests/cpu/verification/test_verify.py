@@ -70,7 +70,7 @@ def test_folder_of_another_maker(folder: Path) -> None:
     result = verify_folder(as_stranger(folder))
     assert result.ok
     assert not result.made_by_us
-    assert result.depth == "structure; no digests are recorded, so values can't be held against anything"
+    assert result.depth == "structure; no manifest, so values can't be held against anything"
     assert result.num_tensors == 9
     assert any(MANIFEST in note for note in result.notes)
     (folder / MIDDLE).unlink()

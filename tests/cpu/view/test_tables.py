@@ -190,7 +190,7 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
     for text in (
         f"exported to {Path('out').absolute()}",
         "every tensor once, by the table itself: nothing independent confirms it",
-        "settings of config.json are those of the training args; not known from them: ",
+        " aren't known from the training args: ",
         "CRC-32 of every record checked",
         "every byte re-read, 1.0 s",
         "a correction",
