@@ -81,7 +81,7 @@ def test_a_folder_that_fits_is_proved(tmp_path: Path) -> None:
     result = verify_folder(model_folder(tmp_path / "m"), ask=known)
     assert result.ok
     assert result.definition == CLASS
-    assert result.depth.startswith("structure and definition; no digests")
+    assert result.depth.startswith("structure and definition; no manifest")
     assert not any("definition" in note for note in result.notes)
     assert [config["architectures"] for config in known.asked] == [[CLASS]]
     assert known.num_closed == 1
