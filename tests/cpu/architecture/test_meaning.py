@@ -324,10 +324,10 @@ def test_windows_of_qwen2() -> None:
     have one.
     """
     off = {"sliding_window": 64, "use_sliding_window": False}
-    high = {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 4}
+    high: dict[str, Any] = {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 4}
     for config in ({}, off, high):
         assert hold(config=config, table="qwen2").values["windows"] is None
-    every = high | {"max_window_layers": 2}
+    every: dict[str, Any] = high | {"max_window_layers": 2}
     assert "windows" in findings(config=every, table="qwen2")[0]
     kinds = ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]
     trained = {"window_size": (63, 0), "window_attn_skip_freq": [0, 0, 1, 1]}
