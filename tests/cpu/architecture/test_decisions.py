@@ -86,7 +86,13 @@ def test_kinds_of_decisions() -> None:
 
 def test_unknown_args_are_those_that_switch_something_on() -> None:
     """Args of forks and frameworks are named where they are on, and only there."""
-    args: dict[str, Any] = {"fork_trick": True, "fork_off": False, "fork_none": None, "seed": 3, "fork_list": []}
+    args: dict[str, Any] = {
+        "fork_trick": True,
+        "fork_off": False,
+        "fork_none": None,
+        "seed": 3,
+        "fork_list": [],
+    }
     assert decisions("llama").unknown(args) == ["fork_trick"]
 
 

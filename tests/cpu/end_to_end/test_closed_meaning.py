@@ -287,7 +287,11 @@ def test_what_could_not_be_checked_is_reported(tmp_path: Path) -> None:
 def canaries(value: str) -> dict[str, Any]:
     """A text that must not be published in every arg that may be text, nested ones too."""
     free = ("data_path", "save", "load", "tensorboard_dir", "wandb_exp_name", "tokenizer_model", "spec")
-    more: dict[str, Any] = {"blend": [value, {"a": value}], "hostname": value, "moe_router_load_balancing_type": value}
+    more: dict[str, Any] = {
+        "blend": [value, {"a": value}],
+        "hostname": value,
+        "moe_router_load_balancing_type": value,
+    }
     more |= {"moe_router_score_function": value, "use_rotary_position_embeddings": True}
     more |= {"position_embedding_type": value, f"{value}_parallel_size": 5, "yarn_beta_fast": float("nan")}
     return {**dict.fromkeys(free, value), **more, "heterogeneous_layers_config_path": None}
