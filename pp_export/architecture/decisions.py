@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,11 @@ class Decisions:
     """The decisions of one table."""
 
     def __init__(self, architecture: Architecture, read_by: ReadBy) -> None:
-        self._others = table_files.other_args()
+        others = table_files.other_args()
+        self._by_name = {pattern: said for pattern, said in others.items() if "*" not in pattern}
+        self._by_pattern = [
+            (re.compile(fnmatch.translate(p)), said) for p, said in others.items() if "*" in p
+        ]
         self._direct: dict[str, list[Decision]] = {}
         for setting, reading in architecture.readings.items():
             keys = ", ".join(reading.keys) or "what the class always does"
@@ -53,8 +58,9 @@ class Decisions:
         """The decisions on an arg; none where nobody knows it."""
         if arg in self._direct:
             return tuple(self._direct[arg])
-        found = (said for pattern, said in self._others.items() if fnmatch.fnmatchcase(arg, pattern))
-        return tuple(Decision(*said) for said in found)[:1]
+        named = self._by_name.get(arg)
+        found = named or next((said for pattern, said in self._by_pattern if pattern.match(arg)), None)
+        return () if found is None else (Decision(*found),)
 
     def describes_model(self, arg: str) -> bool:
         """Whether the arg takes part in what was compared or required."""

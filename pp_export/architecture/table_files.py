@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pp_export.architecture.rules import Architecture, checked
 from pp_export.core.errors import RuleError
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _TABLES = resources.files("pp_export.architecture") / "tables"
 _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
@@ -25,6 +30,7 @@ def packaged() -> dict[str, str]:
     return {served: stem for stem in stems for served in load(stem).serves}
 
 
+@cache
 def other_args() -> dict[str, tuple[str, str]]:
     """Pattern of names -> kind and reason, for training args that no table compares."""
     kinds = yaml.safe_load(_OTHER_ARGS.read_text(encoding="utf-8"))
@@ -91,9 +97,18 @@ def _beside(table: str, extended: str) -> str:
     return str(Path(table).parent / extended) if extended.endswith((".yaml", ".yml")) else extended
 
 
-def _read(table: str) -> dict[str, Any]:
-    packaged_file = _TABLES / f"{table}.yaml"
-    source = Path(table) if table.endswith((".yaml", ".yml")) else packaged_file
+def _read(table: str) -> Mapping[str, Any]:
+    """What one file says, checked; packaged ones, which don't change, are read once."""
+    is_own = table.endswith((".yaml", ".yml"))
+    return _read_file(table, Path(table)) if is_own else _read_packaged(table)
+
+
+@cache
+def _read_packaged(table: str) -> Mapping[str, Any]:
+    return _read_file(table, _TABLES / f"{table}.yaml")
+
+
+def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
     if not source.is_file():
         raise RuleError("there is no such architecture table", where={"table": table})
     try:
