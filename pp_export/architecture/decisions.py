@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pp_export.architecture import table_files
@@ -29,15 +30,20 @@ class Decision:
     text: str
 
 
+@cache
+def _compiled() -> list[tuple[re.Pattern[str], tuple[str, str]]]:
+    """The patterns of other args, compiled once: `fnmatch` alone forgets them where there are many."""
+    others = table_files.other_args().items()
+    return [(re.compile(fnmatch.translate(pattern)), said) for pattern, said in others if "*" in pattern]
+
+
 class Decisions:
     """The decisions of one table."""
 
     def __init__(self, architecture: Architecture, read_by: ReadBy) -> None:
         others = table_files.other_args()
         self._by_name = {pattern: said for pattern, said in others.items() if "*" not in pattern}
-        self._by_pattern = [
-            (re.compile(fnmatch.translate(p)), said) for p, said in others.items() if "*" in p
-        ]
+        self._by_pattern = _compiled()
         self._direct: dict[str, list[Decision]] = {}
         for setting, reading in architecture.readings.items():
             keys = ", ".join(reading.keys) or "what the class always does"
