@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pp_export.architecture.readings import Config, Reading
@@ -26,7 +27,7 @@ class Comparison:
     effect: Config
     sequence: Any
 
-    @property
+    @cached_property
     def stated(self) -> Any:
         return self.reading.read(self.effect)
 
@@ -43,8 +44,9 @@ class Comparison:
 
     def choice(self) -> dict[str, Any] | None:
         """Where the reference says two things, the keys that say what was trained, if one of them is it."""
+        statements = self._statements() if self.contradictions() else []
         for value in self._trained():
-            if self.contradictions() and any(self._same(value, said) for _, said in self._statements()):
+            if any(self._same(value, said) for _, said in statements):
                 return self.reading.write(self.effect, value)
         return None
 

@@ -31,7 +31,7 @@ class Decision:
 
 
 @cache
-def _compiled() -> list[tuple[re.Pattern[str], tuple[str, str]]]:
+def _patterns() -> list[tuple[re.Pattern[str], tuple[str, str]]]:
     """The patterns of other args, compiled once: `fnmatch` alone forgets them where there are many."""
     others = table_files.other_args().items()
     return [(re.compile(fnmatch.translate(pattern)), said) for pattern, said in others if "*" in pattern]
@@ -41,9 +41,6 @@ class Decisions:
     """The decisions of one table."""
 
     def __init__(self, architecture: Architecture, read_by: ReadBy) -> None:
-        others = table_files.other_args()
-        self._by_name = {pattern: said for pattern, said in others.items() if "*" not in pattern}
-        self._by_pattern = _compiled()
         self._direct: dict[str, list[Decision]] = {}
         for setting, reading in architecture.readings.items():
             keys = ", ".join(reading.keys) or "what the class always does"
@@ -64,8 +61,8 @@ class Decisions:
         """The decisions on an arg; none where nobody knows it."""
         if arg in self._direct:
             return tuple(self._direct[arg])
-        named = self._by_name.get(arg)
-        found = named or next((said for pattern, said in self._by_pattern if pattern.match(arg)), None)
+        named = table_files.other_args().get(arg)
+        found = named or next((said for pattern, said in _patterns() if pattern.match(arg)), None)
         return () if found is None else (Decision(*found),)
 
     def describes_model(self, arg: str) -> bool:

@@ -12,6 +12,7 @@ from pp_export.architecture import table_files
 from pp_export.architecture.meaning import Meaning, additions, changes, overruled, settle, spelled_out
 from pp_export.core.errors import AccountingError
 from pp_export.megatron import settings
+from tests.fixtures.decoders import LLAMA3
 
 ARGS: dict[str, Any] = {
     "num_layers": 4,
@@ -70,13 +71,6 @@ QWEN3_MOE: dict[str, Any] = {
     "mlp_only_layers": [],
 }
 MIXTRAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 40}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 GONE: Any = object()
 """Removes a key."""
 

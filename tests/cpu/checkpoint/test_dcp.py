@@ -38,7 +38,7 @@ from pp_export.core.tensors import Slice
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.boxes import whole, within
 from tests.fixtures.element_types import bytes_of, random_bits
-from tests.fixtures.stored import canonical_values, read_stored, write_stored
+from tests.fixtures.stored import canonical_values, edit_metadata, read_stored, refused, write_stored
 
 ROOT = Path(pp_export.__file__).resolve().parents[1]
 REAL = [("qwen2", "tp2pp2"), ("qwen3_moe", "pp2ep2")]
@@ -83,21 +83,8 @@ def boxed(tmp_path: Path) -> Path:
             MetadataIndex("w", torch.Size(offsets[name])): places[name] for name in reversed(parts)
         }
 
-    edit(folder, join)
+    edit_metadata(folder, join)
     return folder
-
-
-def edit(folder: Path, change: EDIT) -> None:
-    """Change `.metadata` through torch's own classes."""
-    metadata: Metadata = pickle.loads((folder / ".metadata").read_bytes())
-    change(metadata)
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-
-
-def refused(folder: Path, match: str) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=match) as caught:
-        describe_checkpoint(folder, None)
-    return caught.value
 
 
 # --- what is there
@@ -398,10 +385,10 @@ def test_missing_and_overlapping_boxes_are_refused(boxed: Path) -> None:
     ]
     for change in changes:
         (boxed / ".metadata").write_bytes(good)
-        edit(boxed, change)
+        edit_metadata(boxed, change)
         assert refused(boxed, "do not fill the tensor exactly").where == {"tensor": "w"}
     (boxed / ".metadata").write_bytes(good)
-    edit(
+    edit_metadata(
         boxed,
         lambda m: boxes_of(m, "w").__setitem__(
             0, ChunkStorageMetadata(torch.Size((0, 0)), torch.Size((9, 4)))
@@ -412,7 +399,7 @@ def test_missing_and_overlapping_boxes_are_refused(boxed: Path) -> None:
 
 def test_a_box_that_is_stored_nowhere_is_refused(boxed: Path) -> None:
     """A box without a place in the files is refused with its tensor and offset."""
-    edit(boxed, lambda m: m.storage_data.pop(MetadataIndex("w", torch.Size((0, 4)))))
+    edit_metadata(boxed, lambda m: m.storage_data.pop(MetadataIndex("w", torch.Size((0, 4)))))
     error = refused(boxed, "stored nowhere")
     assert (error.where, error.got) == ({"tensor": "w"}, "offset (0, 4)")
 
@@ -420,7 +407,7 @@ def test_a_box_that_is_stored_nowhere_is_refused(boxed: Path) -> None:
 def test_two_boxes_in_the_same_bytes_are_refused(boxed: Path) -> None:
     """Metadata that gives two boxes of equal shape the same item is refused: one of them would be wrong."""
     first, second = (MetadataIndex("w", torch.Size(offset)) for offset in ((0, 4), (4, 4)))
-    edit(boxed, lambda m: m.storage_data.__setitem__(first, m.storage_data[second]))
+    edit_metadata(boxed, lambda m: m.storage_data.__setitem__(first, m.storage_data[second]))
     assert refused(boxed, "not what .metadata says").findings == (
         "__0_0.distcp: w and w are stored in the same bytes",
     )
@@ -449,7 +436,7 @@ def test_a_file_name_that_leaves_the_checkpoint_is_refused(folder: Path, path: s
         for info in metadata.storage_data.values():
             info.relative_path = path
 
-    edit(folder, change)
+    edit_metadata(folder, change)
     assert refused(folder, "leaves the checkpoint or is unusual").got == repr(path)
 
 
@@ -460,7 +447,7 @@ def test_transformed_items_are_refused(folder: Path) -> None:
         for info in metadata.storage_data.values():
             object.__setattr__(info, "transform_descriptors", ["zstd"])
 
-    edit(folder, change)
+    edit_metadata(folder, change)
     assert refused(folder, "stored through a transform").got == "['zstd']"
 
 
@@ -471,7 +458,7 @@ def test_keys_that_no_parameter_has_are_refused(folder: Path, key: str) -> None:
     def change(metadata: Metadata) -> None:
         metadata.state_dict_metadata[key] = metadata.state_dict_metadata.pop(FC2)
 
-    edit(folder, change)
+    edit_metadata(folder, change)
     refused(folder, "characters that no parameter name has")
 
 
@@ -495,7 +482,7 @@ def test_items_that_are_no_weights_are_counted_and_left(folder: Path) -> None:
         metadata.state_dict_metadata["rng_state/shard_0_1"] = BytesStorageMetadata()
         metadata.state_dict_metadata["decoder.x._extra_state/shard_0_1"] = BytesStorageMetadata()
 
-    edit(folder, change)
+    edit_metadata(folder, change)
     catalog = describe_checkpoint(folder, None)
     assert set(catalog.description.other) == {"_extra_state", "optimizer", "rng_state"}
     assert {tensor.key for tensor in catalog.tensors} == TENSORS.keys()

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +20,7 @@ from pp_export.checkpoint.dcp.places import check_places
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError
 from pp_export.torch_file import unpickler
-from tests.fixtures.stored import write_plain, write_stored
+from tests.fixtures.stored import edit_metadata, refused, write_plain, write_stored
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 WEIGHT, OTHER, MOMENT, RANDOM = (
@@ -47,18 +45,6 @@ def place_of(metadata: Metadata, key: str) -> MetadataIndex:
     return found[0]
 
 
-def edited(folder: Path, change: Callable[[Metadata], object]) -> None:
-    metadata: Metadata = pickle.loads((folder / ".metadata").read_bytes())
-    change(metadata)
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-
-
-def refused(folder: Path, match: str) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=match) as caught:
-        describe_checkpoint(folder, None)
-    return caught.value
-
-
 @pytest.mark.parametrize(
     ("moved", "onto"),
     [(WEIGHT, MOMENT), (MOMENT, OTHER), (RANDOM, WEIGHT), (MOMENT, RANDOM), (WEIGHT, OTHER)],
@@ -73,7 +59,7 @@ def test_no_two_items_share_a_byte(folder: Path, moved: str, onto: str, by: int)
         shift = {0: 0, 1: there.length - 1, -1: 1 - own.length}[by]
         own.offset = max(0, there.offset + shift)
 
-    edited(folder, change)
+    edit_metadata(folder, change)
     error = refused(folder, "not what .metadata says")
     assert any({moved, onto} <= set(finding.split()) for finding in error.findings)
     assert all(finding.startswith("__0_0.distcp") for finding in error.findings)
@@ -87,7 +73,7 @@ def test_a_long_item_is_seen_over_several(folder: Path) -> None:
         first = min(metadata.storage_data.values(), key=lambda info: info.offset)
         first.length = 1 << 40
 
-    edited(folder, change)
+    edit_metadata(folder, change)
     error = refused(folder, "not what .metadata says")
     assert sum("are stored in the same bytes" in finding for finding in error.findings) == 3
 
@@ -143,7 +129,7 @@ def test_impossible_places_are_refused(folder: Path, change: dict[str, int]) -> 
     def move(metadata: Metadata) -> None:
         vars(metadata.storage_data[place_of(metadata, MOMENT)]).update(change)
 
-    edited(folder, move)
+    edit_metadata(folder, move)
     refused(folder, "not what torch writes")
 
 
@@ -153,7 +139,7 @@ def test_a_file_name_of_the_optimizer_s_is_checked_too(folder: Path) -> None:
     def move(metadata: Metadata) -> None:
         metadata.storage_data[place_of(metadata, MOMENT)].relative_path = "../x.distcp"
 
-    edited(folder, move)
+    edit_metadata(folder, move)
     refused(folder, "leaves the checkpoint")
 
 
@@ -164,14 +150,14 @@ def test_what_only_the_optimizer_lacks_is_noted(folder: Path) -> None:
         metadata.storage_data[place_of(metadata, MOMENT)].offset = 1 << 20
         metadata.storage_data[place_of(metadata, RANDOM)].relative_path = "__7_0.distcp"
 
-    edited(folder, move)
+    edit_metadata(folder, move)
     size = (folder / "__0_0.distcp").stat().st_size
     rest = "; what it lacks is no weight, but the run can't be resumed from this copy"
     assert describe_checkpoint(folder, None).description.notes == (
         f"__0_0.distcp is truncated: {size} bytes{rest}",
         f"__7_0.distcp is missing{rest}",
     )
-    edited(
+    edit_metadata(
         folder, lambda metadata: vars(metadata.storage_data[place_of(metadata, OTHER)]).update(offset=1 << 21)
     )
     assert refused(folder, "missing, truncated").findings[0].startswith("__0_0.distcp is truncated")

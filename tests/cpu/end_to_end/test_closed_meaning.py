@@ -14,17 +14,10 @@ import torch
 from safetensors import safe_open
 
 from pp_export.core.errors import AccountingError, ReferenceFolderError, VerificationError
-from tests.fixtures.decoders import CONFIG, HEAD_DIM, VOCAB, decoder, write_pair
+from tests.fixtures.decoders import CONFIG, HEAD_DIM, LLAMA3, VOCAB, decoder, write_pair
 from tests.fixtures.exports import export_here
 from tests.fixtures.releases import transformers_5
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 CORRECT = {"config_from": "checkpoint"}
 NEW_TOKENS = tuple(f"<new{number}>" for number in range(4))
 
