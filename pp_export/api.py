@@ -133,11 +133,8 @@ def export_model(
 
     values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
     chosen = _checked(values)
-    if isinstance(chosen, OptionError):
-        backend, patience = "gloo", 600.0
-    else:
-        backend, patience = chosen.backend, chosen.stall_seconds
-    world = process_groups.beside(backend, stall_seconds=patience)
+    patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
+    world = process_groups.beside(stall_seconds=patience)
     shown = JobProgress(world) if show_progress and world.rank == 0 else None
     pending = None
     try:

@@ -163,7 +163,7 @@ def _export(arguments: argparse.Namespace) -> int:
     gc.enable()
     torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    world = process_groups.join(options.backend, stall_seconds=options.stall_seconds)
+    world = process_groups.join(stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)

@@ -26,10 +26,10 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
-from pp_export.steps.inputs import ExportInputs, agree_on_plan, describe
+from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
 from pp_export.steps.pending import PendingInputs
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Clock, ExportReport
+from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
 from pp_export.steps.transfer import Transfer
 from pp_export.steps.verification import verify_shards
@@ -61,11 +61,13 @@ def export(
 
         inputs = describe(source, target, options, world, pending)  # 1
         plan = agree_on_plan(inputs, options, world)  # 2
+        backend = agree_on_backend(source, plan, options, world)
         on_plan(inputs, plan)
         staging = make_staging_folder(world, target, plan)
         clock.lap("plan")
 
-        with source.open(inputs.catalog) as reader, Transfer(plan, world, staging, progress) as transfer:
+        transferring = Transfer(plan, world, backend, staging, progress, on_gpu=source.is_on_gpu)
+        with source.open(inputs.catalog) as reader, transferring as transfer:
             read = transfer.read(reader)  # 3
             gathered = transfer.gather(read)  # 4
             mapped = transfer.map(gathered)  # 5
@@ -80,7 +82,8 @@ def export(
         seal(world, indexed, provenance(inputs, plan, options))
         clock.lap("verify")
 
-        peaks = world.control.gather_number(report.peak_anonymous_bytes())
+        own = Measured(report.peak_anonymous_bytes(), transfer.sent)
+        measured = world.control.gather(own.to_bytes())
         completed = publish_folder(world, target, indexed, options)  # 10
         clock.lap("publish")
-        return report.succeeded(inputs, plan, options, completed, peaks, clock.laps)
+        return report.succeeded(inputs, plan, options, backend, completed, measured, clock.laps)

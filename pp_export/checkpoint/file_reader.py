@@ -67,6 +67,12 @@ class FileReader:
         except CheckpointError as error:
             raise error.at(tensor=slice_.name, file=self._path(file)) from error
 
+    def settle(self) -> None:
+        """What was read is there."""
+
+    def on_device(self, slice_: Slice) -> None:
+        """Files don't lie in a GPU's memory."""
+
     def finish(self) -> None:
         """Check what is left of items that were read in part; after the last slice."""
         for number, opened in list(self._open.items()):

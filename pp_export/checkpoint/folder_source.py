@@ -23,6 +23,7 @@ class CheckpointSource:
     check_source: bool
 
     is_shared = True
+    is_on_gpu = False
 
     @property
     def folders(self) -> Sequence[Path]:

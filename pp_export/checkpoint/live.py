@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ class LocalBox:
     shape: Shape
     box: Box
     dtype: str
+    device: torch.device
     values: Callable[[], torch.Tensor]
 
 
@@ -102,8 +103,10 @@ def settle(model: Sequence[Any]) -> None:
     for wrapper in (wrapper for part in model for wrapper in _unwrapped(part)):
         if getattr(wrapper, "remove_forward_pre_hook_handles", None):
             wrapper.start_param_sync(force_sync=True)
+    # Slices are copied on streams of their own. Whatever the job has sent to its GPU, on whichever stream, is
+    # waited for here, once, when no transfer is on its way.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()  # slices are copied by a thread on a stream of its own
+        torch.cuda.synchronize()
 
 
 def look_at(model: Sequence[Any]) -> LocalModel:
@@ -157,21 +160,40 @@ def merge(gathered: Sequence[bytes]) -> Catalog:
 
 
 class LiveReader:
-    """Copies slices of this rank's parameters to host memory."""
+    """Gives slices of this rank's parameters: on a GPU where they lie, or copied to host memory.
+
+    Copies from a GPU go over a stream of their own, and only that is waited for. What the job had sent to its
+    GPU was finished when the model was looked at (`settle`).
+    """
 
     def __init__(self, local: LocalModel, catalog: Catalog) -> None:
-        held = {(box.key, box.box): box.values for box in local.boxes}
-        self._values = {
+        held = {(box.key, box.box): box for box in local.boxes}
+        self._held = {
             stored.item: held[tensor.key, stored.box]
             for tensor in catalog.tensors
             for stored in tensor.boxes
             if (tensor.key, stored.box) in held
         }
+        self._streams: dict[torch.device, Any] = {}
 
     def read(self, slice_: Slice, into: memoryview) -> None:
-        """Fill `into` (exactly the slice's bytes) with the slice in C order."""
-        values = self._values[slice_.item]()
-        torch.frombuffer(into, dtype=values.dtype).view(slice_.box.shape).copy_(_part(values, slice_))
+        """Fill `into` (exactly the slice's bytes) with the slice in C order; from a GPU until `settle`."""
+        with self._on_stream(slice_):
+            part = self._part(slice_)
+            target = torch.frombuffer(into, dtype=part.dtype).view(slice_.box.shape)
+            target.copy_(part, non_blocking=part.is_cuda)
+
+    def settle(self) -> None:
+        """Return when all copies from GPUs are done."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
+    def on_device(self, slice_: Slice) -> torch.Tensor | None:
+        """A view of the parameter where it lies on a GPU."""
+        if self._held[slice_.item].device.type != "cuda":
+            return None
+        with self._on_stream(slice_):
+            return self._part(slice_)
 
     def finish(self) -> None:
         """Parameters have no checksum of their own."""
@@ -180,7 +202,19 @@ class LiveReader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._values.clear()
+        self._held.clear()
+
+    def _part(self, slice_: Slice) -> torch.Tensor:
+        return _part(self._held[slice_.item].values(), slice_)
+
+    def _on_stream(self, slice_: Slice) -> AbstractContextManager[object]:
+        """The stream for what is copied, or built by a factory, of a slice on a GPU."""
+        device = self._held[slice_.item].device
+        if device.type != "cuda":
+            return nullcontext()
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams[device])
 
 
 def _part(values: torch.Tensor, slice_: Slice) -> torch.Tensor:
@@ -257,7 +291,8 @@ def _local_box(entry: Any, give: Callable[[], torch.Tensor]) -> LocalBox:
         raise CheckpointError("a parameter is flattened", where={"tensor": entry.key})
     box = Box(tuple(entry.global_offset), (1,) * stacked + tuple(values.shape))
     dtype = str(values.dtype).removeprefix("torch.")
-    return LocalBox(entry.key, tuple(map(int, entry.global_shape)), box, dtype, give)
+    shape = tuple(map(int, entry.global_shape))
+    return LocalBox(entry.key, shape, box, dtype, values.device, give)
 
 
 def _check_same(parts: Sequence[Any], args: Mapping[str, Any], keys: set[str], num_found: int) -> None:

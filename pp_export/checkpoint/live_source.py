@@ -24,6 +24,11 @@ class ModelSource:
     def folders(self) -> Sequence[Path]:
         return ()
 
+    @property
+    def is_on_gpu(self) -> bool:
+        parameters = (value for part in self._model for value in part.parameters())
+        return any(value.is_cuda for value in parameters)
+
     def check(self) -> None:
         live.check(self._model)
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.core.tensors import Slice
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Reader(AbstractContextManager["Reader"], Protocol):
@@ -23,7 +26,16 @@ class Reader(AbstractContextManager["Reader"], Protocol):
         """Fill `into`, which has exactly the slice's bytes, with its values in C order.
 
         Slices may be asked for in any order. Raises CheckpointError, naming tensor and file, where the values
-        can't be had or are not those that were stored.
+        can't be had or are not those that were stored. Where they come from a GPU, they are there after the
+        next `settle`.
+        """
+
+    def settle(self) -> None:
+        """Return when everything that was asked for is where it was asked for."""
+
+    def on_device(self, slice_: Slice) -> torch.Tensor | None:
+        """The slice's values in the memory of a GPU, in its shape and not always contiguous; None where they
+        don't lie there. They may be used after the next `settle`.
         """
 
     def finish(self) -> None:
@@ -69,6 +81,10 @@ class Source(Protocol):
     @property
     def folders(self) -> Sequence[Path]:
         """The folders that are read, and so must not be replaced."""
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether this rank gives values out of the memory of a GPU."""
 
     @property
     def is_shared(self) -> bool:

@@ -84,10 +84,6 @@ class Control:
         values = {digest: self._store.get(f"{name}/{digest}") for digest in set(digests)}
         return [values[digest] for digest in digests]
 
-    def gather_number(self, value: int) -> list[int]:
-        """The numbers of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all."""
-        return [int(number) for number in self.gather(b"%d" % value)]
-
     def same(self, facts: Mapping[str, str]) -> None:
         """Raise on every rank unless all `facts` are the same on all; the first that differs is named."""
         first: dict[str, str] = json.loads(self.share(lambda: json.dumps(facts).encode()))

@@ -4,66 +4,58 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
-import torch
+from pp_export.distributed.wire import Group, Wire
 
-from pp_export.distributed.control import Control
-
-
-class Carrier(Protocol):
-    """Moves host memory between ranks."""
-
-    def send(self, message: torch.Tensor, to: int, tag: int) -> None: ...
-
-    def receive(self, into: Mapping[int, torch.Tensor], tag: int) -> None: ...
-
-    def interrupt(self) -> None:
-        """End what other threads of this rank are blocked in: it raises there. Of no use afterwards."""
-
-    def close(self) -> None:
-        """Give back what was taken to make it."""
+Check = Callable[[], None]
+Connect = Callable[[Group, str, Check], Wire]
+"""Makes the wire of a group over a backend; what it waits in calls the check."""
 
 
 class Data:
-    """The carrier of this rank. Worker threads send and receive; the main thread does the rest."""
+    """What carries this rank's values. A worker thread connects and exchanges; the main thread does the
+    rest.
+    """
 
-    def __init__(self, control: Control, make_carrier: Callable[[], Carrier] | None) -> None:
-        self._control, self._make_carrier = control, make_carrier
-        self._carrier: Carrier | None = None
+    def __init__(self, connect: Connect | None) -> None:
+        self._connect = connect
+        self._wire: Wire | None = None
+        self._num_transfers = 0
+        self._held: list[Callable[[], None]] = []
         self.workers: list[threading.Thread] = []
-        """The threads that may be blocked in `send` and `receive`."""
+        """The threads that may be blocked in an exchange."""
 
-    def connect(self) -> None:
-        """Make what carries tensors, unless it is there; called by all, who are all there when it begins."""
-        if self._carrier is None and self._make_carrier is not None:
-            make = self._make_carrier
-            self._control.together(lambda: None)
-            self._carrier = make()
+    def begin(self) -> str:
+        """A name for the groups of the next transfer; called by all ranks, in or out of a group."""
+        self._num_transfers += 1
+        return f"transfer/{self._num_transfers}"
 
-    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
-        """Send a uint8 tensor in host memory to rank `to`; blocks until it may be reused."""
-        assert self._carrier is not None
-        self._carrier.send(message, to, tag)
+    def connect(self, group: Group, backend: str, check: Check) -> Wire:
+        """The wire of a group, called by all of its ranks and by no other. Blocks for a minute at most."""
+        assert self._connect is not None
+        self._wire = self._connect(group, backend, check)
+        return self._wire
 
-    def receive(self, into: Mapping[int, torch.Tensor], tag: int) -> None:
-        """Fill each uint8 tensor (host memory) with the message of its rank; blocks until all are in."""
-        if into:
-            assert self._carrier is not None
-            self._carrier.receive(into, tag)
+    def hold(self, release: Callable[[], None]) -> None:
+        """After a failure: `release` memory when no worker can be using it any more."""
+        self._held.append(release)
 
     def end_transfers(self, seconds: float = 5.0) -> None:
-        """After a failure: end the transfers of this rank's workers, and wait for those for a while."""
-        if self._carrier is not None:
-            self._carrier.interrupt()
+        """After a failure: end the exchange of this rank's workers, and wait for those for a while."""
+        if self._wire is not None:
+            self._wire.interrupt()
         deadline = time.monotonic() + seconds
         for worker in self.workers:
             worker.join(max(0.0, deadline - time.monotonic()))
+        self.close()
 
     def close(self) -> None:
-        """Give the carrier back, unless a worker could not be ended and still uses it."""
-        if self._carrier is not None and not any(worker.is_alive() for worker in self.workers):
-            self._carrier.close()
-        self._carrier = self._make_carrier = None  # sockets end with the last reference
-        self.workers = []
+        """Give everything back, unless a worker could not be ended and still uses it."""
+        if any(worker.is_alive() for worker in self.workers):
+            return
+        if self._wire is not None:
+            self._wire.close()
+        for release in self._held:
+            release()
+        self._wire, self._held, self.workers = None, [], []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed.abort import Abort
 from pp_export.distributed.control import Control
-from pp_export.distributed.data import Carrier, Data
+from pp_export.distributed.data import Connect, Data
 from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.store import Member, Store
 
@@ -17,7 +16,7 @@ _RUN = "run"
 
 
 class World:
-    """The ranks of this export; made and closed by all. One rank alone needs no launcher and no carrier.
+    """The ranks of this export; made and closed by all. One rank alone needs no launcher, and no `connect`.
 
     `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank 0 has not come
     within `stall_seconds`; after as long without progress, waits for other ranks raise as well.
@@ -28,7 +27,7 @@ class World:
         rank: int,
         size: int,
         store: Store,
-        make_carrier: Callable[[], Carrier] | None = None,
+        connect: Connect | None = None,
         *,
         stall_seconds: float,
     ) -> None:
@@ -38,7 +37,7 @@ class World:
         self.liveness = Liveness(member, stall_seconds)
         self.abort = Abort(member, self.liveness)
         self.control = Control(member, self.liveness, self.abort)
-        self.data = Data(self.control, make_carrier)
+        self.data = Data(connect)
         self._store = store
 
     def close(self, seconds: float = 10.0) -> None:

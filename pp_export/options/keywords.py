@@ -36,7 +36,7 @@ class TargetKeywords(ResultKeywords, total=False):
     overwrite: bool
     parents: bool
     leaders_per_stage: str | int
-    backend: Literal["gloo", "nccl"]
+    backend: Literal["auto", "gloo", "nccl"]
     stall_seconds: float
     require_finite: bool
     require_tokenizer: bool

@@ -165,7 +165,12 @@ class RunOptions(Options):
     overwrite: bool = _option("replace an existing output once the new one is complete and verified", False)
     parents: bool = _option("make the folders above the output where they are missing", False)
     leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
-    backend: str = _option("process group that carries the tensors", "gloo", choices=("gloo", "nccl"))
+    backend: str = _option(
+        "what carries values between ranks; auto: nccl where they lie on GPUs or hosts exchange, and each rank"
+        " has a GPU, else gloo",
+        "auto",
+        choices=("auto", "gloo", "nccl"),
+    )
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
     require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
     require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)

@@ -3,91 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
-from pp_export.architecture.accounting import Placement
-from pp_export.architecture.encodings import Encoding
 from pp_export.core.digest import json_digest
-from pp_export.core.tensors import Shape, Slice, TensorSpec
-from pp_export.planning.file_layout import TensorPlace, arrange, header
+from pp_export.core.tensors import TensorSpec
+from pp_export.planning.rounds import LOOK_AHEAD, Link, Round, groups_of, links_of, rounds_of
+from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 from pp_export.process.ring_buffer import pages
 
 SHARDS_IN_FLIGHT = 2
-READ_AHEAD = 2
 BASE_BYTES = 300 << 20
-ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one rank contributes to a bucket: its slices in order, packed one after another."""
-
-    rank: int
-    slices: tuple[Slice, ...]
-
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Where each slice begins in the packed message, and, last, the message's length."""
-        offsets = [0]
-        for slice_ in self.slices:
-            offsets.append(offsets[-1] + -(-slice_.num_bytes // ALIGNMENT) * ALIGNMENT)
-        return tuple(offsets)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.offsets[-1]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A bounded part of a shard: what is read, sent and pasted at once. `number` is unique in the plan."""
-
-    number: int
-    parts: tuple[Contribution, ...]
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One output file: its tensors in file order, who leads it, and the buckets that fill it.
-
-    `placements` and `shapes` are those of the Megatron tensors that it is made of; what they make goes
-    through the `encodings` where these take it.
-    """
-
-    file: str
-    unit: str
-    stage: int
-    leader: int
-    tensors: tuple[TensorPlace, ...]
-    encodings: tuple[Encoding, ...]
-    placements: Mapping[str, tuple[Placement, ...]]
-    shapes: Mapping[str, Shape]
-    buckets: tuple[Bucket, ...]
-
-    @cached_property
-    def header(self) -> bytes:
-        return header(self.tensors)
-
-    @cached_property
-    def scratch(self) -> tuple[TensorPlace, ...]:
-        """Where the tensors that are still to be encoded lie in memory of their own."""
-        return arrange({name: spec for e in self.encodings for name, spec in e.inputs.items()})
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.scratch[-1].end if self.scratch else 0
-
-    @property
-    def data_bytes(self) -> int:
-        return self.tensors[-1].end
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.header) + self.data_bytes
 
 
 @dataclass(frozen=True)
@@ -162,11 +91,48 @@ class ExportPlan:
         return sum(slice_.num_bytes for _, _, part in self.parts_of(rank) for slice_ in part.slices)
 
     def sent_bytes(self, rank: int) -> int:
-        return sum(part.num_bytes for shard, _, part in self.parts_of(rank) if shard.leader != rank)
+        return self._sent_by[rank]
+
+    @cached_property
+    def _sent_by(self) -> Counter[int]:
+        sent: Counter[int] = Counter()
+        for (sender, _), count in self.links.items():
+            sent[sender] += count
+        return sent
+
+    @cached_property
+    def links(self) -> dict[Link, int]:
+        """The bytes that go over the wire from one rank to another, for each pair that exchanges any."""
+        return links_of(self.shards)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks that exchange with each other, directly or by others; most plans of files have none."""
+        return groups_of(self.links)
+
+    def group_of(self, rank: int) -> tuple[int, ...]:
+        """The group of `rank`, or `rank` alone."""
+        return self._group_of_rank.get(rank, (rank,))
+
+    @cached_property
+    def _group_of_rank(self) -> dict[int, tuple[int, ...]]:
+        return {rank: group for group in self.groups for rank in group}
+
+    def rounds_of(self, rank: int) -> tuple[Round, ...]:
+        """What `rank` reads, sends, receives and pastes, in the order in which it does."""
+        if rank not in self._rounds:
+            self._rounds.update(dict.fromkeys(group := self.group_of(rank), ()))
+            found = rounds_of(group, self._led_by)
+            self._rounds.update({each: tuple(rounds) for each, rounds in found.items()})
+        return self._rounds[rank]
+
+    @cached_property
+    def _rounds(self) -> dict[int, tuple[Round, ...]]:
+        return {}
 
     def peak_bytes(self, rank: int) -> int:
         """Planned peak of anonymous memory: a constant for the interpreter and libraries, the shards in
-        flight, the buckets read ahead, the bucket that is being received, and what is being encoded.
+        flight, the rounds read ahead, those that are being received, and what is being encoded.
         """
         buffers = (self.image_bytes, self.ahead_bytes, self.incoming_bytes, self.scratch_bytes)
         return BASE_BYTES + sum(num_bytes(rank) for num_bytes in buffers)
@@ -178,14 +144,20 @@ class ExportPlan:
 
     def ahead_bytes(self, rank: int) -> int:
         """Memory for the parts that `rank` has read and not yet sent or pasted."""
-        return READ_AHEAD * max((pages(part.num_bytes) for _, _, part in self.parts_of(rank)), default=0)
+        read = (sum(pages(each.part.num_bytes) for each in r.gives) for r in self.rounds_of(rank))
+        return LOOK_AHEAD * max(read, default=0)
 
     def incoming_bytes(self, rank: int) -> int:
-        """Memory for the parts of one bucket that other ranks send to `rank`."""
-        buckets = (bucket for shard in self.led_by(rank) for bucket in shard.buckets)
-        return max(
-            (sum(p.num_bytes for p in bucket.parts if p.rank != rank) for bucket in buckets), default=0
-        )
+        """Memory for the parts that other ranks send to `rank` and that are not yet pasted."""
+        return LOOK_AHEAD * pages(arriving) if (arriving := self.arriving_bytes(rank)) else 0
+
+    def arriving_bytes(self, rank: int) -> int:
+        """The most that arrives at `rank` in one round."""
+        return max((each.incoming_bytes for each in self.rounds_of(rank)), default=0)
+
+    def outgoing_bytes(self, rank: int) -> int:
+        """The most that `rank` sends in one round."""
+        return max((each.outgoing_bytes(rank) for each in self.rounds_of(rank)), default=0)
 
     def scratch_bytes(self, rank: int) -> int:
         """Memory for the tensors of one shard that are still to be encoded."""

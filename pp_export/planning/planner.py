@@ -15,9 +15,10 @@ from pp_export.architecture.units import Unit
 from pp_export.core.file_names import numbered_weights
 from pp_export.core.tensors import Shape, Slice, TensorSpec
 from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices
-from pp_export.planning.export_plan import Bucket, Contribution, ExportPlan, ShardPlan
+from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import arrange
 from pp_export.planning.rank_grid import RankGrid
+from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
 BUCKET_BYTES = 8 << 20
 

@@ -32,6 +32,11 @@ class RingBuffer:
         self._live: deque[Region] = deque()
         self._changed = threading.Condition()
 
+    @property
+    def memory(self) -> memoryview:
+        """All of it, for who pins it."""
+        return self._memory
+
     def take(self, num_bytes: int, check: Callable[[], None]) -> Region:
         """A contiguous region, as soon as there is one; `check` is called now and then while waiting, and may
         raise.

@@ -11,8 +11,8 @@ from pp_export.core.dtypes import DType
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Slice
 from pp_export.core.views import overlap
-from pp_export.planning.export_plan import ShardPlan
 from pp_export.planning.file_layout import TensorPlace
+from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.encode import encode
 
 _STEP_ELEMENTS = 1 << 19

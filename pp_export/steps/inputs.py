@@ -18,6 +18,8 @@ from pp_export.checkpoint.source import Source
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import RuleError
 from pp_export.core.version import VERSION
+from pp_export.distributed import backends
+from pp_export.distributed.backends import Backend, RankFacts
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
 from pp_export.planning.export_plan import ExportPlan
@@ -73,7 +75,7 @@ def describe(
     get what they need of it. `pending` is rank 0's, if it was started ahead.
     """
     world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
-    world.data.connect()
+    world.control.together(lambda: backends.check(options.backend))
     announced: list[bytes] = []
     if not source.is_shared:
         world.control.together(source.check)
@@ -110,6 +112,21 @@ def agree_on_plan(inputs: ExportInputs, options: TargetOptions, world: World) ->
     plan = plan_export(inputs, options, world.size)
     world.control.same({"the plan": plan.fingerprint})
     return plan
+
+
+def agree_on_backend(source: Source, plan: ExportPlan, options: TargetOptions, world: World) -> Backend:
+    """The end of step 2, called by all ranks: what carries the values. Rank 0 chooses, once it knows what
+    the ranks are; where nothing is sent, nobody is asked.
+    """
+    if not plan.groups:
+        return backends.expected(options.backend, ())
+    facts = world.control.gather(backends.facts(on_gpu=source.is_on_gpu).to_bytes())
+
+    def choose() -> bytes:
+        ranks = [RankFacts.from_bytes(image) for image in facts]
+        return backends.choose(options.backend, plan.groups, ranks).to_bytes()
+
+    return Backend.from_bytes(world.control.share(choose))
 
 
 def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -> ExportPlan:

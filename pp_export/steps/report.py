@@ -19,6 +19,7 @@ from pp_export.process.log import logger
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
+    from pp_export.distributed.backends import Backend
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
 
@@ -36,6 +37,25 @@ class Clock:
         """Everything since the last lap was `name`."""
         now = time.monotonic()
         self.laps[name], self._last = round(now - self._last, 3), now
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a rank measured of itself: the peak of its anonymous memory, and the bytes that it sent to each
+    other rank.
+    """
+
+    peak_anonymous_bytes: int
+    sent: Mapping[int, int]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps([self.peak_anonymous_bytes, list(self.sent.items())]).encode()
+
+    @classmethod
+    def from_bytes(cls, image: bytes) -> Measured:
+        """What another rank measured."""
+        peak, sent = json.loads(image)
+        return cls(peak, dict(sent))
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,10 @@ class ExportReport:
     words, `other_dtypes` those of all others. `source_checked` is None where there was no file to check.
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
-    and that no table knows. What rank 0 alone knows (these three, `config_*`, `assets_*`,
-    `not_finite`, `peak_anonymous_bytes`) is empty on the other ranks of a live export.
+    and that no table knows. `backend` is what carried values between ranks (None: nothing did), for the
+    `backend_reason`; `links` are the bytes that were sent from rank to rank. What rank 0 alone knows (the
+    three of the args, `config_*`, `assets_*`, `not_finite`, `links`, `peak_anonymous_bytes`) is empty on the
+    other ranks of a live export.
     """
 
     output: str
@@ -88,6 +110,9 @@ class ExportReport:
     total_size: int
     total_parameters: int
     stages: tuple[int, ...]
+    backend: str | None
+    backend_reason: str
+    links: tuple[Mapping[str, int], ...]
     config_corrections: tuple[str, ...]
     config_additions: tuple[str, ...]
     assets_copied: tuple[str, ...]
@@ -136,13 +161,13 @@ def succeeded(
     inputs: ExportInputs,
     plan: ExportPlan,
     options: TargetOptions,
+    backend: Backend,
     completed: Completed | None,
-    peaks: Sequence[int],
+    measured: Sequence[bytes],
     seconds: Mapping[str, float],
 ) -> ExportReport:
-    """The report of success. `completed` and `peaks` (bytes of anonymous memory per rank) are known on
-    rank 0.
-    """
+    """The report of success. `completed`, and what each rank `measured`, are known on rank 0."""
+    of_ranks = [Measured.from_bytes(image) for image in measured]
     done = completed or Completed()
     description, model = inputs.catalog.description, inputs.model
     return ExportReport(
@@ -169,6 +194,13 @@ def succeeded(
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         stages=tuple(len(ranks) for ranks in plan.stages),
+        backend=backend.name,
+        backend_reason=backend.why,
+        links=tuple(
+            {"sender": sender, "receiver": receiver, "bytes": count}
+            for sender, one in enumerate(of_ranks)
+            for receiver, count in sorted(one.sent.items())
+        ),
         config_corrections=done.corrections,
         config_additions=done.additions,
         assets_copied=done.assets,
@@ -177,7 +209,7 @@ def succeeded(
         verified=options.verify,
         source_checked=options.check_source if isinstance(options, SourceOptions) else None,
         seconds=dict(seconds),
-        peak_anonymous_bytes=tuple(peaks),
+        peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in of_ranks),
         planned_peak_bytes=tuple(plan.peak_bytes(rank) for rank in range(plan.world_size)),
     )
 

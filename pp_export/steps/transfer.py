@@ -2,10 +2,7 @@
 
 Each step takes what the one before gives, one by one; what may run ahead of the next has a worker of its
 own. What a rank reads and doesn't lead it sends away, and it gathers what others read of the shards that
-it leads.
-
-Ranks never wait in a circle: all walk the buckets in plan order, and sending never waits for receiving on
-the same rank.
+it leads, in rounds (`steps.exchange`).
 """
 
 from __future__ import annotations
@@ -21,34 +18,21 @@ import torch
 from pp_export.checkpoint.source import Reader
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
+from pp_export.core.tensors import Slice
 from pp_export.disk import files
+from pp_export.distributed.backends import NCCL, Backend
+from pp_export.distributed.wire import Message
 from pp_export.distributed.world import World
-from pp_export.planning.export_plan import Bucket, Contribution, ExportPlan, ShardPlan
+from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.rounds import LOOK_AHEAD, Given
+from pp_export.planning.shard_plan import Contribution, ShardPlan
+from pp_export.process.pinned_memory import pin
 from pp_export.process.ring_buffer import Region, RingBuffer
 from pp_export.shards import write
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import ShardManifest
+from pp_export.steps.exchange import Exchange, GatheredBucket, ReadRound, as_tensor
 from pp_export.steps.workers import Crew, Progress, StoppedWorkerError
-
-
-@dataclass(frozen=True)
-class ReadPart:
-    """What this rank contributes to a bucket, read."""
-
-    shard: ShardPlan
-    bucket: Bucket
-    part: Contribution
-    values: Region
-
-
-@dataclass(frozen=True)
-class GatheredBucket:
-    """All contributions to a bucket of a shard that this rank leads; `done` gives their memory back."""
-
-    shard: ShardPlan
-    bucket: Bucket
-    messages: tuple[tuple[Contribution, torch.Tensor], ...]
-    done: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -77,47 +61,73 @@ class WrittenShard:
 
 
 class Transfer:
-    """The workers of one rank and the memory that the plan gives them, both taken once."""
+    """The workers of one rank and the memory that the plan gives them, both taken once.
 
-    def __init__(self, plan: ExportPlan, world: World, staging: Path, progress: Progress) -> None:
+    Where values come from a GPU or go over one, the memory that they pass through is pinned.
+    """
+
+    def __init__(
+        self,
+        plan: ExportPlan,
+        world: World,
+        backend: Backend,
+        staging: Path,
+        progress: Progress,
+        *,
+        on_gpu: bool,
+    ) -> None:
         self._plan, self._world, self._rank = plan, world, world.rank
         self._staging, self._progress = staging, progress
         self._crew = Crew(world)
+        self._exchange = Exchange(plan, world, backend, self._crew, progress)
         self._images = RingBuffer(plan.image_bytes(self._rank))
         self._ahead = RingBuffer(plan.ahead_bytes(self._rank))
-        self._incoming = torch.empty(plan.incoming_bytes(self._rank), dtype=torch.uint8)
         self._scratch = torch.empty(plan.scratch_bytes(self._rank), dtype=torch.uint8)
+        self._sends_from_device = on_gpu and backend.name == NCCL
+        pinned = (self._ahead, self._exchange.incoming) if on_gpu or backend.name == NCCL else ()
+        self._unpin = [pin(ring.memory) for ring in pinned]
 
     def __enter__(self) -> Transfer:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        del self._images, self._ahead, self._incoming, self._scratch
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """After a failure, workers may still be at it: memory is given back when they have ended."""
+        self._world.data.hold(self._release)
+        if kind is None:
+            self._world.data.close()
 
-    def read(self, reader: Reader) -> Iterator[ReadPart]:
-        """Everything that this rank was dealt, in plan order."""
-        return self._crew.ahead(self._read(reader))
+    @property
+    def sent(self) -> dict[int, int]:
+        """The bytes that this rank has sent to others, by rank."""
+        return dict(self._exchange.sent)
 
-    def gather(self, read: Iterable[ReadPart]) -> Iterator[GatheredBucket]:
+    def read(self, reader: Reader) -> Iterator[ReadRound]:
+        """Everything that this rank was dealt, round by round."""
+        return self._crew.ahead(self._read(reader), LOOK_AHEAD)
+
+    def gather(self, read: Iterable[ReadRound]) -> Iterator[GatheredBucket]:
         """The buckets of the shards that this rank leads, in plan order; what it leads not is sent to who
-        does.
+        does. Where nothing is exchanged, whoever takes the buckets also reads them.
         """
-        return self._gather(self._crew.ahead(self._send(read)))
+        gathered = self._gather(self._exchange.walk(read, self._ahead))
+        return self._crew.ahead(gathered) if self._exchange.has_peers else gathered
 
     def map(self, gathered: Iterable[GatheredBucket]) -> Iterator[MappedShard]:
         """The same as shards: every element at its place under its Hugging Face name."""
         assembler: ShardAssembler | None = None
         for each in gathered:
+            shard, bucket = each.led
             if assembler is None:
-                image = self._images.take(each.shard.num_bytes, self._crew.check)
-                assembler = ShardAssembler(each.shard, image.view, self._scratch)
-            with self._located(operation="map", stage=each.shard.stage, file=each.shard.file):
-                for part, message in each.messages:
+                image = self._images.take(shard.num_bytes, self._crew.check)
+                assembler = ShardAssembler(shard, image.view, self._scratch)
+            with self._located(operation="map", stage=shard.stage, file=shard.file):
+                each.arrived()
+                for part, values in each.parts:
                     for slice_, begin in zip(part.slices, part.offsets):
-                        assembler.paste(slice_, message[begin:])
+                        assembler.paste(slice_, values[begin:])
             each.done()
-            if each.bucket is each.shard.buckets[-1]:
-                yield MappedShard(each.shard, assembler, image)
+            if bucket is shard.buckets[-1]:
+                yield MappedShard(shard, assembler, image)
                 assembler = None
 
     def freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
@@ -138,54 +148,63 @@ class Transfer:
         self._crew.run(on_poll)
         self._world.control.together(lambda: None)
 
-    def _read(self, reader: Reader) -> Iterator[ReadPart]:
-        for shard, bucket, part in self._plan.parts_of(self._rank):
+    def _read(self, reader: Reader) -> Iterator[ReadRound]:
+        for each in self._plan.rounds_of(self._rank):
             self._crew.check()
-            region = self._ahead.take(part.num_bytes, self._crew.check)
-            for slice_, begin in zip(part.slices, part.offsets):
-                self._progress.doing("reader", f"reading {slice_.name}")
-                with self._located(operation="read", stage=shard.stage, tensor=slice_.name, unit=shard.unit):
-                    reader.read(slice_, region.view[begin : begin + slice_.num_bytes])
-                self._progress.add("read", slice_.num_bytes)
-            yield ReadPart(shard, bucket, part, region)
+            own: tuple[Contribution, Region] | None = None
+            messages: list[Message] = []
+            sent_from: list[Region] = []
+            for given in each.gives:
+                leader, part = given.shard.leader, given.part
+                if leader != self._rank and (values := self._on_device(reader, given)):
+                    messages += [Message(leader, each_of) for each_of in values]
+                    continue
+                region = self._in_memory(reader, given)
+                if leader == self._rank:
+                    own = (part, region)
+                    continue
+                sent_from.append(region)
+                for slice_, begin in zip(part.slices, part.offsets):
+                    messages.append(Message(leader, as_tensor(region)[begin : begin + slice_.num_bytes]))
+            reader.settle()
+            yield ReadRound(each, own, tuple(messages), tuple(sent_from))
         self._progress.doing("reader", "checking what is left of the source's items")
         with self._located(operation="read"):
             reader.finish()
 
-    def _send(self, read: Iterable[ReadPart]) -> Iterator[ReadPart]:
-        """What this rank leads itself; all else is sent away."""
-        for each in read:
-            shard = each.shard
-            if shard.leader == self._rank:
-                yield each
-                continue
-            self._progress.doing("sender", f"sending a part of {shard.file} to rank {shard.leader}")
-            with self._located(operation="send", stage=shard.stage, file=shard.file):
-                self._world.data.send(_tensor(each.values), shard.leader, each.bucket.number)
-            self._ahead.give_back(each.values)
+    def _in_memory(self, reader: Reader, given: Given) -> Region:
+        """The slices of a part, read into host memory one after another."""
+        part = given.part
+        region = self._ahead.take(part.num_bytes, self._crew.check)
+        for slice_, begin in zip(part.slices, part.offsets):
+            with self._reading(given, slice_):
+                reader.read(slice_, region.view[begin : begin + slice_.num_bytes])
+        return region
 
-    def _gather(self, own: Iterator[ReadPart]) -> Iterator[GatheredBucket]:
-        for shard in self._plan.led_by(self._rank):
-            for bucket in shard.buckets:
-                with self._located(operation="gather", stage=shard.stage, file=shard.file):
-                    gathered = self._receive(shard, bucket, own)
-                yield gathered
+    def _on_device(self, reader: Reader, given: Given) -> list[torch.Tensor]:
+        """The slices of a part where they lie, if a wire can send them from there."""
+        values = []
+        for slice_ in given.part.slices if self._sends_from_device else ():
+            with self._reading(given, slice_):
+                values.append(reader.on_device(slice_))
+        return [each for each in values if each is not None] if None not in values else []
 
-    def _receive(self, shard: ShardPlan, bucket: Bucket, own: Iterator[ReadPart]) -> GatheredBucket:
-        """First what other ranks send, then what this one read."""
-        self._crew.check()
-        parts = [part for part in bucket.parts if part.rank != self._rank]
-        senders = ", ".join(str(part.rank) for part in parts) or "itself"
-        self._progress.doing("gatherer", f"waiting for parts of {shard.file} from {senders}")
-        sizes = [part.num_bytes for part in parts]
-        messages = torch.split(self._incoming[: sum(sizes)], sizes)
-        self._world.data.receive({part.rank: m for part, m in zip(parts, messages)}, bucket.number)
-        gathered = tuple(zip(parts, messages))
-        if len(parts) == len(bucket.parts):
-            return GatheredBucket(shard, bucket, gathered, lambda: None)
-        mine = next(own)
-        gathered = (*gathered, (mine.part, _tensor(mine.values)))
-        return GatheredBucket(shard, bucket, gathered, lambda: self._ahead.give_back(mine.values))
+    @contextmanager
+    def _reading(self, given: Given, slice_: Slice) -> Iterator[None]:
+        """What a reader does for a slice, seen from outside."""
+        shard = given.shard
+        self._progress.doing("reader", f"reading {slice_.name}")
+        with self._located(operation="read", stage=shard.stage, tensor=slice_.name, unit=shard.unit):
+            yield
+        self._progress.add("read", slice_.num_bytes)
+
+    def _gather(self, walked: Iterator[GatheredBucket]) -> Iterator[GatheredBucket]:
+        while True:
+            with self._located(operation="gather"):
+                each = next(walked, None)
+            if each is None:
+                return
+            yield each
 
     def _freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
         for each in mapped:
@@ -226,6 +245,7 @@ class Transfer:
         except Exception as error:
             raise errors.unforeseen(error).at(rank=self._rank, **where) from error
 
-
-def _tensor(region: Region) -> torch.Tensor:
-    return torch.frombuffer(region.view, dtype=torch.uint8)
+    def _release(self) -> None:
+        for unpin in self._unpin:
+            unpin()
+        self._unpin.clear()

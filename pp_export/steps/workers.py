@@ -63,12 +63,12 @@ class Crew:
         """One more worker, which does `work`."""
         self._works.append(work)
 
-    def ahead(self, items: Iterable[Item]) -> Iterator[Item]:
+    def ahead(self, items: Iterable[Item], limit: int = 0) -> Iterator[Item]:
         """The same items, made by a worker of their own while whoever takes them is busy with earlier ones.
 
-        Nothing bounds how far ahead; the memory that items lie in does.
+        `limit` bounds how many wait to be taken; where it is 0, the memory that they lie in does.
         """
-        made: WorkQueue[Item] = WorkQueue(self.check)
+        made: WorkQueue[Item] = WorkQueue(self.check, limit)
 
         def make() -> None:
             for item in items:
@@ -118,16 +118,25 @@ class Crew:
 class WorkQueue(Generic[Item]):
     """Items on their way from one worker to another, in order; iterating ends when the giver closes it."""
 
-    def __init__(self, check: Callable[[], None]) -> None:
+    def __init__(self, check: Callable[[], None], limit: int = 0) -> None:
         self._check = check
-        self._items: queue.Queue[tuple[Item] | None] = queue.Queue()
+        self._items: queue.Queue[tuple[Item] | None] = queue.Queue(limit)
 
     def put(self, item: Item) -> None:
-        self._items.put((item,))
+        """Add an item, as soon as fewer than the limit wait."""
+        self._put((item,))
 
     def close(self) -> None:
         """There are no more items."""
-        self._items.put(None)
+        self._put(None)
+
+    def _put(self, held: tuple[Item] | None) -> None:
+        while True:
+            self._check()
+            try:
+                return self._items.put(held, timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
 
     def get(self) -> Item | None:
         """The next item, or None when there are no more."""

@@ -23,9 +23,10 @@ from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 from pp_export.planning import planner
-from pp_export.planning.export_plan import ExportPlan, ShardPlan
+from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from pp_export.planning.rank_grid import RankGrid
+from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import ShardManifest
 from pp_export.shards.write import commit_shard, digest_shard, write_shard

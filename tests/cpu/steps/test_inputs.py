@@ -49,6 +49,7 @@ class ToySource:
 
     folders: Sequence[Path] = ()
     is_shared = True
+    is_on_gpu = False
 
     def check(self) -> None: ...
 

@@ -1,0 +1,71 @@
+"""A wire over Gloo, for host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
+
+from pp_export.core.errors import PeerError
+from pp_export.distributed.broken import at_peer, first_line
+from pp_export.distributed.wire import Group, Message, Place
+
+# Waiting is bounded by lack of progress (see Watchdog), so the clock of a transfer only has to be far away.
+_EVER = timedelta(days=7)
+_MEETING = timedelta(seconds=60)
+_AT_ONCE = timedelta(milliseconds=1)
+_TAG, _NO_TAG = 0, 1
+
+
+class GlooWire:
+    """A group that torch's registry doesn't know: the job's own groups, and their names, stay as they are."""
+
+    device = None
+
+    def __init__(self, store: Store, rank: int, group: Group) -> None:
+        self._number_of = {member: number for number, member in enumerate(group.ranks)}
+        self._number, self._size = self._number_of[rank], len(group.ranks)
+        try:
+            prefixed = PrefixStore(group.name, store)
+            self._group: Any = ProcessGroupGloo(prefixed, self._number, self._size, _MEETING)
+        except (RuntimeError, ValueError) as error:
+            raise PeerError(
+                f"the ranks of a group could not connect: {first_line(error)}",
+                where={"rank": rank},
+                advice="can all nodes reach each other? GLOO_SOCKET_IFNAME names the interface to use",
+            ) from error
+
+    def exchange(
+        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+    ) -> Callable[[], None]:
+        works = []
+        for place in places:
+            values, peer = [into[place.begin : place.end]], self._number_of[place.peer]
+            with at_peer(place.peer):
+                works.append((place.peer, self._group.recv(values, peer, _TAG)))
+        for message in sent:
+            with at_peer(message.peer):
+                peer = self._number_of[message.peer]
+                works.append((message.peer, self._group.send([message.values], peer, _TAG)))
+        for number, work in works:
+            with at_peer(number):
+                work.wait(_EVER)
+        return lambda: None
+
+    def finish(self) -> None:
+        """A round over Gloo is over when `exchange` returns."""
+
+    def interrupt(self) -> None:
+        """Gloo closes all connections of a group when one operation runs out of time; nothing else ends
+        them.
+        """
+        with suppress(RuntimeError):
+            peer = (self._number + 1) % self._size
+            self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NO_TAG).wait(_AT_ONCE)
+
+    def close(self) -> None:
+        """Sockets end with the last reference, which is the caller's."""

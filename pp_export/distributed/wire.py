@@ -1,0 +1,68 @@
+"""How values get from rank to rank: a wire among the ranks of a group, over which they walk in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+
+BackendName = Literal["gloo", "nccl"]
+
+
+class Message(NamedTuple):
+    """Values for rank `peer`: contiguous or not, in host memory or, where the wire says so, on its device."""
+
+    peer: int
+    values: torch.Tensor
+
+
+class Place(NamedTuple):
+    """Where a message of rank `peer` belongs: bytes [begin, end) of the memory of a round."""
+
+    peer: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks that a wire is for, what their store keys begin with, and the bounds that the plan sets.
+
+    `incoming_bytes` is the memory of the largest round of this rank, `packed_bytes` the most that it sends in
+    one round from where it can't be sent directly.
+    """
+
+    ranks: tuple[int, ...]
+    name: str
+    incoming_bytes: int = 0
+    packed_bytes: int = 0
+
+
+class Wire(Protocol):
+    """A communicator of the ranks of a group. One thread of each rank makes it and calls `exchange`.
+
+    Every rank posts all messages of a round at once, and messages between two ranks come in their order: no
+    round can wait for another. Whatever goes wrong raises PeerError.
+    """
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device whose memory it sends from, beside the host's."""
+
+    def exchange(
+        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+    ) -> Callable[[], None]:
+        """One round. `into` (uint8, host memory) is filled when the function that this returns has returned;
+        what was `sent` from host memory may be reused at once.
+        """
+
+    def finish(self) -> None:
+        """Return when everything that was sent has left."""
+
+    def interrupt(self) -> None:
+        """End what another thread of this rank is blocked in: it raises there. Of no use afterwards."""
+
+    def close(self) -> None:
+        """Give back what was taken to make it."""
