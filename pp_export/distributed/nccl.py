@@ -89,7 +89,7 @@ class NcclWire:
         options: Any = _nccl_group().Options()
         options._timeout = _EVER
         with _environment(_OWN_HANDLING), torch.cuda.device(self.device):
-            group = dist.ProcessGroupNCCL(store, number, len(self._number_of), options)  # type: ignore[attr-defined]
+            group = dist.ProcessGroupNCCL(store, number, len(self._number_of), options)
             group.eager_connect_single_device(self.device)
         return group
 

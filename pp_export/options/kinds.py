@@ -166,7 +166,7 @@ class RunOptions(Options):
     parents: bool = _option("make the folders above the output where they are missing", False)
     leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
     backend: str = _option(
-        "what carries values between ranks; auto: nccl where they lie on GPUs or hosts exchange, and each rank"
+        "what carries values between ranks; auto: nccl where they lie on GPUs or hosts exchange and each rank"
         " has a GPU, else gloo",
         "auto",
         choices=("auto", "gloo", "nccl"),
