@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroupGloo
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import at_peer, first_line
-from pp_export.distributed.wire import Group, Message, Place
+from pp_export.distributed.membership import Membership
+from pp_export.distributed.wire import Message, Place
 
 # Waiting is bounded by lack of progress (see Watchdog), so the clock of a transfer only has to be far away.
 _EVER = timedelta(days=7)
@@ -26,16 +27,14 @@ class GlooWire:
 
     device = None
 
-    def __init__(self, store: Store, rank: int, group: Group) -> None:
-        self._number_of = {member: number for number, member in enumerate(group.ranks)}
-        self._number, self._size = self._number_of[rank], len(group.ranks)
+    def __init__(self, member: Membership) -> None:
+        self._member = member
         try:
-            prefixed = PrefixStore(group.name, store)
-            self._group: Any = ProcessGroupGloo(prefixed, self._number, self._size, _MEETING)
+            self._group: Any = ProcessGroupGloo(member.store, member.number, member.size, _MEETING)
         except (RuntimeError, ValueError) as error:
             raise PeerError(
                 f"the ranks of a group could not connect: {first_line(error)}",
-                where={"rank": rank},
+                where={"rank": member.rank},
                 advice="can all nodes reach each other? GLOO_SOCKET_IFNAME names the interface to use",
             ) from error
 
@@ -44,12 +43,12 @@ class GlooWire:
     ) -> Callable[[], None]:
         works = []
         for place in places:
-            values, peer = [into[place.begin : place.end]], self._number_of[place.peer]
+            values, peer = [into[place.begin : place.end]], self._member.number_of[place.peer]
             with at_peer(place.peer):
                 works.append((place.peer, self._group.recv(values, peer, _TAG)))
         for message in sent:
             with at_peer(message.peer):
-                peer = self._number_of[message.peer]
+                peer = self._member.number_of[message.peer]
                 works.append((message.peer, self._group.send([message.values], peer, _TAG)))
         for number, work in works:
             with at_peer(number):
@@ -64,8 +63,9 @@ class GlooWire:
         them.
         """
         with suppress(RuntimeError):
-            peer = (self._number + 1) % self._size
+            peer = (self._member.number + 1) % self._member.size
             self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NO_TAG).wait(_AT_ONCE)
 
     def close(self) -> None:
-        """Sockets end with the last reference, which is the caller's."""
+        """Remove this rank's address from the store; sockets end with the last reference to the wire."""
+        self._member.leave(f"0/{self._member.number}")

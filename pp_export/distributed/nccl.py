@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import first_line
-from pp_export.distributed.wire import Group, Message, Place
+from pp_export.distributed.membership import Membership
+from pp_export.distributed.wire import Message, Place
 
 _EVER = timedelta(days=7)
 _LOOK_AHEAD = 2
@@ -39,12 +39,10 @@ class NcclWire:
     raises when all are to stop.
     """
 
-    def __init__(
-        self, store: Store, rank: int, group: Group, device: torch.device, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, member: Membership, device: torch.device, check: Callable[[], None]) -> None:
         self.device = device
-        self._check = check
-        self._number_of = {member: number for number, member in enumerate(group.ranks)}
+        self._member, self._check = member, check
+        group = member.group
         streams: list[Any] = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
         self._stream, self._copying = streams
         self._pack = torch.empty(group.packed_bytes, dtype=torch.uint8, device=device)
@@ -55,11 +53,11 @@ class NcclWire:
         self._posted: deque[tuple[Any, Sequence[Message]]] = deque()
         self._num_rounds = 0
         try:
-            self._group = self._connect(PrefixStore(group.name, store), self._number_of[rank])
+            self._group = self._connect()
         except (RuntimeError, ValueError) as error:
             raise PeerError(
                 f"NCCL could not connect the ranks of a group: {first_line(error)}",
-                where={"rank": rank},
+                where={"rank": member.rank},
                 advice="NCCL_DEBUG=WARN tells more; --backend gloo does without it",
             ) from error
 
@@ -84,12 +82,14 @@ class NcclWire:
 
     def close(self) -> None:
         self._group.shutdown()
+        self._member.leave("0")
 
-    def _connect(self, store: Store, number: int) -> Any:
+    def _connect(self) -> Any:
         options: Any = _nccl_group().Options()
         options._timeout = _EVER
         with _environment(_OWN_HANDLING), torch.cuda.device(self.device):
-            group = dist.ProcessGroupNCCL(store, number, len(self._number_of), options)
+            member = self._member
+            group = _nccl_group()(member.store, member.number, member.size, options)
             group.eager_connect_single_device(self.device)
         return group
 
@@ -105,9 +105,9 @@ class NcclWire:
         values = self._on_device(sent)
         self._group._start_coalescing()
         for place in places:
-            self._group.recv([buffer[place.begin : place.end]], self._number_of[place.peer], 0)
+            self._group.recv([buffer[place.begin : place.end]], self._member.number_of[place.peer], 0)
         for message, data in zip(sent, values):
-            self._group.send([data], self._number_of[message.peer], 0)
+            self._group.send([data], self._member.number_of[message.peer], 0)
         self._group._end_coalescing().wait()  # orders the stream behind it, and returns at once
         posted = self._stream.record_event()
         self._posted.append((posted, sent))

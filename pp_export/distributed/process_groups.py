@@ -17,6 +17,7 @@ from pp_export.core.errors import PeerError
 from pp_export.distributed import backends
 from pp_export.distributed.broken import first_line
 from pp_export.distributed.gloo import GlooWire
+from pp_export.distributed.membership import Membership
 from pp_export.distributed.nccl import NcclWire
 from pp_export.distributed.wire import Group, Wire
 from pp_export.distributed.world import World
@@ -71,9 +72,14 @@ def _world(rank: int, size: int, store: Store, stall_seconds: float) -> World:
     def connect(group: Group, backend: str, check: Callable[[], None]) -> Wire:
         own = store.clone()  # type: ignore[attr-defined]  # one connection serves one thread at a time
         own.set_timeout(_STORE_TIMEOUT)
-        if backend == backends.NCCL:
-            return NcclWire(own, rank, group, backends.own_device(), check)
-        return GlooWire(own, rank, group)
+        member = Membership(own, rank, group)
+        try:
+            member.meet(check)
+            is_nccl = backend == backends.NCCL
+            return NcclWire(member, backends.own_device(), check) if is_nccl else GlooWire(member)
+        except BaseException:
+            member.leave()
+            raise
 
     return World(rank, size, SharedKeys(store), connect, stall_seconds=stall_seconds)
 

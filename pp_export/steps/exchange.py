@@ -63,8 +63,11 @@ class Exchange:
         for each in read:
             yield from self._round(each, wire, read_memory)
         if wire is not None:
-            self._progress.doing("exchanger", "waiting for what it has sent")
-            wire.finish()
+            self._end(wire)
+
+    def _end(self, wire: Wire) -> None:
+        self._progress.doing("exchanger", "waiting for what it has sent")
+        wire.finish()
 
     def _connect(self) -> Wire:
         """The wire of this rank's group, warmed up: a byte has gone over every link before values do."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from pp_export.distributed.world import World
@@ -71,9 +71,13 @@ class Crew:
         made: WorkQueue[Item] = WorkQueue(self.check, limit)
 
         def make() -> None:
-            for item in items:
-                made.put(item)
-            made.close()
+            try:
+                for item in items:
+                    made.put(item)
+                made.close()
+            finally:
+                if isinstance(items, Generator):
+                    items.close()  # what it holds, threads too, ends now and not when it is collected
 
         self.add(make)
         return iter(made)

@@ -1,13 +1,13 @@
-"""Claims: over NCCL the export gives the bytes that it gives over Gloo.
+"""Claims: over NCCL the export gives the bytes that it gives over Gloo, no plan and no failure can make it
+hang, and values go from the GPU to the leader without memory of their own.
 
-A GPU machine need not have megatron-core: the checkpoint here is written by torch alone, under the keys and
-in the shapes that megatron-core stores for a Qwen2 model (layers stacked on the first axis).
+A GPU machine need not have megatron-core: checkpoint and model are those of `tests.fixtures.toy_qwen2`. Where
+there is one GPU, its ranks are hosts of their own for NCCL (`tests.fixtures.hosts`).
 """
 
 from __future__ import annotations
 
 import json
-import queue
 from pathlib import Path
 from typing import Any
 
@@ -15,77 +15,41 @@ import pytest
 import torch
 
 from pp_export.core import file_names
-from pp_export.distributed import process_groups
+from tests.fixtures import toy_qwen2
 from tests.fixtures.exports import files_of
 from tests.fixtures.processes import run_python, torchrun
-from tests.fixtures.stored import write_stored
 
 NUM_GPUS = torch.cuda.device_count()
-LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, FFN, VOCAB, PADDED = 4, 256, 8, 2, 32, 512, 1000, 1024
-SHAPES = {
-    "embedding.word_embeddings.weight": (PADDED, HIDDEN),
-    "decoder.layers.self_attention.linear_qkv.layer_norm_weight": (LAYERS, HIDDEN),
-    "decoder.layers.self_attention.linear_qkv.weight": (LAYERS, (HEADS + 2 * GROUPS) * HEAD_DIM, HIDDEN),
-    "decoder.layers.self_attention.linear_qkv.bias": (LAYERS, (HEADS + 2 * GROUPS) * HEAD_DIM),
-    "decoder.layers.self_attention.linear_proj.weight": (LAYERS, HIDDEN, HEADS * HEAD_DIM),
-    "decoder.layers.mlp.linear_fc1.layer_norm_weight": (LAYERS, HIDDEN),
-    "decoder.layers.mlp.linear_fc1.weight": (LAYERS, 2 * FFN, HIDDEN),
-    "decoder.layers.mlp.linear_fc2.weight": (LAYERS, HIDDEN, FFN),
-    "decoder.final_layernorm.weight": (HIDDEN,),
-    "output_layer.weight": (PADDED, HIDDEN),
-}
-ARGS = {
-    "num_layers": LAYERS,
-    "hidden_size": HIDDEN,
-    "ffn_hidden_size": FFN,
-    "num_attention_heads": HEADS,
-    "group_query_attention": True,
-    "num_query_groups": GROUPS,
-    "kv_channels": HEAD_DIM,
-    "norm_epsilon": 1e-5,
-    "rotary_base": 20_000,
-    "untie_embeddings_and_output_weights": True,
-    "make_vocab_size_divisible_by": 128,
-    "tensor_model_parallel_size": 1,
-}
-CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "num_hidden_layers": LAYERS,
-    "hidden_size": HIDDEN,
-    "intermediate_size": FFN,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": GROUPS,
-    "vocab_size": VOCAB,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 20_000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
+PLANS_EACH = 110
 
 pytestmark = pytest.mark.skipif(NUM_GPUS == 0, reason="needs an NVIDIA GPU")
 
 
+def launched(num_ranks: int, *command: str) -> list[str]:
+    """A command for ranks with a GPU each, or, where there are fewer, with hosts that share them."""
+    own = ("-m",) if num_ranks <= NUM_GPUS else ("-m", "tests.fixtures.hosts")
+    return torchrun(num_ranks, *own, *command)
+
+
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_qwen2.write_reference(tmp_path_factory.mktemp("reference") / "folder")
+
+
+@pytest.fixture(scope="module")
+def inputs(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options that name a checkpoint and its reference."""
-    root = tmp_path_factory.mktemp("inputs")
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        key: torch.randn(shape, generator=generator).to(torch.bfloat16) for key, shape in SHAPES.items()
-    }
-    checkpoint = write_stored(root / "iter_0000010", tensors, ARGS)
-    reference = root / "reference"
-    reference.mkdir()
-    (reference / "config.json").write_text(json.dumps(CONFIG))
+    checkpoint = toy_qwen2.write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
     return ["--checkpoint", str(checkpoint), "--reference", str(reference)]
 
 
 def export(inputs: list[str], folder: Path, num_ranks: int, *options: str) -> dict[str, bytes]:
     """The files of an export under torchrun, but the manifest, which tells how they were made."""
-    command = [*torchrun(num_ranks, "-m", "pp_export", "export"), *inputs, "--output", str(folder / "export")]
+    command = launched(
+        num_ranks, "pp_export", "export", *inputs, "--output", str(folder / "export"), *options
+    )
     folder.mkdir()
-    run_python([*command, *options], folder / "printed", timeout_s=300).checked()
+    run_python(command, folder / "printed", timeout_s=120).checked()
     files = files_of(folder / "export")
     return {name: data for name, data in files.items() if name != file_names.MANIFEST}
 
@@ -93,60 +57,105 @@ def export(inputs: list[str], folder: Path, num_ranks: int, *options: str) -> di
 @pytest.fixture(scope="module")
 def over_gloo(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an export by one rank over Gloo."""
-    files = export(inputs, tmp_path_factory.mktemp("gloo") / "1", 1, "--backend", "gloo")
+    folder = tmp_path_factory.mktemp("gloo") / "1"
+    files = export(inputs, folder, 1, "--backend", "gloo", "--max-shard-size", "1MB")
     assert file_names.SUMS in files
     return files
 
 
-def test_one_rank_gives_the_bytes_of_gloo(
-    inputs: list[str], over_gloo: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(("num_ranks", "leaders"), [(1, "all"), (2, "1"), (4, "all")])
+def test_files_go_over_nccl(
+    inputs: list[str], over_gloo: dict[str, bytes], tmp_path: Path, num_ranks: int, leaders: str
 ) -> None:
-    """`--backend nccl` with one rank on a GPU machine gives the files of a CPU export."""
-    assert export(inputs, tmp_path / "nccl", 1, "--backend", "nccl") == over_gloo
-
-
-@pytest.mark.skipif(NUM_GPUS < 2, reason="NCCL refuses two ranks on one GPU")
-@pytest.mark.parametrize("leaders", ["1", "all"])
-def test_two_ranks_give_the_bytes_of_gloo(
-    inputs: list[str], over_gloo: dict[str, bytes], tmp_path: Path, leaders: str
-) -> None:
-    """Two ranks of one stage, one or both leading, send over NCCL and give the files of a CPU export."""
-    grid = ("--pipeline-parallel", "1", "--tensor-parallel", "2", "--leaders-per-stage", leaders)
-    report = tmp_path / "report.json"
-    options = ("--backend", "nccl", "--max-shard-size", "5GB", "--report", str(report), *grid)
-    assert export(inputs, tmp_path / "nccl", 2, *options) == over_gloo
-    assert json.loads(report.read_text())["stages"] == [2]
-
-
-def test_the_carrier_stages_messages_through_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the carrier hands to NCCL lies on the GPU; what arrives there comes to host memory, whole.
-
-    One GPU can't hold two ranks of NCCL, so a queue of device tensors stands in for the wire.
+    """Ranks of one stage, one or all of them leading, send over NCCL what they read from files, and give the
+    files of a CPU export; the report counts what was sent.
     """
-    wire: queue.Queue[torch.Tensor] = queue.Queue()
+    report = tmp_path / "report.json"
+    grid = ["--pipeline-parallel", "1", "--tensor-parallel", str(num_ranks), "--leaders-per-stage", leaders]
+    options = ["--backend", "nccl", "--max-shard-size", "1MB", "--report", str(report), *grid]
+    assert export(inputs, tmp_path / "nccl", num_ranks, *options) == over_gloo
+    told = json.loads(report.read_text())
+    assert (told["backend"], bool(told["links"])) == (("nccl", True) if num_ranks > 1 else (None, False))
 
-    def send(tensor: torch.Tensor, to: int, **_: Any) -> None:
-        assert tensor.is_cuda
-        torch.cuda.current_stream().synchronize()
-        wire.put(tensor.clone())
 
-    def receive(tensor: torch.Tensor, sender: int, **_: Any) -> None:
-        assert tensor.is_cuda
-        tensor.copy_(wire.get())
+@pytest.mark.parametrize(("num_ranks", "device"), [(2, "cuda"), (2, "cpu"), (4, "cuda")])
+def test_random_plans_come_to_their_end(tmp_path: Path, num_ranks: int, device: str) -> None:
+    """Whoever leads and whoever reads, values in GPU or host memory, contiguous or not: every plan is walked,
+    every file is right, exactly the planned bytes are sent, and nothing stays on the device.
+    """
+    count = PLANS_EACH if device == "cuda" else PLANS_EACH // 4
+    arguments = [str(tmp_path), "nccl", device, str(100 * num_ranks), str(count)]
+    command = launched(num_ranks, "tests.fixtures.random_plans", *arguments)
+    run_python(command, tmp_path / "printed", timeout_s=200).checked()
+    for rank in range(num_ranks):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert (found["walked"], found["faults"]) == (count, [])
+        assert found.get("left on the device", 0) == 0
 
-    dist: Any = torch.distributed
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        carrier = process_groups._nccl()
-        monkeypatch.setattr(dist, "send", send)
-        monkeypatch.setattr(dist, "recv", receive)
-        for size in (1, 64, 1 << 20, (32 << 20) + 3):
-            message = torch.randint(0, 256, (size,), dtype=torch.uint8)
-            copy = message.clone()
-            carrier.send(message, 1, tag=0)
-            message.zero_()  # a sent message may be reused at once
-            arrived = torch.zeros(size, dtype=torch.uint8)
-            carrier.receive({1: arrived}, tag=0)
-            assert torch.equal(arrived, copy)
-    finally:
-        dist.destroy_process_group()
+
+@pytest.fixture(scope="module")
+def job(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What the ranks of a job with its model on GPUs found, and where its exports are."""
+    folder = tmp_path_factory.mktemp("job")
+    command = launched(2, "tests.fixtures.gpu_job", str(folder), str(reference), "cuda")
+    run_python(command, folder / "printed", timeout_s=200).checked()
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def sums(files: dict[str, bytes]) -> bytes:
+    return files[file_names.SUMS]
+
+
+@pytest.mark.parametrize("name", ["nccl", "gloo", "auto", "small buckets"])
+def test_a_live_model_gives_the_bytes_of_files(
+    job: tuple[Path, list[dict[str, Any]]], over_gloo: dict[str, bytes], name: str
+) -> None:
+    """A model in parts on GPUs, all ranks leading, is exported over either backend with the bytes of a
+    checkpoint of it.
+    """
+    folder, ranks = job
+    assert (folder / name / file_names.SUMS).read_bytes() == sums(over_gloo)
+    for rank in ranks:
+        assert rank[name]["backend"] == ("gloo" if name == "gloo" else "nccl")
+    assert {(link["sender"], link["receiver"]) for link in ranks[0][name]["links"]} == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("name", ["nccl", "gloo", "auto", "small buckets", "fault round"])
+def test_nothing_stays_on_the_gpu(job: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+    """Allocated before and after are the same, and meanwhile no more than the buckets of the rounds."""
+    for rank in job[1]:
+        assert rank[f"{name} measured"]["left"] == 0
+        assert rank[f"{name} measured"]["peak"] <= 3 * (8 << 20) * 2
+
+
+@pytest.mark.parametrize("where", ["connect", "round", "last"])
+def test_a_rank_that_raises_ends_all_and_leaves_the_job(
+    job: tuple[Path, list[dict[str, Any]]], where: str
+) -> None:
+    """Before the first round, in a round and after the last: all ranks raise within seconds the error of the
+    rank at fault, and the job's collectives over NCCL go on, as does the next export.
+    """
+    ranks = job[1]
+    for rank in ranks:
+        error = rank[f"fault {where}"]
+        assert error == ranks[0][f"fault {where}"]
+        assert f"injected into {where}" in error["what"]
+        assert error["where"]["rank"] == "1"
+        assert rank[f"fault {where} measured"]["seconds"] < 20
+        assert set(rank["works"]) == {2.0}
+        assert rank["threads"] == []
+        assert rank["keys"] == 0
+
+
+def test_a_parameter_that_is_still_written_is_waited_for(
+    job: tuple[Path, list[dict[str, Any]]], over_gloo: dict[str, bytes]
+) -> None:
+    """What the job has sent to its GPU before the call, on a stream of its own, is in the export."""
+    from safetensors import safe_open
+
+    name = "model.norm.weight"
+    index = json.loads(over_gloo[file_names.INDEX])["weight_map"]
+    with safe_open(job[0] / "written late" / index[name], framework="pt") as file:
+        written = file.get_tensor(name)
+    before = toy_qwen2.values()["decoder.final_layernorm.weight"]
+    assert torch.equal(written, before + before)

@@ -44,7 +44,7 @@ GOOD = {
         ("qwen2_tied", "pp2", "none"),
     ),
 }
-FAULTS = ("describe@2", "read@3", "freeze@1", "freeze@0")
+FAULTS = ("describe@2", "read@3", "connect@1", "round@2", "round@0", "last@3", "freeze@1", "freeze@0")
 Found = Callable[[str], list[dict[str, Any]]]
 
 

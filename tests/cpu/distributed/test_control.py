@@ -82,16 +82,6 @@ def test_gather_is_in_rank_order_on_rank_0(store: Store) -> None:
     assert store.num_keys() == 0
 
 
-def test_numbers_are_gathered_as_numbers(store: Store) -> None:
-    """Rank 0 gets every rank's number in rank order, the others nothing."""
-
-    def act(world: World) -> list[list[int]]:
-        return [world.control.gather_number(n) for n in (10**15 + world.rank, -world.rank, 0)]
-
-    first = [[10**15, 10**15 + 1, 10**15 + 2], [0, -1, -2], [0, 0, 0]]
-    assert on_all(act, store) == [first, [[], [], []], [[], [], []]]
-
-
 def test_values_that_are_the_same_pass(store: Store) -> None:
     """`same` returns on all ranks where they agree."""
     assert on_all(lambda world: world.control.same({"the plan": "x"}), store) == [None] * NUM_RANKS
@@ -126,7 +116,6 @@ STEPS: dict[str, Callable[[World, Callable[[], Any]], object]] = {
     "on_first": by_the_first(lambda world, act: world.control.on_first(act)),
     "together": lambda world, act: world.control.together(act),
     "gather": lambda world, act: (act(), world.control.gather(b"x")),
-    "gather_number": lambda world, act: (act(), world.control.gather_number(5)),
     "wait": endless,
 }
 

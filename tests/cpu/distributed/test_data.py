@@ -1,10 +1,10 @@
-"""Claims of `pp_export.distributed.data`: what blocks a worker can be ended, and a carrier in use stays."""
+"""Claims of `pp_export.distributed.data`: what blocks a worker can be ended, and what is in use stays."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,26 +12,31 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
 
 
 @dataclass
-class FakeCarrier:
-    """Notes what is done with it; `receive` blocks until it is interrupted."""
+class FakeWire:
+    """Notes what is done with it; `exchange` blocks until it is interrupted."""
 
+    device: None = None
     done: list[str] = field(default_factory=list)
     broken: threading.Event = field(default_factory=threading.Event)
-    ends_transfers: bool = True
+    ends_exchanges: bool = True
 
-    def send(self, message: torch.Tensor, to: int, tag: int) -> None:
-        self.done.append(f"send {len(message)} to {to}")
-
-    def receive(self, into: Mapping[int, torch.Tensor], tag: int) -> None:
+    def exchange(
+        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+    ) -> Callable[[], None]:
         self.broken.wait(10)
+        return lambda: None
+
+    def finish(self) -> None:
+        self.done.append("finish")
 
     def interrupt(self) -> None:
         self.done.append("interrupt")
-        if self.ends_transfers:
+        if self.ends_exchanges:
             self.broken.set()
 
     def close(self) -> None:
@@ -39,62 +44,60 @@ class FakeCarrier:
 
 
 @pytest.fixture
-def carrier() -> Iterator[FakeCarrier]:
-    carrier = FakeCarrier()
-    yield carrier
-    carrier.broken.set()
+def wire() -> Iterator[FakeWire]:
+    wire = FakeWire()
+    yield wire
+    wire.broken.set()
 
 
-def blocked(carrier: FakeCarrier, store: Store) -> World:
-    """A world with one worker that waits for a message."""
-    world = World(0, 1, SharedKeys(store), lambda: carrier, stall_seconds=20)
-    world.data.connect()
-    into = {1: torch.empty(1, dtype=torch.uint8)}
-    world.data.workers = [threading.Thread(target=lambda: world.data.receive(into, 0))]
+def blocked(wire: FakeWire, store: Store) -> World:
+    """A world with one worker that waits for a message, and memory that it uses."""
+
+    def connect(group: Group, backend: str, check: Callable[[], None]) -> Wire:
+        return wire
+
+    world = World(0, 1, SharedKeys(store), connect, stall_seconds=20)
+    made = world.data.connect(Group((0, 1), world.data.begin()), "gloo", lambda: None)
+    world.data.workers = [
+        threading.Thread(target=made.exchange, args=((), (), torch.empty(0)), daemon=True),
+    ]
     world.data.workers[0].start()
+    world.data.hold(lambda: wire.done.append("release"))
     return world
 
 
-def test_workers_have_ended_when_transfers_are_ended(carrier: FakeCarrier, store: Store) -> None:
-    """`end_transfers` interrupts the carrier and returns when workers are done; then `close` closes it."""
-    world = blocked(carrier, store)
+def test_workers_have_ended_when_transfers_are_ended(wire: FakeWire, store: Store) -> None:
+    """`end_transfers` interrupts the wire, and gives wire and memory back when the workers are done; `close`
+    does nothing again.
+    """
+    world = blocked(wire, store)
+    workers = world.data.workers
     world.data.end_transfers(5)
-    assert not world.data.workers[0].is_alive()
+    assert not workers[0].is_alive()
     world.close()
-    assert carrier.done == ["interrupt", "close"]
+    assert wire.done == ["interrupt", "close", "release"]
 
 
-def test_a_carrier_in_use_is_not_closed(carrier: FakeCarrier, store: Store) -> None:
-    """A worker that can't be ended is waited for in vain for a while, and its carrier stays."""
-    carrier.ends_transfers = False
-    world = blocked(carrier, store)
+def test_what_is_in_use_is_not_given_back(wire: FakeWire, store: Store) -> None:
+    """A worker that can't be ended is waited for in vain for a while; its wire and memory stay until it has
+    ended.
+    """
+    wire.ends_exchanges = False
+    world = blocked(wire, store)
     begun = time.monotonic()
     world.data.end_transfers(0.1)
     assert 0.1 <= time.monotonic() - begun < 2
     world.close()
-    assert carrier.done == ["interrupt"]
+    assert wire.done == ["interrupt"]
+    wire.broken.set()
+    world.data.workers[0].join(5)
+    world.data.close()
+    assert wire.done == ["interrupt", "close", "release"]
 
 
-def test_a_carrier_is_made_once_and_when_all_are_there(store: Store) -> None:
-    """No rank makes its carrier before every rank connects, and connecting again makes no other."""
-    connecting: list[int] = []
-    made: list[list[int]] = []
-
-    def act(rank: int) -> None:
-        def make() -> FakeCarrier:
-            made.append(sorted(connecting))
-            return FakeCarrier()
-
-        world = World(rank, 2, SharedKeys(store), make, stall_seconds=20)
-        time.sleep(0.2 * rank)
-        connecting.append(rank)
-        world.data.connect()
-        world.data.connect()
-        world.close()
-
-    threads = [threading.Thread(target=act, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert made == [[0, 1], [0, 1]]
+def test_transfers_of_a_world_have_names_of_their_own(store: Store) -> None:
+    """Groups of one export never meet keys of an earlier one, and ranks that had no group agree on them."""
+    worlds = [World(0, 1, SharedKeys(store), stall_seconds=20) for _ in range(2)]
+    names = [[world.data.begin() for _ in range(3)] for world in worlds]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 3

@@ -4,17 +4,15 @@ broken off, and leaves the job's groups and store as they were.
 
 from __future__ import annotations
 
-import itertools
 import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from pp_export.core.errors import OptionError, PeerError
+from pp_export.core.errors import PeerError
 from pp_export.distributed import process_groups
 from pp_export.distributed.process_groups import SharedKeys
 from tests.fixtures.processes import run_python, torchrun
@@ -34,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_bytes_arrive(found: list[dict[str, Any]], world: str) -> None:
-    """Ranks send and receive in a ring at once; so do those of a world made after one was broken off."""
+    """Ranks send and receive in a ring in each round; so do those of a world after one was broken off."""
     assert [rank[world] for rank in found] == [[10 + (rank - 1) % NUM_RANKS] for rank in range(NUM_RANKS)]
 
 
@@ -43,10 +41,10 @@ def test_blocked_transfers_end_when_broken_off(found: list[dict[str, Any]]) -> N
     names the peer.
     """
     for rank in found:
-        assert rank["blocked"] == [True, True]
-        assert rank["alive"] == [False, False]
+        assert rank["blocked"] == [True]
+        assert rank["alive"] == [False]
         assert rank["seconds"] < 10  # a rank may wait the grace of 6 s out, see the late rank below
-        assert len(rank["worker errors"]) == 2
+        assert len(rank["worker errors"]) == 1
         assert all(what.startswith("the connection to rank ") for what in rank["worker errors"])
 
 
@@ -61,17 +59,15 @@ def test_the_job_is_as_it_was(found: list[dict[str, Any]], world: str) -> None:
     """After closing, also after breaking off, groups, default group and the store's timeout are as before."""
     for rank in found:
         before, after = dict(rank["before"]), dict(rank[f"after {world}"])
-        assert before.pop("keys") <= after.pop("keys")
         assert after == before
-        assert rank["during"] == len(before["groups"]) + 1
+        assert rank["during"] == before["groups"], "the registry doesn't know the export's groups"
         assert rank["all_reduce"] == NUM_RANKS
 
 
 def test_the_store_keeps_no_key_of_an_export(found: list[dict[str, Any]]) -> None:
-    """What is left in the job's store is what torch leaves there for any group that is made and destroyed."""
+    """The job's store is after every export what it was before, also after one that was broken off."""
     for rank in found:
-        counts = [rank[name]["keys"] for name in ("before", *(f"after {world}" for world in WORLDS))]
-        assert {after - before for before, after in itertools.pairwise(counts)} == {rank["keys of a group"]}
+        assert {rank[f"after {world}"]["keys"] for world in WORLDS} == {rank["before"]["keys"]}
 
 
 # --- the store
@@ -139,19 +135,10 @@ def test_a_process_without_ranks_is_a_world_of_one(monkeypatch: pytest.MonkeyPat
     """Without a process group, and with a world size of one, no group is made and no backend is needed."""
     monkeypatch.setenv("WORLD_SIZE", "1")
     for make in (process_groups.beside, process_groups.join):
-        world = make("nccl", stall_seconds=5)
+        world = make(stall_seconds=5)
         assert (world.rank, world.size) == (0, 1)
         world.close()
     assert not dist.is_initialized()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several ranks with --backend nccl and no GPU are told what to use instead."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OptionError, match="needs a GPU") as caught:
-        process_groups.join("nccl", stall_seconds=5)
-    assert caught.value.advice == "use --backend gloo"
 
 
 def test_ranks_without_an_address_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +148,7 @@ def test_ranks_without_an_address_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(PeerError, match="could not find each other") as caught:
-        process_groups.join("gloo", stall_seconds=5)
+        process_groups.join(stall_seconds=5)
     assert caught.value.where == {"rank": "1"}
     assert "MASTER_ADDR" in str(caught.value.advice)
     assert not dist.is_initialized()

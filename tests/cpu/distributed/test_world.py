@@ -32,7 +32,7 @@ def test_a_rank_0_that_never_comes_is_a_peer_error(store: Store) -> None:
 
 
 def test_a_world_of_one_needs_nobody() -> None:
-    """All steps return at once, a failure is one's own, and there is no heartbeat and no carrier."""
+    """All steps return at once, a failure is one's own, and there is no heartbeat."""
     num_threads = threading.active_count()
     world = process_groups.alone(stall_seconds=1)
     assert threading.active_count() == num_threads
@@ -40,10 +40,7 @@ def test_a_world_of_one_needs_nobody() -> None:
     assert world.control.on_first(lambda: "x") == "x"
     assert world.control.together(lambda: 5) == 5
     assert world.control.gather(b"x") == [b"x"]
-    assert world.control.gather_number(3) == [3]
     world.control.same({"x": "y"})
-    world.data.connect()
-    world.data.receive({}, 0)
     error = TargetError("full")
     assert abort(world, None, error) is error
     assert json.dumps(error.to_json())

@@ -9,11 +9,12 @@ import pytest
 
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import ExportError, TargetError
+from pp_export.distributed.backends import Backend
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Completed, ExportReport
+from pp_export.steps.report import Completed, ExportReport, Measured
 from tests.cpu.conftest import Checkpoint
 from tests.fixtures.planned import Planned
 
@@ -23,7 +24,11 @@ def done(planned: Planned) -> ExportReport:
     """A report with something in every field."""
     completed = Completed(("a correction",), ("tokenizer.json",), ("old.bin",), ("a note",))
     seconds = {"plan": 0.5, "export": 2.0}
-    return report.succeeded(planned.inputs, planned.plan, planned.options, completed, [5, 6, 7, 8], seconds)
+    measured = [Measured(5 + rank, {3 - rank: 10 + rank}).to_bytes() for rank in range(4)]
+    backend = Backend("gloo", "asked for")
+    return report.succeeded(
+        planned.inputs, planned.plan, planned.options, backend, completed, measured, seconds
+    )
 
 
 def through_json(value: Any) -> Any:
@@ -35,6 +40,13 @@ def test_a_report_survives_json(done: ExportReport) -> None:
     assert ExportReport.from_json(done.to_json()) == done
     assert ExportReport.from_json(through_json(done.to_json())) == done
     assert through_json(done.to_json()) == done.to_json()
+
+
+def test_what_was_sent_is_told_by_link(done: ExportReport) -> None:
+    """Each rank's peak in rank order, and the bytes of every pair of ranks of which one sent to the other."""
+    assert done.peak_anonymous_bytes == (5, 6, 7, 8)
+    assert [tuple(link.values()) for link in done.links] == [(0, 3, 10), (1, 2, 11), (2, 1, 12), (3, 0, 13)]
+    assert [tuple(link) for link in done.links] == [("sender", "receiver", "bytes")] * 4
 
 
 def test_the_repr_is_one_line(done: ExportReport) -> None:
@@ -76,9 +88,11 @@ def test_the_manifest_gets_what_decides_bytes(planned: Planned, done: ExportRepo
 
 def test_a_rank_that_completed_nothing_reports_the_rest(planned: Planned) -> None:
     """On other ranks than 0 what rank 0 found is empty, and the counts are the same."""
-    made = report.succeeded(planned.inputs, planned.plan, planned.options, None, [], {})
+    nothing = Backend(None, "nothing is sent")
+    made = report.succeeded(planned.inputs, planned.plan, planned.options, nothing, None, [], {})
     assert made.config_corrections == made.assets_copied == made.assets_left == ()
-    assert made.peak_anonymous_bytes == ()
+    assert made.peak_anonymous_bytes == made.links == ()
+    assert (made.backend, made.backend_reason) == (None, "nothing is sent")
     assert (made.num_tensors, made.dtype, made.vocab_size) == (75, "float32", 250)
     assert made.stages == (2, 2)
     assert repr(made).endswith("seconds=0.0)")

@@ -1,0 +1,130 @@
+"""Claims of `pp_export.planning.rounds`: who exchanges, how much, and in which rounds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pp_export.planning import planner
+from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.rounds import LOOK_AHEAD, groups_of
+from pp_export.process.ring_buffer import pages
+from tests.cpu.planning.test_planner import MOE, planned
+from tests.fixtures.random_plans import dealt
+
+RANDOM_PLANS = range(25)
+
+
+@pytest.fixture(params=RANDOM_PLANS)
+def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ExportPlan:
+    """A plan of one to seven ranks, of which any lead and any read."""
+    monkeypatch.setattr(planner, "BUCKET_BYTES", 300)
+    numbers = random.Random(request.param)
+    return dealt(planned(MOE, slices=MOE.slices(2), max_shard_bytes=2000), numbers.randint(1, 7), numbers)
+
+
+def test_a_round_is_the_next_bucket_of_every_leader(plan: ExportPlan) -> None:
+    """In round n each leader of a group takes its n-th bucket, and every contribution to it is given then, by
+    who reads it; a rank that neither gives nor takes has no such round.
+    """
+    for group in (*plan.groups, *({(rank,) for rank in range(plan.world_size)} - {*plan.groups})):
+        led = {rank: [b for shard in plan.led_by(rank) for b in shard.buckets] for rank in group}
+        for rank in group if plan.group_of(group[0]) == group else ():
+            rounds = plan.rounds_of(rank)
+            assert [each.number for each in rounds] == sorted({each.number for each in rounds})
+            assert [each.takes.bucket for each in rounds if each.takes] == led[rank]
+            for each in rounds:
+                assert each.takes is None or each.takes.bucket is led[rank][each.number]
+                assert each.takes or each.gives
+                for given_ in each.gives:
+                    assert given_.bucket is led[given_.shard.leader][each.number]
+                    assert given_.part in given_.bucket.parts
+                    assert given_.part.rank == rank
+    given_once = Counter(
+        id(given_.part) for rank in range(plan.world_size) for r in plan.rounds_of(rank) for given_ in r.gives
+    )
+    parts = [id(part) for shard in plan.shards for bucket in shard.buckets for part in bucket.parts]
+    assert given_once == Counter(parts)
+
+
+def test_links_are_the_bytes_that_are_read_elsewhere(plan: ExportPlan) -> None:
+    """A link has exactly the bytes of the slices that its sender reads and its receiver leads, and what a
+    rank sends is the sum of its links; the rest goes over no wire.
+    """
+    needed: Counter[tuple[int, int]] = Counter()
+    local = 0
+    for shard in plan.shards:
+        for part in (part for bucket in shard.buckets for part in bucket.parts):
+            num_bytes = sum(slice_.num_bytes for slice_ in part.slices)
+            if part.rank == shard.leader:
+                local += num_bytes
+            else:
+                needed[part.rank, shard.leader] += num_bytes
+    assert plan.links == dict(needed)
+    for rank in range(plan.world_size):
+        assert plan.sent_bytes(rank) == sum(n for (sender, _), n in needed.items() if sender == rank)
+    read = sum(plan.read_bytes(rank) for rank in range(plan.world_size))
+    assert read == local + sum(plan.links.values())
+
+
+def test_arrivals_have_places_of_their_own(plan: ExportPlan) -> None:
+    """What arrives in a round lies one after another in exactly the memory that the plan counts for it."""
+    for rank in range(plan.world_size):
+        arriving = outgoing = 0
+        for each in plan.rounds_of(rank):
+            end = 0
+            for arrival in each.arrivals:
+                assert arrival.begin == end
+                assert arrival.part.rank != rank
+                end += arrival.part.num_bytes
+            assert each.incoming_bytes == end
+            arriving = max(arriving, end)
+            sent = [g.part.num_bytes for g in each.gives if g.shard.leader != rank]
+            outgoing = max(outgoing, sum(sent))
+        assert plan.arriving_bytes(rank) == arriving
+        assert plan.outgoing_bytes(rank) == outgoing
+        assert plan.incoming_bytes(rank) == (LOOK_AHEAD * pages(arriving) if arriving else 0)
+
+
+def test_a_rank_reads_two_rounds_at_most_ahead(plan: ExportPlan) -> None:
+    """Memory for reading is that of the largest round, twice: one that travels, one that is being read."""
+    for rank in range(plan.world_size):
+        rounds = [sum(pages(g.part.num_bytes) for g in each.gives) for each in plan.rounds_of(rank)]
+        assert plan.ahead_bytes(rank) == LOOK_AHEAD * max(rounds, default=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda link: link[0] != link[1])))
+def test_groups_are_the_connected_ranks(links: list[tuple[int, int]]) -> None:
+    """Two ranks are of one group where links lead from one to the other, by way of others too; ranks without
+    a link are of none.
+    """
+    near: defaultdict[int, set[int]] = defaultdict(set)
+    for a, b in links:
+        near[a].add(b)
+        near[b].add(a)
+    groups = groups_of(links)
+    assert sorted(rank for group in groups for rank in group) == sorted(near)
+    for group in groups:
+        reached, waiting = set(), [group[0]]
+        while waiting:
+            rank = waiting.pop()
+            if rank not in reached:
+                reached.add(rank)
+                waiting += near[rank]
+        assert reached == set(group)
+        assert list(group) == sorted(group)
+    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
+    assert all(not set(a) & set(b) for a, b in itertools.combinations(groups, 2))
+
+
+def test_a_rank_alone_has_rounds_of_its_own() -> None:
+    """Where nothing is sent there are no groups, and a rank's rounds are its buckets."""
+    plan = planned(MOE, slices=MOE.slices(2))
+    assert (plan.groups, plan.links, plan.group_of(0)) == ((), {}, (0,))
+    buckets = [bucket for shard in plan.shards for bucket in shard.buckets]
+    assert [each.takes.bucket for each in plan.rounds_of(0) if each.takes] == buckets
