@@ -131,7 +131,7 @@ def export_model(
     from pp_export.steps.pending import PendingInputs
     from pp_export.view.in_job import JobProgress
 
-    values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
+    values = {"reference": reference, "output": output, **options}
     chosen = _checked(values)
     if isinstance(chosen, OptionError):
         backend, patience = "gloo", 600.0

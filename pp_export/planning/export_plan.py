@@ -191,6 +191,15 @@ class ExportPlan:
         """Memory for the tensors of one shard that are still to be encoded."""
         return max((shard.scratch_bytes for shard in self.led_by(rank)), default=0)
 
+    def written_bytes(self, rank: int) -> int:
+        return sum(shard.num_bytes for shard in self.led_by(rank))
+
+    @cached_property
+    def idle_ranks(self) -> tuple[int, ...]:
+        """The ranks that neither read nor lead; they may still be among the `verifiers`."""
+        busy = self._led_by.keys() | self._parts_of.keys()
+        return tuple(rank for rank in range(self.world_size) if rank not in busy)
+
 
 _PLACE = attrgetter("name", "spec.dtype.torch_name", "spec.shape", "begin")
 _PLACEMENT = attrgetter(
