@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import OptionError
 from pp_export.core.json_values import to_json_value
+from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
 
 if TYPE_CHECKING:
     from pp_export.core.tensors import Shape
@@ -68,6 +69,7 @@ class PlanReport:
     total_size: int
     total_parameters: int
     fingerprint: str
+    summary: PlanSummary
     shards: tuple[PlannedShard, ...]
     ranks: tuple[PlannedRank, ...]
 
@@ -117,10 +119,16 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
         args_unknown=model.args_unknown,
         config_corrections=model.config.corrections,
         config_additions=model.config.additions,
-        notes=(*inputs.catalog.description.notes, *model.notes, *reference.notes),
+        notes=(
+            *inputs.catalog.description.notes,
+            *model.notes,
+            *reference.notes,
+            *notes_on(plan, is_live=inputs.catalog.holders is not None),
+        ),
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         fingerprint=plan.fingerprint,
+        summary=summarize(plan),
         shards=tuple(
             PlannedShard(
                 shard.file,
@@ -138,7 +146,7 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
                 plan.stage_of_rank.get(rank),
                 plan.read_bytes(rank),
                 plan.sent_bytes(rank),
-                sum(shard.num_bytes for shard in plan.led_by(rank)),
+                plan.written_bytes(rank),
                 plan.peak_bytes(rank),
             )
             for rank in range(plan.world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import ExportError, TargetError
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
+from pp_export.steps.inputs import plan_export
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, ExportReport
@@ -101,6 +103,15 @@ def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
     assert tensors["lm_head.weight"] == {"dtype": "float32", "shape": [250, 64]}
     assert (value["fingerprint"], value["total_size"]) == (planned.plan.fingerprint, planned.plan.total_size)
     assert value["sizes"]["padded_vocab_size"] == 256
+
+
+def test_the_report_names_ranks_that_could_not_help(planned: Planned) -> None:
+    """Of an export by more ranks than files, the plan and the report say which ranks had nothing to do."""
+    plan = plan_export(planned.inputs, replace(planned.options, pipeline_parallel=None), 9)
+    made = report.succeeded(planned.inputs, plan, planned.options, None, [], {})
+    (note,) = [note for note in made.notes if "nothing to read or write" in note]
+    assert note.startswith("1 of 9 ranks have nothing to read or write (8): there are 8 files")
+    assert note in plan_report(planned.inputs, plan).notes
 
 
 def test_a_checkpoint_for_machines_adds_up(checkpoint: Checkpoint) -> None:

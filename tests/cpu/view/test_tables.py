@@ -35,7 +35,7 @@ def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.Ca
             str(len(shard.tensors)),
             human_bytes(shard.num_bytes),
         ]
-    assert "4 ranks in 2 stages" in shown
+    assert "4 ranks in 2 stages: 4 write, 0 are idle; " in shown
     assert human_bytes(planned.plan.peak_bytes(0)) in shown
     assert "dropped: nothing" in shown
 
@@ -67,6 +67,31 @@ def test_long_plans_are_cut_with_the_number_of_what_is_left(
     shown = capsys.readouterr().out
     assert shown.count("safetensors") == 40
     assert f"and {len(plan.shards) - 40} more" in shown
+
+
+def test_a_plan_for_many_ranks_begins_with_a_summary(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many ranks write, the most and the median of one rank, and who is idle; of the ranks only the
+    busiest, with those that write most first.
+    """
+    options = replace(planned.options, pipeline_parallel=None)
+    plan = plan_export(planned.inputs, options, 60)
+    report = plan_report(planned.inputs, plan)
+    tables.print_plan(report)
+    shown = capsys.readouterr().out
+    assert "60 ranks in 8 stages: 8 write, 52 are idle; 0 B are sent" in shown.splitlines()[0]
+    written = sorted((rank.written_bytes for rank in report.ranks), reverse=True)
+    row = next(line for line in shown.splitlines() if " writes " in line and "most" not in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "writes",
+        human_bytes(written[0]),
+        human_bytes(written[4]),
+    ]
+    ranks = shown[shown.index("the 8 busiest ranks") :]
+    assert ranks.count("│") == 7 * 8
+    assert f" {human_bytes(written[0])} │" in ranks.splitlines()[4]
+    assert "52 of 60 ranks have nothing to read or write (1-6, 8-14, " in shown
 
 
 def test_a_checkpoint_is_shown_with_every_key(
