@@ -114,7 +114,7 @@ def export_model(
     Called by all ranks of the default process group, which share a filesystem, or by one process without a
     group. `model` is this rank's list of model parts, one per virtual pipeline stage, wrapped or not.
     `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`, times are seconds;
-    all ranks lead shards unless `leaders_per_stage` says otherwise.
+    all ranks that hold values lead shards, unless `leaders_per_stage` bounds them.
 
     Nothing of the training state is changed; host memory is taken for the shards in flight only. The files
     are those that an export of the checkpoint gives that the same job would save. Returns the report when
