@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pp_export.architecture.units import Unit
@@ -377,6 +377,7 @@ def test_units_with_common_holders_are_one_stage() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 7), min_size=1, max_size=3), min_size=1, max_size=8))
 def test_stages_are_the_connected_parts(holders: list[set[int]]) -> None:
     """Each rank that holds something is of one stage, and two ranks of the same iff units connect them."""
@@ -393,6 +394,7 @@ def test_stages_are_the_connected_parts(holders: list[set[int]]) -> None:
         assert found.reader_of[number] in ranks
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50))
 def test_few_leaders_are_spread(size: int, leaders: int) -> None:
     """N leaders of a stage are N different ranks whose distances differ by one at most; the first is one."""
@@ -405,6 +407,7 @@ def test_few_leaders_are_spread(size: int, leaders: int) -> None:
     assert min(steps) >= 1
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 40), min_size=1), st.integers(0, 40))
 def test_the_nearest_are_those_with_the_fewest_low_bits_that_differ(ranks: set[int], to: int) -> None:
     """The rank itself, else those in the smallest aligned block of 2, 4, 8... ranks that has any."""
@@ -433,3 +436,15 @@ def test_a_record_has_one_reader() -> None:
     found = assign_holders(files, Holders([(0, 1, 2)], [0]), None)
     assert found.leaders == (0, 1, 2)
     assert found.reader_of == {0: 2}
+
+
+def test_a_leader_that_holds_a_record_reads_it_for_those_that_do_not() -> None:
+    """Also where another leader needs more of it, and another holder is nearer to that one."""
+    unit, whose = Unit(1, (0,), "layer 0"), {1: (0,), 2: (3,)}
+    files = [
+        FileContent(unit, 40, (Slice("w", whole((size,)), BF16, 0), Slice("v", whole((50,)), BF16, item)))
+        for item, size in ((1, 4), (2, 20))
+    ]
+    found = assign_holders(files, Holders([(0, 2), *whose.values()], [0, 1, 2]), None)
+    assert found.leaders == (0, 3)
+    assert found.reader_of == {0: 0, 1: 0, 2: 3}

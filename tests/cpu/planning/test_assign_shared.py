@@ -9,7 +9,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pp_export.architecture.units import Unit
@@ -120,6 +120,7 @@ def test_runs_end_where_items_do_if_that_is_as_even() -> None:
 ITEMS = st.dictionaries(st.integers(0, 6), st.sampled_from([4, 8, 40]), min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(ITEMS, min_size=1, max_size=8), st.integers(1, 10))
 def test_an_item_has_one_reader_which_leads_the_most_of_it(
     items_of: list[dict[int, int]], world_size: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pp_export.planning.leaders import choose_leaders
@@ -43,6 +43,7 @@ def test_what_anyone_can_lead_leaves_room_for_what_only_one_should() -> None:
     assert choose_leaders([30, 20, 20, 10], needs, sets, [0, 1]) == [1, 0, 0, 1]
 
 
+@settings(deadline=None)
 @given(st.data(), SETS, st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 12))
 def test_nobody_leads_much_more_than_a_share(
     data: st.DataObject, sets: list[set[int]], sizes: list[int], num_leaders: int

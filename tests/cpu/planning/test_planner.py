@@ -295,6 +295,19 @@ def test_ranks_read_their_own_part_of_the_grid() -> None:
     assert max(read.values()) <= 1.2 * sum(read.values()) / grid.world_size
 
 
+@pytest.mark.parametrize("grid", [RankGrid((3, 2)), RankGrid((1,), 1, 3)], ids=str)
+def test_leaders_of_a_grid_read_what_they_lead_where_they_may(grid: RankGrid) -> None:
+    """Where no tensor part is asked for, files are led by who is dealt their experts, and next to nothing of
+    what a leader may read is read by another.
+    """
+    toy = ToyDecoder(num_layers=6, num_experts=6)
+    plan = planned(toy, grid, max_shard_bytes=2400, leaders=None)
+    assert all(plan.led_by(rank) for rank in range(grid.world_size))
+    parts = [each for rank in range(grid.world_size) for each in plan.parts_of(rank)]
+    sent = sum(s.num_bytes for shard, _, part in parts if part.rank != shard.leader for s in part.slices)
+    assert sent < 0.1 * plan.total_size
+
+
 def _tensor_part(slice_: Slice, stored: tuple[Slice, ...]) -> int | None:
     """The tensor parallel rank that stored the slice at size 2: boxes come rank by rank, for fc1 gate, then
     up.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pp_export.planning.runs import balance, heaviest
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.data())
 def test_balance_is_as_good_as_trying_everything(weights: list[int], data: st.DataObject) -> None:
     """Runs are consecutive and none is empty, and the heaviest is as light as the best of all divisions."""
