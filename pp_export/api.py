@@ -114,7 +114,7 @@ def export_model(
     Called by all ranks of the default process group, which share a filesystem, or by one process without a
     group. `model` is this rank's list of model parts, one per virtual pipeline stage, wrapped or not.
     `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`, times are seconds;
-    all ranks lead shards unless `leaders_per_stage` says otherwise.
+    all ranks that hold values lead shards, unless `leaders_per_stage` bounds them.
 
     Nothing of the training state is changed; host memory is taken for the shards in flight only. The files
     are those that an export of the checkpoint gives that the same job would save. Returns the report when
@@ -131,7 +131,7 @@ def export_model(
     from pp_export.steps.pending import PendingInputs
     from pp_export.view.in_job import JobProgress
 
-    values = {"reference": reference, "output": output, "leaders_per_stage": "all", **options}
+    values = {"reference": reference, "output": output, **options}
     chosen = _checked(values)
     patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
     world = process_groups.beside(stall_seconds=patience)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -97,7 +97,7 @@ class Catalog:
 
     `slices` name items by their position in `stored_items`. In a live model there are no `files`; `holders`
     says for each number which ranks hold the items that name it. With `is_one_file_per_rank` each file is
-    what one rank of the training job held, so that few files are best read by few ranks each.
+    what one rank of the training job held.
     """
 
     description: Description
@@ -201,21 +201,6 @@ class Catalog:
             None if holders is None else tuple(map(tuple, holders)),
             value["is_one_file_per_rank"],
         )
-
-
-def holders_of(catalog: Catalog, world_size: int) -> list[Sequence[int]] | None:
-    """The ranks that read each item in an export of `world_size` ranks; None where all can and none is
-    better.
-
-    Where files are those of training ranks, they go to ranks in order: as many ranks as files get one each,
-    fewer take several. With more ranks than files all read all, as the export's own grid says.
-    """
-    if catalog.holders is not None:
-        return [catalog.holders[item.file] for item in catalog.stored_items]
-    num_files = len(catalog.files)
-    if not catalog.is_one_file_per_rank or world_size > num_files:
-        return None
-    return [(item.file * world_size // num_files,) for item in catalog.stored_items]
 
 
 def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:

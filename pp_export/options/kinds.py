@@ -164,7 +164,11 @@ class RunOptions(Options):
     output: Path = _option("folder to make")
     overwrite: bool = _option("replace an existing output once the new one is complete and verified", False)
     parents: bool = _option("make the folders above the output where they are missing", False)
-    leaders_per_stage: str = _option("ranks of a stage that gather and write shards: a number, or all", "1")
+    leaders_per_stage: str = _option(
+        "ranks of a stage that gather and write shards: a number, or all; of no effect where each rank reads"
+        " what it writes (a checkpoint without a parallel size asked for)",
+        "all",
+    )
     backend: str = _option(
         "what carries values between ranks; auto: nccl where they lie on GPUs or hosts exchange and each rank"
         " has a GPU, else gloo",
@@ -199,11 +203,11 @@ class ExportOptions(TargetOptions, SourceOptions):
     """
 
     pipeline_parallel: int | None = _option(
-        "the export's own number of stages; default: chosen from the world size", None, positive=True
+        "the export's own number of stages; default: each rank reads what it writes", None, positive=True
     )
     tensor_parallel: int | None = _option(
-        "ranks over which a stage's tensor parts are dealt; default: chosen", None, positive=True
+        "ranks over which a stage's tensor parts are dealt; default: not dealt by part", None, positive=True
     )
     expert_parallel: int | None = _option(
-        "ranks over which a stage's experts are dealt; default: chosen", None, positive=True
+        "ranks over which a stage's experts are dealt; default: not dealt by expert", None, positive=True
     )

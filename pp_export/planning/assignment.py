@@ -1,155 +1,116 @@
-"""Who reads, and who leads: two ways to deal slices and shards to ranks.
+"""Who leads which file, and who reads which item; the words and steps that all three ways to deal share.
 
-Where every rank can read every slice (files on a shared filesystem), a grid of the export's own decides.
-Where ranks hold slices (a live model, one file per rank), those that hold a unit's slices are its stage.
+Where every rank can read every slice (files on a shared filesystem), each reads what it writes
+(`assign_shared`), unless the user asks for a grid of TP and EP parts (`assign_grid`). Where ranks hold slices
+(a live model), those that hold a unit's slices are its stage (`assign_holders`).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
-from pp_export.core.tensors import Shape, Slice
-from pp_export.planning.rank_grid import RankGrid
-
-Slices = Mapping[str, tuple[Slice, ...]]
+from pp_export.core.tensors import Slice
+from pp_export.planning.leaders import choose_leaders
 
 
-class Assignment(ABC):
-    """Deals slices to the ranks of a stage and shards to its leaders, keeping count of the bytes.
+@dataclass(frozen=True)
+class FileContent:
+    """What a file takes: its unit, the bytes of its tensors, and the stored slices that fill it."""
 
-    `stages` are the ranks of each stage, `stage_of` the stage of each unit.
+    unit: Unit
+    num_bytes: int
+    slices: tuple[Slice, ...]
+
+    @cached_property
+    def item_bytes(self) -> dict[int, int]:
+        """How many bytes it takes of each stored item."""
+        found: dict[int, int] = {}
+        for slice_ in self.slices:
+            found[slice_.item] = found.get(slice_.item, 0) + slice_.num_bytes
+        return found
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The leader of each file, the one rank that reads each item (so that the item's CRC can run along), and
+    the ranks that have to do with one another.
+
+    A file's leader and its readers are of one stage, and stages have no rank in common.
     """
 
     stages: tuple[tuple[int, ...], ...]
-    stage_of: Mapping[Unit, int]
+    leaders: tuple[int, ...]
+    reader_of: Mapping[int, int]
 
-    def __init__(self) -> None:
-        self._read: defaultdict[int, int] = defaultdict(int)
-        self._led: defaultdict[int, int] = defaultdict(int)
-        self._owner_of_item: dict[int, int] = {}
-
-    @abstractmethod
-    def leaders(self, stage: int) -> Sequence[int]:
-        """The ranks of a stage that may lead."""
-
-    @abstractmethod
-    def candidates(self, stage: int, shape: Shape, slice_: Slice) -> Sequence[int]:
-        """The ranks that may read a slice of a tensor of `shape`."""
-
-    def lead(self, stage: int, num_bytes: int) -> int:
-        """The leader of the stage's next shard: the one that leads the fewest bytes so far."""
-        leader = min(self.leaders(stage), key=lambda rank: (self._led[rank], rank))
-        self._led[leader] += num_bytes
-        return leader
-
-    def owner(self, stage: int, leader: int, shape: Shape, slice_: Slice) -> int:
-        """The rank that reads a slice. Slices of one item stay with one rank, so that its CRC can run
-        along.
-        """
-        if slice_.item not in self._owner_of_item:
-            ranks = self.candidates(stage, shape, slice_)
-            self._owner_of_item[slice_.item] = min(ranks, key=lambda rank: self.cost(rank, leader))
-        owner = self._owner_of_item[slice_.item]
-        self._read[owner] += slice_.num_bytes
-        return owner
-
-    def cost(self, rank: int, leader: int) -> tuple[int, ...]:
-        """The lowest reads: who has read the fewest bytes so far."""
-        return (self._read[rank], rank)
+    @cached_property
+    def stage_of(self) -> dict[int, int]:
+        """The stage of each rank that has one."""
+        return {rank: stage for stage, ranks in enumerate(self.stages) for rank in ranks}
 
 
-class GridAssignment(Assignment):
-    """Deals to the export's own grid. Rank (t, e) of a stage is dealt the boxes of its own TP part and its
-    own experts, Megatron's slice of that rank; what is replicated is dealt by bytes.
-    """
+def connected(groups: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+    """The ranks of all groups, those together that groups connect, in order of their first ranks."""
+    above: dict[int, int] = {}
 
-    def __init__(
-        self, grid: RankGrid, account: Account, stage_of: Mapping[Unit, int], leaders_per_stage: int | None
-    ) -> None:
-        super().__init__()
-        self.stages = tuple(tuple(grid.stage_ranks(stage)) for stage in range(grid.pipeline))
-        self.stage_of = stage_of
-        self._grid, self._account = grid, account
-        self._num_leaders = min(leaders_per_stage or grid.stage_size, grid.stage_size)
-        self._num_experts = max(account.expert_of.values(), default=0) + 1
-        self._ranks_near: dict[tuple[int, int | None, int | None], list[int]] = {}
+    def top(rank: int) -> int:
+        while above.setdefault(rank, rank) != rank:
+            above[rank] = above[above[rank]]
+            rank = above[rank]
+        return rank
 
-    def leaders(self, stage: int) -> Sequence[int]:
-        return self.stages[stage][: self._num_leaders]
-
-    def candidates(self, stage: int, shape: Shape, slice_: Slice) -> Sequence[int]:
-        """The ranks near the slice's tensor part and expert part; None is any."""
-        at = (stage, self._tensor_part(shape, slice_), self._expert_part(slice_.name))
-        if at not in self._ranks_near:
-            places = {rank: self._grid.position(rank) for rank in self.stages[stage]}
-            self._ranks_near[at] = [
-                rank
-                for rank, place in places.items()
-                if at[1] in (None, place.tensor) and at[2] in (None, place.expert)
-            ]
-        return self._ranks_near[at]
-
-    def _tensor_part(self, shape: Shape, slice_: Slice) -> int | None:
-        """The TP part that the slice lies in, or None where it spans several or the tensor is not split."""
-        cut = [d for d in range(len(shape)) if slice_.box.shape[d] < shape[d]]
-        if len(cut) != 1:
-            return None
-        dim = cut[0]
-        length = shape[dim] // (self._account.num_parts_of[slice_.name] if dim == 0 else 1)
-        begin = slice_.box.offset[dim] % length
-        first, last = (at * self._grid.tensor // length for at in (begin, begin + slice_.box.shape[dim] - 1))
-        return first if first == last else None
-
-    def _expert_part(self, source: str) -> int | None:
-        expert = self._account.expert_of.get(source)
-        return None if expert is None else expert * self._grid.expert // self._num_experts
+    for group in groups:
+        first, *others = map(top, group)
+        for other in others:
+            low, high = sorted((top(first), top(other)))
+            above[high] = low
+    together: defaultdict[int, list[int]] = defaultdict(list)
+    for rank in sorted(above):
+        together[top(rank)].append(rank)
+    return tuple(map(tuple, together.values()))
 
 
-class HolderAssignment(Assignment):
-    """Deals to the ranks that hold the slices: `holders` gives them for each item.
-
-    Ranks that hold slices of one unit are of one stage. All of them share the leading, replicas too, and a
-    leader takes a slice from itself or else from the nearest rank that holds it, so that replicas do the same
-    work side by side and bytes stay within a node where they can.
-    """
-
-    def __init__(
-        self,
-        holders: Sequence[Sequence[int]],
-        items_of: Mapping[Unit, Sequence[int]],
-        leaders_per_stage: int | None,
-    ) -> None:
-        super().__init__()
-        self._holders = holders
-        self.stages, self.stage_of = _joined(
-            {unit: {rank for item in items for rank in holders[item]} for unit, items in items_of.items()}
-        )
-        self._leaders = [_spread(ranks, leaders_per_stage) for ranks in self.stages]
-
-    def leaders(self, stage: int) -> Sequence[int]:
-        return self._leaders[stage]
-
-    def candidates(self, stage: int, shape: Shape, slice_: Slice) -> Sequence[int]:
-        return self._holders[slice_.item]
-
-    def cost(self, rank: int, leader: int) -> tuple[int, ...]:
-        # Nodes are runs of ranks, mostly of a power of two: the fewer low bits differ, the nearer.
-        return ((rank ^ leader).bit_length(), *super().cost(rank, leader))
+def leaders_of(
+    files: Sequence[FileContent],
+    stage_of_file: Sequence[int],
+    stages: Sequence[Sequence[int]],
+    sets: Sequence[Sequence[int]],
+    set_of_item: Sequence[int] | Mapping[int, int],
+    leaders_per_stage: int | None,
+) -> tuple[int, ...]:
+    """The leader of each file, chosen stage by stage. `sets` may read the items, as `set_of_item` says."""
+    leaders = [0] * len(files)
+    of_stage: defaultdict[int, list[int]] = defaultdict(list)
+    for number, stage in enumerate(stage_of_file):
+        of_stage[stage].append(number)
+    for stage, numbers in of_stage.items():
+        needs: list[defaultdict[int, int]] = [defaultdict(int) for _ in numbers]
+        for number, need in zip(numbers, needs):
+            for item, num_bytes in files[number].item_bytes.items():
+                need[set_of_item[item]] += num_bytes
+        sizes = [files[number].num_bytes for number in numbers]
+        chosen = choose_leaders(sizes, needs, sets, _spread(stages[stage], leaders_per_stage))
+        for number, leader in zip(numbers, chosen):
+            leaders[number] = leader
+    return tuple(leaders)
 
 
-def _joined(ranks_of: Mapping[Unit, set[int]]) -> tuple[tuple[tuple[int, ...], ...], dict[Unit, int]]:
-    """The stages: units whose ranks overlap are of one stage. In the order of their first ranks."""
-    stages: list[set[int]] = []
-    for ranks in ranks_of.values():
-        together = [stage for stage in stages if stage & ranks]
-        stages = [stage for stage in stages if not stage & ranks] + [ranks.union(*together)]
-    ordered = tuple(sorted(tuple(sorted(stage)) for stage in stages))
-    number = {rank: at for at, ranks in enumerate(ordered) for rank in ranks}
-    return ordered, {unit: number[min(ranks)] for unit, ranks in ranks_of.items()}
+def parts_of_items(files: Sequence[FileContent], leaders: Sequence[int]) -> dict[int, dict[int, int]]:
+    """For each item, how many bytes of it go to which leader, in file order."""
+    found: dict[int, dict[int, int]] = {}
+    for file, leader in zip(files, leaders):
+        for item, num_bytes in file.item_bytes.items():
+            of_leader = found.setdefault(item, {})
+            of_leader[leader] = of_leader.get(leader, 0) + num_bytes
+    return found
+
+
+def largest_part(of_leader: Mapping[int, int]) -> int:
+    """The leader of the most bytes, of equal ones the first."""
+    return max(of_leader, key=of_leader.__getitem__)
 
 
 def _spread(ranks: Sequence[int], number: int | None) -> list[int]:

@@ -11,7 +11,8 @@ from operator import attrgetter
 
 from pp_export.core.digest import json_digest
 from pp_export.core.tensors import TensorSpec
-from pp_export.planning.rounds import LOOK_AHEAD, Link, Round, groups_of, links_of, rounds_of
+from pp_export.planning.assignment import connected
+from pp_export.planning.rounds import LOOK_AHEAD, Link, Round, links_of, rounds_of
 from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 from pp_export.process.ring_buffer import pages
 
@@ -108,7 +109,7 @@ class ExportPlan:
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The ranks that exchange with each other, directly or by others; most plans of files have none."""
-        return groups_of(self.links)
+        return connected(self.links)
 
     def group_of(self, rank: int) -> tuple[int, ...]:
         """The group of `rank`, or `rank` alone."""
@@ -162,6 +163,15 @@ class ExportPlan:
     def scratch_bytes(self, rank: int) -> int:
         """Memory for the tensors of one shard that are still to be encoded."""
         return max((shard.scratch_bytes for shard in self.led_by(rank)), default=0)
+
+    def written_bytes(self, rank: int) -> int:
+        return sum(shard.num_bytes for shard in self.led_by(rank))
+
+    @cached_property
+    def idle_ranks(self) -> tuple[int, ...]:
+        """The ranks that neither read nor lead; they may still be among the `verifiers`."""
+        busy = self._led_by.keys() | self._parts_of.keys()
+        return tuple(rank for rank in range(self.world_size) if rank not in busy)
 
 
 _PLACE = attrgetter("name", "spec.dtype.torch_name", "spec.shape", "begin")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
 from pp_export.core.file_names import numbered_weights
-from pp_export.core.tensors import Shape, Slice, TensorSpec
-from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices
+from pp_export.core.tensors import Slice, TensorSpec
+from pp_export.planning.assign_grid import assign_grid
+from pp_export.planning.assign_holders import Holders, assign_holders
+from pp_export.planning.assign_shared import assign_shared
+from pp_export.planning.assignment import FileContent
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import arrange
 from pp_export.planning.rank_grid import RankGrid
@@ -22,68 +25,74 @@ from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
 BUCKET_BYTES = 8 << 20
 
+Slices = Mapping[str, tuple[Slice, ...]]
+
 _DIGITS = re.compile(r"(\d+)")
 
 
-def units_of(account: Account) -> list[Unit]:
-    """The units in file order, as the table declares them."""
-    return sorted(set(account.unit_of.values()))
+def unit_bytes(account: Account) -> dict[Unit, int]:
+    """The bytes of each unit's tensors, in file order, as the table declares it."""
+    found = dict.fromkeys(sorted(set(account.unit_of.values())), 0)
+    for name, unit in account.unit_of.items():
+        found[unit] += account.outputs[name].num_bytes
+    return found
 
 
 def make_plan(
     account: Account,
     slices: Slices,
-    grid: RankGrid,
+    world_size: int,
     *,
     max_shard_bytes: int,
-    leaders_per_stage: int | None,
-    holders: Sequence[Sequence[int]] | None = None,
+    grid: RankGrid | None = None,
+    holders: Holders | None = None,
+    leaders_per_stage: int | None = None,
     basis: str = "",
 ) -> ExportPlan:
-    """The plan for exporting `account` from the stored `slices`; `leaders_per_stage` None means every rank
-    leads.
+    """The plan for exporting `account` from the stored `slices` by `world_size` ranks.
 
-    `holders` are the ranks that can read each item; None where every rank can read all, and `grid` decides.
-    `basis` is that of `ExportPlan`.
+    `holders` are the ranks that hold each item, where not all ranks can read all; `grid` is that of
+    `world_size` ranks which the user asked for. With neither, each rank reads what it writes.
+    `leaders_per_stage` bounds who leads with a grid or holders; None means all. `basis` is that of
+    `ExportPlan`.
     """
     names_of: defaultdict[Unit, list[str]] = defaultdict(list)
     for name, unit in account.unit_of.items():
         names_of[unit].append(name)
-    units = units_of(account)
     files = [
-        (unit, tensors) for unit in units for tensors in _split(account, names_of[unit], max_shard_bytes)
+        (unit, tensors)
+        for unit in sorted(names_of)
+        for tensors in _split(account, names_of[unit], max_shard_bytes)
     ]
-    sources_of = {unit: _sources(account, names) for unit, names in names_of.items()}
-    if holders is None:
-        unit_bytes = [sum(account.outputs[name].num_bytes for name in names_of[unit]) for unit in units]
-        stage_of = dict(zip(units, balance(unit_bytes, grid.pipeline)))
-        assignment: Assignment = GridAssignment(grid, account, stage_of, leaders_per_stage)
+    sources_of = [_sources(account, tensors) for _, tensors in files]
+    contents = [
+        FileContent(unit, sum(spec.num_bytes for spec in tensors.values()), _ordered(sources, slices))
+        for (unit, tensors), sources in zip(files, sources_of)
+    ]
+    if holders is not None:
+        assignment = assign_holders(contents, holders, leaders_per_stage)
+    elif grid is not None:
+        assignment = assign_grid(contents, grid, account, leaders_per_stage)
     else:
-        items_of = {
-            unit: sorted({slice_.item for source in sources_of[unit] for slice_ in slices[source]})
-            for unit in units
-        }
-        assignment = HolderAssignment(holders, items_of, leaders_per_stage)
+        assignment = assign_shared(contents, world_size)
     encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
     shards: list[ShardPlan] = []
     number = 0
-    for position, (unit, tensors) in enumerate(files, start=1):
-        stage = assignment.stage_of[unit]
-        leader = assignment.lead(stage, sum(spec.num_bytes for spec in tensors.values()))
-        sources = _sources(account, tensors)
+    for position, (unit, tensors) in enumerate(files):
+        leader, sources = assignment.leaders[position], sources_of[position]
         encodings = tuple({id(e): e for name in tensors if (e := encoding_of.get(name)) is not None}.values())
         mapped = {name for e in encodings for name in e.inputs}
         mapped |= tensors.keys() - {name for e in encodings for name in e.outputs}
         buckets = [
             Bucket(number + i, parts)
-            for i, parts in enumerate(_buckets(assignment, stage, leader, sources, slices))
+            for i, parts in enumerate(_buckets(contents[position].slices, assignment.reader_of))
         ]
         number += len(buckets)
         shards.append(
             ShardPlan(
-                file=numbered_weights(position, len(files)),
+                file=numbered_weights(position + 1, len(files)),
                 unit=str(unit),
-                stage=stage,
+                stage=assignment.stage_of[leader],
                 leader=leader,
                 tensors=arrange(tensors),
                 encodings=encodings,
@@ -92,32 +101,35 @@ def make_plan(
                 buckets=tuple(buckets),
             )
         )
-    return ExportPlan(basis, grid.world_size, assignment.stages, tuple(shards))
+    return ExportPlan(basis, world_size, assignment.stages, tuple(shards))
 
 
 def _sources(account: Account, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(source for name in names for source in account.sources_of[name]))
 
 
-def _buckets(
-    assignment: Assignment, stage: int, leader: int, sources: Sequence[str], slices: Slices
-) -> list[tuple[Contribution, ...]]:
-    """The buckets of the shard of `sources`, filled up to BUCKET_BYTES, with their slices dealt to ranks.
-
-    Slices of one item stay in byte order, so that its CRC can run along.
+def _ordered(sources: Iterable[str], slices: Slices) -> tuple[Slice, ...]:
+    """The slices of a file in the order in which they are read. Those of one item stay in byte order, so that
+    its CRC can run along.
     """
+    return tuple(
+        slice_
+        for source in sources
+        for slice_ in sorted(slices[source], key=lambda slice_: (slice_.item, slice_.begin))
+    )
+
+
+def _buckets(slices: Iterable[Slice], reader_of: Mapping[int, int]) -> list[tuple[Contribution, ...]]:
+    """The buckets of a shard, filled up to BUCKET_BYTES."""
     filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
     size = 0
-    for source in sources:
-        shape = _extent(slices[source])
-        for slice_ in sorted(slices[source], key=lambda slice_: (slice_.item, slice_.begin)):
-            owner = assignment.owner(stage, leader, shape, slice_)
-            for row in slice_.rows(BUCKET_BYTES):
-                if size and size + row.num_bytes > BUCKET_BYTES:
-                    filled.append(defaultdict(list))
-                    size = 0
-                filled[-1][owner].append(row)
-                size += row.num_bytes
+    for slice_ in slices:
+        for row in slice_.rows(BUCKET_BYTES):
+            if size and size + row.num_bytes > BUCKET_BYTES:
+                filled.append(defaultdict(list))
+                size = 0
+            filled[-1][reader_of[slice_.item]].append(row)
+            size += row.num_bytes
     return [
         tuple(Contribution(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled
     ]
@@ -144,39 +156,6 @@ def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dic
         files[-1].update(group)
         size += group_bytes
     return files
-
-
-def balance(weights: Sequence[int], num_stages: int) -> list[int]:
-    """The stage of every unit: consecutive runs, none empty, the heaviest as light as possible."""
-    low, high = max(weights), sum(weights)
-    while low < high:
-        middle = (low + high) // 2
-        if max(_fill(weights, num_stages, middle)) < num_stages:
-            high = middle
-        else:
-            low = middle + 1
-    return _fill(weights, num_stages, low)
-
-
-def _fill(weights: Sequence[int], num_stages: int, capacity: int) -> list[int]:
-    """Stages filled up to `capacity` in turn; a new one also begins where each unit left is needed for a
-    stage left.
-    """
-    stages: list[int] = []
-    stage = load = 0
-    for position, weight in enumerate(weights):
-        stages_left = num_stages - 1 - stage
-        if position and (load + weight > capacity or len(weights) - position <= stages_left):
-            stage, load = stage + 1, 0
-        load += weight
-        stages.append(stage)
-    return stages
-
-
-def _extent(slices: Sequence[Slice]) -> Shape:
-    return tuple(
-        max(ends) for ends in zip(*[[o + n for o, n in zip(s.box.offset, s.box.shape)] for s in slices])
-    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,78 +1,91 @@
-"""The export's own grid of ranks."""
+"""The grid of ranks that a user asks for."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from pp_export.core.errors import OptionError
+from pp_export.planning.runs import balance
 
 
 @dataclass(frozen=True)
 class Position:
-    """Coordinates of one rank: pipeline stage, tensor part, expert part, and replica (data) number."""
+    """Coordinates of one rank: pipeline stage, tensor part, expert part, and number of its block."""
 
     stage: int
     tensor: int
     expert: int
-    data: int
+    block: int
 
 
 @dataclass(frozen=True)
 class RankGrid:
-    """`pipeline` stages of `tensor` x `expert` x `data` ranks each; the tensor axis varies fastest, the stage
-    slowest, so that a stage is a run of consecutive ranks and stays on as few nodes as possible.
+    """Stages of `blocks[stage]` blocks, each of `tensor` x `expert` ranks; the tensor axis varies fastest,
+    the stage slowest, so that a stage is a run of consecutive ranks and stays on as few nodes as possible.
     """
 
-    pipeline: int
-    tensor: int
-    expert: int
-    data: int
+    blocks: tuple[int, ...]
+    tensor: int = 1
+    expert: int = 1
 
     @property
     def world_size(self) -> int:
-        return self.pipeline * self.stage_size
+        return self._ends[-1] * self.tensor * self.expert
 
-    @property
-    def stage_size(self) -> int:
-        return self.tensor * self.expert * self.data
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The number of blocks up to each stage's end, after 0."""
+        return (0, *accumulate(self.blocks))
 
     def position(self, rank: int) -> Position:
         rest, tensor = divmod(rank, self.tensor)
-        rest, expert = divmod(rest, self.expert)
-        stage, data = divmod(rest, self.data)
-        return Position(stage, tensor, expert, data)
+        block, expert = divmod(rest, self.expert)
+        stage = bisect_right(self._ends, block) - 1
+        return Position(stage, tensor, expert, block - self._ends[stage])
 
     def stage_ranks(self, stage: int) -> range:
-        return range(stage * self.stage_size, (stage + 1) * self.stage_size)
+        size = self.tensor * self.expert
+        return range(self._ends[stage] * size, self._ends[stage + 1] * size)
 
 
 def choose_grid(
-    world_size: int, pipeline: int | None, tensor: int | None, expert: int | None, num_units: int
+    world_size: int, pipeline: int | None, tensor: int | None, expert: int | None, unit_bytes: Sequence[int]
 ) -> RankGrid:
-    """The grid of `world_size` ranks with the sizes that the user fixed.
+    """The grid of `world_size` ranks with the sizes that the user fixed; `unit_bytes` are those of the units
+    (embedding, layers, head) in file order.
 
-    A free number of stages takes all ranks that the fixed axes leave, up to one stage per unit (embedding,
-    layer, head): ranks of different stages never wait for each other. What is left over shares the reading in
-    its stage.
+    A free number of stages takes all blocks, up to one stage per unit: ranks of different stages never wait
+    for each other. Blocks that are left over go one by one to the stage with the most bytes per block.
+
+    Raises OptionError where the ranks are no whole blocks, or fewer than the stages asked for, or where there
+    are more stages than units.
     """
-    fixed = (pipeline or 1) * (tensor or 1) * (expert or 1)
-    if world_size % fixed:
+    size = (tensor or 1) * (expert or 1)
+    num_blocks, rest = divmod(world_size, size)
+    if rest or num_blocks < (pipeline or 1):
+        multiple = f"a multiple of {tensor or 1} tensor x {expert or 1} expert = {size}"
         raise OptionError(
-            "the world size is not divided by the grid",
-            expected=f"a multiple of {pipeline or 1} pipeline x {tensor or 1} tensor x {expert or 1} expert",
+            "the world size does not fit the grid",
+            expected=multiple + (f", at least {pipeline * size} for {pipeline} stages" if pipeline else ""),
             got=f"{world_size} ranks",
             advice="start another number of ranks, or change the parallel sizes",
         )
-    left = world_size // fixed
-    if pipeline is None:
-        pipeline = max(size for size in range(1, min(left, num_units) + 1) if left % size == 0)
-        left //= pipeline
-    if pipeline > num_units:
+    num_stages = pipeline or min(num_blocks, len(unit_bytes))
+    if num_stages > len(unit_bytes):
         raise OptionError(
             "there are more pipeline stages than units to export",
-            expected=f"at most {num_units} (embedding, layers, head)",
+            expected=f"at most {len(unit_bytes)} (embedding, layers, head)",
             got=pipeline,
         )
-    if tensor is None and expert is None:
-        tensor, left = left, 1
-    return RankGrid(pipeline, tensor or 1, expert or 1, left)
+    stage_bytes = [0] * num_stages
+    for stage, num_bytes in zip(balance(unit_bytes, num_stages), unit_bytes):
+        stage_bytes[stage] += num_bytes
+    blocks = [1] * num_stages
+    for _ in range(num_blocks - num_stages):
+        neediest = max(range(num_stages), key=lambda stage: stage_bytes[stage] / blocks[stage])
+        blocks[neediest] += 1
+    return RankGrid(tuple(blocks), tensor or 1, expert or 1)

@@ -90,24 +90,6 @@ def links_of(shards: Iterable[ShardPlan]) -> dict[Link, int]:
     return dict(sorted(links.items()))
 
 
-def groups_of(links: Iterable[Link]) -> tuple[tuple[int, ...], ...]:
-    """The groups of two and more ranks, in the order of their first ranks."""
-    above: dict[int, int] = {}
-
-    def first_of(rank: int) -> int:
-        while (parent := above.setdefault(rank, rank)) != rank:
-            above[rank] = rank = above[parent]
-        return rank
-
-    for sender, receiver in links:
-        low, high = sorted((first_of(sender), first_of(receiver)))
-        above[high] = low
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    for rank in sorted(above):
-        found[first_of(rank)].append(rank)
-    return tuple(map(tuple, found.values()))
-
-
 def rounds_of(group: Sequence[int], led_by: Mapping[int, Sequence[ShardPlan]]) -> dict[int, list[Round]]:
     """The rounds of each rank of a group; a rank without any has no entry."""
     led = [[LedBucket(s, b) for s in led_by.get(rank, ()) for b in s.buckets] for rank in group]

@@ -13,7 +13,7 @@ from pp_export.architecture import rules, table_files
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
-from pp_export.checkpoint.catalog import Catalog, holders_of
+from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.source import Source
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import RuleError
@@ -22,8 +22,9 @@ from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
+from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.planner import make_plan, units_of
+from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.reference.reference_folder import Reference
 from pp_export.steps.model import NOTHING_EXPECTED, SettledModel, settle_account, settle_model
@@ -130,24 +131,25 @@ def agree_on_backend(source: Source, plan: ExportPlan, options: TargetOptions, w
 
 
 def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -> ExportPlan:
-    """The plan for `world_size` ranks; pure, so that every rank comes to the same.
-
-    A grid that the user asks for goes before that of a checkpoint with one file per rank: any rank can read
-    any file.
-    """
+    """The plan for `world_size` ranks; pure, so that every rank comes to the same."""
     pipeline, tensor, expert = asked = [
         getattr(options, f"{axis}_parallel", None) for axis in ("pipeline", "tensor", "expert")
     ]
-    is_asked = any(size is not None for size in asked)
+    grid, holders, catalog = None, None, inputs.catalog
+    if any(size is not None for size in asked):
+        grid = choose_grid(world_size, pipeline, tensor, expert, list(unit_bytes(inputs.account).values()))
+    if catalog.holders is not None:
+        holders = Holders(catalog.holders, [item.file for item in catalog.stored_items])
     # The file of the table may have another name elsewhere; its content counts.
     result = {**options.result.to_json(), "architecture": inputs.architecture.table}
     return make_plan(
         inputs.account,
-        inputs.catalog.slices,
-        choose_grid(world_size, pipeline, tensor, expert, len(units_of(inputs.account))),
+        catalog.slices,
+        world_size,
         max_shard_bytes=parse_bytes(options.max_shard_size),
+        grid=grid,
+        holders=holders,
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
-        holders=None if is_asked else holders_of(inputs.catalog, world_size),
         basis=json_digest([VERSION, result]),
     )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import OptionError
 from pp_export.core.json_values import to_json_value
+from pp_export.distributed.backends import expected
+from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
 
 if TYPE_CHECKING:
     from pp_export.core.tensors import Shape
@@ -52,7 +54,10 @@ class PlannedRank:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """What an export would do. `total_size` is in bytes of tensors, without the files' headers."""
+    """What an export would do. `backend` is what is expected to carry values between ranks, for the
+    `backend_reason`; None where none are sent. `total_size` is in bytes of tensors, without the files'
+    headers.
+    """
 
     architecture: str
     expected_from: str
@@ -68,6 +73,9 @@ class PlanReport:
     total_size: int
     total_parameters: int
     fingerprint: str
+    backend: str | None
+    backend_reason: str
+    summary: PlanSummary
     shards: tuple[PlannedShard, ...]
     ranks: tuple[PlannedRank, ...]
 
@@ -98,11 +106,12 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
 
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     inputs = read_inputs(source, options, PendingInputs.start(options))
-    return plan_report(inputs, plan_export(inputs, options, world_size))
+    return plan_report(inputs, plan_export(inputs, options, world_size), options.backend)
 
 
-def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
-    """The report of a plan; called on rank 0."""
+def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanReport:
+    """The report of a plan; called on rank 0. `asked` is the backend that the user asked for."""
+    backend = expected(asked, plan.groups)
     model, reference = inputs.model, inputs.reference
     assert model is not None
     assert reference is not None
@@ -117,10 +126,18 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
         args_unknown=model.args_unknown,
         config_corrections=model.config.corrections,
         config_additions=model.config.additions,
-        notes=(*inputs.catalog.description.notes, *model.notes, *reference.notes),
+        notes=(
+            *inputs.catalog.description.notes,
+            *model.notes,
+            *reference.notes,
+            *notes_on(plan, is_live=inputs.catalog.holders is not None),
+        ),
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,
         fingerprint=plan.fingerprint,
+        backend=backend.name,
+        backend_reason=backend.why,
+        summary=summarize(plan),
         shards=tuple(
             PlannedShard(
                 shard.file,
@@ -138,7 +155,7 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan) -> PlanReport:
                 plan.stage_of_rank.get(rank),
                 plan.read_bytes(rank),
                 plan.sent_bytes(rank),
-                sum(shard.num_bytes for shard in plan.led_by(rank)),
+                plan.written_bytes(rank),
                 plan.peak_bytes(rank),
             )
             for rank in range(plan.world_size)

@@ -16,6 +16,7 @@ from pp_export.core.json_values import to_json_value
 from pp_export.disk import files
 from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
+from pp_export.steps.plan_summary import notes_on
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
@@ -205,7 +206,12 @@ def succeeded(
         config_additions=done.additions,
         assets_copied=done.assets,
         assets_left=done.left,
-        notes=(*description.notes, *(model.notes if model else ()), *done.notes),
+        notes=(
+            *description.notes,
+            *(model.notes if model else ()),
+            *done.notes,
+            *notes_on(plan, is_live=inputs.catalog.holders is not None),
+        ),
         verified=options.verify,
         source_checked=options.check_source if isinstance(options, SourceOptions) else None,
         seconds=dict(seconds),

@@ -32,7 +32,7 @@ _SIZES = (
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"),
     *("num_experts", "padded_vocab_size"),
 )
-_MAX_ROWS, _MAX_PEAKS, _MAX_NAMED = 40, 8, 6
+_MAX_ROWS, _MAX_RANKS, _MAX_PEAKS, _MAX_NAMED = 40, 8, 8, 6
 
 
 def print_export(report: ExportReport) -> None:
@@ -53,6 +53,7 @@ def print_export(report: ExportReport) -> None:
         "export": f"{seconds['export']:.1f} s, {rate}/s",
         "verified": verified,
         "config.json": _config(report.config_corrections, report.config_additions),
+        "sent": _sent(report),
         "peak memory": f"{peaks} (anonymous, per rank)",
     }
     if report.not_finite:
@@ -61,6 +62,14 @@ def print_export(report: ExportReport) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     out.print(table)
+
+
+def _sent(report: ExportReport) -> str:
+    """What went from rank to rank, over what, and why over that."""
+    if report.backend is None:
+        return f"nothing: {report.backend_reason}"
+    total = human_bytes(sum(link["bytes"] for link in report.links))
+    return f"{total} over {report.backend}: {report.backend_reason}"
 
 
 def _accounted(truth: str) -> str:
@@ -98,8 +107,25 @@ def _not_finite(counts: Mapping[str, int]) -> str:
 
 
 def print_plan(report: PlanReport) -> None:
-    """What an export would do, file by file and rank by rank."""
-    out = console()
+    """What an export would do: in all, file by file, and rank by rank."""
+    out, summary = console(), report.summary
+    out.print(
+        f"{len(report.ranks)} ranks in {report.num_stages} stages: {summary.num_leaders} write,"
+        f" {len(summary.idle_ranks)} are idle; {human_bytes(summary.total_sent_bytes)} are sent"
+        f" ({report.backend or 'nothing'}: {report.backend_reason})",
+        soft_wrap=True,
+    )
+    loads = Table()
+    for column in ("one rank", "most", "median"):
+        loads.add_column(column, justify="right")
+    for name, load in {
+        "reads": summary.read_bytes,
+        "sends": summary.sent_bytes,
+        "writes": summary.written_bytes,
+        "peak memory": summary.peak_bytes,
+    }.items():
+        loads.add_row(name, human_bytes(load.most), human_bytes(load.median))
+    out.print(loads)
     shards = Table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
         shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
@@ -109,13 +135,7 @@ def print_plan(report: PlanReport) -> None:
     if len(report.shards) > _MAX_ROWS:
         shards.add_row(f"and {len(report.shards) - _MAX_ROWS} more (--json lists all)")
     out.print(shards)
-    ranks = Table(title=f"{len(report.ranks)} ranks in {report.num_stages} stages")
-    for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
-        ranks.add_column(column, justify="right")
-    for rank in report.ranks[:_MAX_ROWS]:
-        sizes = (rank.read_bytes, rank.sent_bytes, rank.written_bytes, rank.peak_bytes)
-        ranks.add_row(str(rank.rank), str(rank.stage), *map(human_bytes, sizes))
-    out.print(ranks)
+    _print_ranks(report)
     dropped = "; ".join(f"{name} ({why})" for name, why in report.dropped.items()) or "nothing"
     lines = {
         "accounted": f"{_accounted(report.expected_from)}; dropped: {dropped}",
@@ -125,6 +145,22 @@ def print_plan(report: PlanReport) -> None:
     }
     for name, text in lines.items():
         out.print(f"{name}: {text}", soft_wrap=True)
+
+
+def _print_ranks(report: PlanReport) -> None:
+    """All ranks, or, of many, the busiest."""
+    shown, title = report.ranks, "all ranks"
+    if len(shown) > _MAX_RANKS:
+        busiest = sorted(shown, key=lambda rank: (-rank.written_bytes, -rank.read_bytes, rank.rank))
+        shown, title = tuple(busiest[:_MAX_RANKS]), f"the {_MAX_RANKS} busiest ranks (--json lists all)"
+    ranks = Table(title=title)
+    for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
+        ranks.add_column(column, justify="right")
+    for rank in shown:
+        sizes = (rank.read_bytes, rank.sent_bytes, rank.written_bytes, rank.peak_bytes)
+        stage = "-" if rank.stage is None else str(rank.stage)
+        ranks.add_row(str(rank.rank), stage, *map(human_bytes, sizes))
+    console().print(ranks)
 
 
 def print_checkpoint(report: CheckpointReport) -> None:

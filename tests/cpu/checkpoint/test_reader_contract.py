@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from pp_export.checkpoint.catalog import Catalog, holders_of
+from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.checkpoint.formats import FORMATS, describe_checkpoint
 from pp_export.checkpoint.live_source import ModelSource
@@ -64,12 +64,11 @@ SIZES = (
 @dataclass(frozen=True)
 class Form:
     """`write` makes the model below a new folder and returns the sources of two ranks; `reader` is what the
-    catalog says of itself, `has_holders` whether values belong to ranks.
+    catalog says of itself.
     """
 
     write: Callable[[Path], Sequence[Source]]
     reader: str
-    has_holders: bool = False
 
 
 def place_of(name: str) -> tuple[str, tuple[int, ...]]:
@@ -183,8 +182,8 @@ FORMS = {
     "fsdp_dtensor": Form(fsdp_dtensor, "DCP"),
     "bridge": Form(bridge, "DCP"),
     "nemo": Form(nemo, "DCP"),
-    "legacy": Form(legacy, "torch", has_holders=True),
-    "live": Form(live, "", has_holders=True),
+    "legacy": Form(legacy, "torch"),
+    "live": Form(live, ""),
 }
 FILES = [name for name, form in FORMS.items() if form.reader]
 
@@ -201,8 +200,9 @@ class Input:
         return [stack.enter_context(source.open(self.catalog)) for source in self.sources]
 
     def holders(self, slice_: Slice) -> Sequence[int]:
-        found = holders_of(self.catalog, len(self.sources))
-        return range(len(self.sources)) if found is None else found[slice_.item]
+        if self.catalog.holders is None:
+            return range(len(self.sources))
+        return self.catalog.holders[self.catalog.stored_items[slice_.item].file]
 
     def slices(self) -> list[Slice]:
         return [slice_ for slices in self.catalog.slices.values() for slice_ in slices]
@@ -321,14 +321,13 @@ def test_args_tell_the_same_sizes(given: Input) -> None:
     assert {name: args[name] for name in SIZES} == {name: ARGS[name] for name in SIZES}
 
 
-def test_only_what_belongs_to_ranks_has_holders(given: Input) -> None:
-    """Files that are parts of a job are best read by one rank each, live values by who has them; else anybody
-    reads anything.
-    """
-    holders = holders_of(given.catalog, len(given.sources))
-    assert (holders is not None) == given.form.has_holders
-    assert (given.catalog.holders is not None) == (not given.sources[0].is_shared)
-    assert {rank for ranks in holders or [] for rank in ranks} <= {0, 1}
+def test_only_what_is_in_memory_has_holders(given: Input) -> None:
+    """Live values are read by who has them, and every item has someone; anybody reads any file."""
+    catalog = given.catalog
+    assert (catalog.holders is not None) == (not given.sources[0].is_shared) == (not catalog.files)
+    if catalog.holders is not None:
+        assert {rank for ranks in catalog.holders for rank in ranks} == {0, 1}
+        assert all(catalog.holders[item.file] for item in catalog.stored_items)
 
 
 def test_closing_gives_back_what_was_opened(given: Input) -> None:

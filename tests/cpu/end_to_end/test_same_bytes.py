@@ -57,16 +57,17 @@ GRIDS: dict[int, tuple[Options, ...]] = {
     1: ({},),
     2: (
         {"pipeline_parallel": 2},
-        {"pipeline_parallel": 1, "tensor_parallel": 2, "leaders_per_stage": "all"},
-        {"pipeline_parallel": 1, "expert_parallel": 2},
+        {"pipeline_parallel": 1, "tensor_parallel": 2},
+        {"pipeline_parallel": 1, "expert_parallel": 2, "leaders_per_stage": "1"},
     ),
     4: (
         {},
         {"pipeline_parallel": 2, "tensor_parallel": 2},
-        {"pipeline_parallel": 1, "tensor_parallel": 4, "leaders_per_stage": "all"},
+        {"pipeline_parallel": 1, "tensor_parallel": 4},
+        {"pipeline_parallel": 3},
         {"pipeline_parallel": 2, "expert_parallel": 2, "leaders_per_stage": "2"},
         {"pipeline_parallel": 1, "tensor_parallel": 2, "expert_parallel": 2, "leaders_per_stage": "3"},
-        {"pipeline_parallel": 1},
+        {"pipeline_parallel": 1, "leaders_per_stage": "1"},
     ),
 }
 # Files of several layers' tensors, and files of a part of a layer.
@@ -82,7 +83,7 @@ def exports(folder: Path, num_ranks: int, checkpoint: Checkpoint, reference: Ref
             "reference": str(reference(case[0])),
             "output": str(folder / "-".join([*case, str(num_ranks), size])),
             "max_shard_size": size,
-            # A file per rank is dealt file by file, unless a grid is asked for.
+            # Folders of few files are read without a grid too.
             **({} if "legacy" in case[0] and step == 0 else grids[(number + step) % len(grids)]),
         }
         for cases in (DENSE, MOE)
@@ -156,7 +157,9 @@ def test_exports_leave_nothing_beside_their_folders(exported: dict[int, list[Opt
 def test_the_bytes_of_a_stage_are_read_by_its_ranks_and_travel(
     checkpoint: Checkpoint, reference: Reference, case: tuple[str, str], grid: Options, leaders: str
 ) -> None:
-    """With several ranks in a stage each reads a share, those that don't lead send, and the leaders write."""
+    """With several ranks in a stage each reads a share, those that don't lead send all of it, and the leaders
+    write; where all lead and no part is asked for, hardly anything is sent.
+    """
     options = ExportOptions(
         checkpoint=checkpoint(*case),
         reference=reference(case[0]),
@@ -167,7 +170,7 @@ def test_the_bytes_of_a_stage_are_read_by_its_ranks_and_travel(
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     with remembering():
         inputs = read_inputs(source, options, PendingInputs.start(options))
-    plan = plan_report(inputs, plan_export(inputs, options, 4)).to_json()
+    plan = plan_report(inputs, plan_export(inputs, options, 4), "auto").to_json()
     ranks = plan["ranks"]
     stored = sum(rank["read_bytes"] for rank in ranks)
     assert stored >= plan["total_size"], "padding aside, every byte is read by one rank"
@@ -175,8 +178,9 @@ def test_the_bytes_of_a_stage_are_read_by_its_ranks_and_travel(
     for rank in ranks:
         assert 0 < rank["read_bytes"] < stored / 2
         num_leaders[rank["stage"]] += rank["written_bytes"] > 0
-        assert rank["sent_bytes"] > 0 or leaders != "all" or rank["written_bytes"] == 0
         if rank["written_bytes"] == 0:
             assert rank["sent_bytes"] >= rank["read_bytes"]
+    if leaders == "all" and grid.keys() == {"pipeline_parallel"}:
+        assert sum(rank["sent_bytes"] for rank in ranks) < 0.1 * stored
     stage_size = 4 // grid["pipeline_parallel"]
     assert set(num_leaders.values()) == {stage_size if leaders == "all" else min(int(leaders), stage_size)}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.rounds import LOOK_AHEAD, groups_of
+from pp_export.planning.rounds import LOOK_AHEAD
 from pp_export.process.ring_buffer import pages
 from tests.cpu.planning.test_planner import MOE, planned
 from tests.fixtures.random_plans import dealt
@@ -96,30 +93,6 @@ def test_a_rank_reads_two_rounds_at_most_ahead(plan: ExportPlan) -> None:
     for rank in range(plan.world_size):
         rounds = [sum(pages(g.part.num_bytes) for g in each.gives) for each in plan.rounds_of(rank)]
         assert plan.ahead_bytes(rank) == LOOK_AHEAD * max(rounds, default=0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda link: link[0] != link[1])))
-def test_groups_are_the_connected_ranks(links: list[tuple[int, int]]) -> None:
-    """Two ranks are of one group where links lead from one to the other, by way of others too; ranks without
-    a link are of none.
-    """
-    near: defaultdict[int, set[int]] = defaultdict(set)
-    for a, b in links:
-        near[a].add(b)
-        near[b].add(a)
-    groups = groups_of(links)
-    assert sorted(rank for group in groups for rank in group) == sorted(near)
-    for group in groups:
-        reached, waiting = set(), [group[0]]
-        while waiting:
-            rank = waiting.pop()
-            if rank not in reached:
-                reached.add(rank)
-                waiting += near[rank]
-        assert reached == set(group)
-        assert list(group) == sorted(group)
-    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
-    assert all(not set(a) & set(b) for a, b in itertools.combinations(groups, 2))
 
 
 def test_a_rank_alone_has_rounds_of_its_own() -> None:

@@ -110,7 +110,7 @@ def test_a_failure_follows_the_report_s_schema(planned: Planned) -> None:
 
 def test_metadata_follows_its_schemas(planned: Planned) -> None:
     """A plan and a checkpoint."""
-    check("plan", plan_report(planned.inputs, planned.plan).to_json())
+    check("plan", plan_report(planned.inputs, planned.plan, "auto").to_json())
     check("inspect", pp_export.inspect(planned.options.checkpoint).to_json())
 
 
@@ -136,7 +136,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
-        "plan": lambda: plan_report(planned.inputs, planned.plan).to_json(),
+        "plan": lambda: plan_report(planned.inputs, planned.plan, "auto").to_json(),
         "report": made.report.to_json,
         "shard": lambda: made.manifest["shards"][0],
         "verify": lambda: pp_export.verify(made.report.output, quick=True).to_json(),

@@ -230,7 +230,7 @@ def plan_for(
         dtype=None if cast is None else from_torch(cast),
         drop_mtp=False,
     )
-    return make_plan(settled, slices, grid, max_shard_bytes=max_shard_bytes, leaders_per_stage=None)
+    return make_plan(settled, slices, grid.world_size, max_shard_bytes=max_shard_bytes, grid=grid)
 
 
 def messages(shard: ShardPlan, sources: Mapping[str, torch.Tensor]) -> list[tuple[Slice, torch.Tensor]]:
@@ -273,7 +273,8 @@ def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture,
     sources = data.draw(st.composite(lambda draw: sources_of(draw, dtype))())
     specs = {name: TensorSpec(tuple(t.shape), from_torch(dtype)) for name, t in sources.items()}
     slices = one_record_each({n: data.draw(tilings(s.shape)) for n, s in specs.items()}, from_torch(dtype))
-    grid = RankGrid(*data.draw(st.tuples(*[st.integers(1, 2)] * 4)))
+    blocks = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=2).map(tuple))
+    grid = RankGrid(blocks, *data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2))))
     expected = mapped(sources)
     if cast is not None and from_torch(dtype).is_floating:
         expected = {name: cast_to(tensor, cast) for name, tensor in expected.items()}
@@ -299,9 +300,7 @@ def shard(table: rules.Architecture) -> tuple[ShardPlan, dict[str, torch.Tensor]
     sources = {"plain": random_bits((4, 6), "bfloat16")}
     boxes = [Box((0, 0), (4, 2)), Box((0, 2), (4, 4))]
     specs = {"plain": TensorSpec((4, 6), from_torch("bfloat16"))}
-    plan = plan_for(
-        table, specs, one_record_each({"plain": boxes}, from_torch("bfloat16")), RankGrid(1, 1, 1, 1)
-    )
+    plan = plan_for(table, specs, one_record_each({"plain": boxes}, from_torch("bfloat16")), RankGrid((1,)))
     return plan.shards[0], sources
 
 

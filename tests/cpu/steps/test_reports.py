@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pp_export.core.errors import ExportError, TargetError
 from pp_export.distributed.backends import Backend
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
+from pp_export.steps.inputs import plan_export
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, ExportReport, Measured
@@ -91,7 +93,7 @@ def test_a_rank_that_completed_nothing_reports_the_rest(planned: Planned) -> Non
     nothing = Backend(None, "nothing is sent")
     made = report.succeeded(planned.inputs, planned.plan, planned.options, nothing, None, [], {})
     assert made.config_corrections == made.assets_copied == made.assets_left == ()
-    assert made.peak_anonymous_bytes == made.links == ()
+    assert (made.peak_anonymous_bytes, made.links) == ((), ())
     assert (made.backend, made.backend_reason) == (None, "nothing is sent")
     assert (made.num_tensors, made.dtype, made.vocab_size) == (75, "float32", 250)
     assert made.stages == (2, 2)
@@ -100,7 +102,7 @@ def test_a_rank_that_completed_nothing_reports_the_rest(planned: Planned) -> Non
 
 def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
     """The plan as JSON has every file and rank, and its bytes agree with each other and with the plan."""
-    value = json.loads(json.dumps(plan_report(planned.inputs, planned.plan).to_json()))
+    value = json.loads(json.dumps(plan_report(planned.inputs, planned.plan, "auto").to_json()))
     assert [shard["file"] for shard in value["shards"]] == [shard.file for shard in planned.plan.shards]
     assert sum(rank["written_bytes"] for rank in value["ranks"]) == sum(
         shard["bytes"] for shard in value["shards"]
@@ -115,6 +117,15 @@ def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
     assert tensors["lm_head.weight"] == {"dtype": "float32", "shape": [250, 64]}
     assert (value["fingerprint"], value["total_size"]) == (planned.plan.fingerprint, planned.plan.total_size)
     assert value["sizes"]["padded_vocab_size"] == 256
+
+
+def test_the_report_names_ranks_that_could_not_help(planned: Planned) -> None:
+    """Of an export by more ranks than files, the plan and the report say which ranks had nothing to do."""
+    plan = plan_export(planned.inputs, replace(planned.options, pipeline_parallel=None), 9)
+    made = report.succeeded(planned.inputs, plan, planned.options, Backend(None, ""), None, [], {})
+    (note,) = [note for note in made.notes if "nothing to read or write" in note]
+    assert note.startswith("1 of 9 ranks have nothing to read or write (8): there are 8 files")
+    assert note in plan_report(planned.inputs, plan, "auto").notes
 
 
 def test_a_checkpoint_for_machines_adds_up(checkpoint: Checkpoint) -> None:

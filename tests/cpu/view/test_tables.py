@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pp_export.checkpoint.formats import describe_checkpoint
+from pp_export.distributed.backends import Backend
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.inputs import plan_export
 from pp_export.steps.plan_report import plan_report
-from pp_export.steps.report import Completed
+from pp_export.steps.report import Completed, Measured
 from pp_export.verification import Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
@@ -24,7 +25,7 @@ from tests.fixtures.planned import Planned
 
 def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
     """The printed plan names every file in full, each rank with its bytes, and what is dropped."""
-    tables.print_plan(plan_report(planned.inputs, planned.plan))
+    tables.print_plan(plan_report(planned.inputs, planned.plan, "auto"))
     shown = capsys.readouterr().out
     for shard in planned.plan.shards:
         row = next(line for line in shown.splitlines() if shard.file in line)
@@ -35,7 +36,7 @@ def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.Ca
             str(len(shard.tensors)),
             human_bytes(shard.num_bytes),
         ]
-    assert "4 ranks in 2 stages" in shown
+    assert "4 ranks in 2 stages: 4 write, 0 are idle; " in shown
     assert human_bytes(planned.plan.peak_bytes(0)) in shown
     assert "dropped: nothing" in shown
 
@@ -46,7 +47,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     """Reasons, folders and file names with brackets or colons lose nothing when printed."""
     text = "kept [bold]in[/] :smile: [/red]"
     account = replace(planned.inputs.account, dropped={"x": text})
-    tables.print_plan(plan_report(replace(planned.inputs, account=account), planned.plan))
+    tables.print_plan(plan_report(replace(planned.inputs, account=account), planned.plan, "auto"))
     assert f"x ({text})" in capsys.readouterr().out
     description = replace(planned.inputs.catalog.description, folder=f"/data/{text}")
     tables.print_checkpoint(checkpoint_report(replace(planned.inputs.catalog, description=description)))
@@ -63,10 +64,35 @@ def test_long_plans_are_cut_with_the_number_of_what_is_left(
     """Of a plan with many files the first are shown, and the others are counted."""
     options = replace(planned.options, max_shard_size="100")
     plan = plan_export(planned.inputs, options, 2)
-    tables.print_plan(plan_report(planned.inputs, plan))
+    tables.print_plan(plan_report(planned.inputs, plan, "auto"))
     shown = capsys.readouterr().out
     assert shown.count("safetensors") == 40
     assert f"and {len(plan.shards) - 40} more" in shown
+
+
+def test_a_plan_for_many_ranks_begins_with_a_summary(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many ranks write, the most and the median of one rank, and who is idle; of the ranks only the
+    busiest, with those that write most first.
+    """
+    options = replace(planned.options, pipeline_parallel=None)
+    plan = plan_export(planned.inputs, options, 60)
+    report = plan_report(planned.inputs, plan, "auto")
+    tables.print_plan(report)
+    shown = capsys.readouterr().out
+    assert "60 ranks in 8 stages: 8 write, 52 are idle; 0 B are sent" in shown.splitlines()[0]
+    written = sorted((rank.written_bytes for rank in report.ranks), reverse=True)
+    row = next(line for line in shown.splitlines() if " writes " in line and "most" not in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "writes",
+        human_bytes(written[0]),
+        human_bytes(written[4]),
+    ]
+    ranks = shown[shown.index("the 8 busiest ranks") :]
+    assert ranks.count("│") == 7 * 8
+    assert f" {human_bytes(written[0])} │" in ranks.splitlines()[4]
+    assert "52 of 60 ranks have nothing to read or write (1-6, 8-14, " in shown
 
 
 def test_a_checkpoint_is_shown_with_every_key(
@@ -184,7 +210,11 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
     """The table at the end says what was accounted, checked and verified, and what was not."""
     completed = Completed(corrections=("a correction",))
     seconds = {"export": 2.0, "verify": 1.0}
-    done = report.succeeded(planned.inputs, planned.plan, planned.options, completed, [10**9], seconds)
+    measured = [Measured(10**9, {1: 3 * 10**8}).to_bytes(), Measured(0, {}).to_bytes()]
+    backend = Backend("gloo", "asked for")
+    done = report.succeeded(
+        planned.inputs, planned.plan, planned.options, backend, completed, measured, seconds
+    )
     tables.print_export(done)
     shown = capsys.readouterr().out
     for text in (
@@ -194,7 +224,8 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
         "CRC-32 of every record checked",
         "every byte re-read, 1.0 s",
         "a correction",
-        "1 GB (anonymous, per rank)",
+        "1 GB, 0 B (anonymous, per rank)",
+        "300 MB over gloo: asked for",
     ):
         assert text in shown
     tables.print_export(replace(done, verified=False, source_checked=False, config_corrections=()))

@@ -1,0 +1,84 @@
+"""A plan in a few numbers: how evenly the work lies on the ranks, and which of them can't help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import median_low
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pp_export.planning.export_plan import ExportPlan
+
+_MAX_NAMED = 40
+
+
+@dataclass(frozen=True)
+class Load:
+    """Bytes that one rank has of something: the most of all ranks, and the median of those that take part."""
+
+    most: int
+    median: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """How evenly the work lies. `idle_ranks` neither read nor lead; `num_busy_ranks` are all others, and so
+    the largest number of ranks near the world's size that all help. `total_sent_bytes` go from rank to rank.
+    """
+
+    num_leaders: int
+    num_busy_ranks: int
+    idle_ranks: tuple[int, ...]
+    total_sent_bytes: int
+    read_bytes: Load
+    sent_bytes: Load
+    written_bytes: Load
+    peak_bytes: Load
+
+
+def summarize(plan: ExportPlan) -> PlanSummary:
+    """The summary of a plan; pure."""
+    idle = set(plan.idle_ranks)
+    busy = [rank for rank in range(plan.world_size) if rank not in idle]
+
+    def load(of_rank: Callable[[int], int]) -> Load:
+        found = [of_rank(rank) for rank in busy]
+        return Load(max(found), median_low(found))
+
+    return PlanSummary(
+        num_leaders=len({shard.leader for shard in plan.shards}),
+        num_busy_ranks=len(busy),
+        idle_ranks=plan.idle_ranks,
+        total_sent_bytes=sum(map(plan.sent_bytes, busy)),
+        read_bytes=load(plan.read_bytes),
+        sent_bytes=load(plan.sent_bytes),
+        written_bytes=load(plan.written_bytes),
+        peak_bytes=load(plan.peak_bytes),
+    )
+
+
+def notes_on(plan: ExportPlan, *, is_live: bool) -> tuple[str, ...]:
+    """A sentence for the user where some ranks have nothing to read or write. How many ranks a training job
+    has (`is_live`) is not for an export to say.
+    """
+    idle = plan.idle_ranks
+    if not idle:
+        return ()
+    num_leaders = len({shard.leader for shard in plan.shards})
+    num_verifying = len({*plan.verifiers()} & {*idle})
+    advice = "" if is_live else f" {plan.world_size - len(idle)} ranks are enough, or"
+    return (
+        f"{len(idle)} of {plan.world_size} ranks have nothing to read or write ({named(idle)}):"
+        f" there are {len(plan.shards)} files, led by {num_leaders} ranks."
+        f" {num_verifying} of them re-read files if the export is verified.{advice}"
+        f" {'a' if advice else 'A'} smaller max_shard_size makes more files.",
+    )
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks in order as text: `0, 3-5`."""
+    runs = [[rank for _, rank in run] for _, run in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0])]
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(texts[:_MAX_NAMED]) + ", ..." * (len(texts) > _MAX_NAMED)
