@@ -82,6 +82,9 @@ class NcclWire:
 
     def close(self) -> None:
         self._group.shutdown()
+        self._posted.clear()
+        self._buffers.clear()
+        self._pack = self._pack[:0].clone()  # a failure's traceback may hold on to this wire for a while
         self._member.leave("0")
 
     def _connect(self) -> Any:

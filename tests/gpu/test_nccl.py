@@ -8,6 +8,9 @@ there is one GPU, its ranks are hosts of their own for NCCL (`tests.fixtures.hos
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 from pp_export.core import file_names
 from tests.fixtures import toy_qwen2
 from tests.fixtures.exports import files_of
-from tests.fixtures.processes import run_python, torchrun
+from tests.fixtures.processes import is_alive, run_python, started, torchrun
 
 NUM_GPUS = torch.cuda.device_count()
 PLANS_EACH = 110
@@ -102,8 +105,9 @@ def job(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-def sums(files: dict[str, bytes]) -> bytes:
-    return files[file_names.SUMS]
+def weights(sums: bytes) -> list[bytes]:
+    """The lines of SHA256SUMS that are of weights."""
+    return [line for line in sums.splitlines() if line.endswith(b".safetensors")]
 
 
 @pytest.mark.parametrize("name", ["nccl", "gloo", "auto", "small buckets"])
@@ -114,7 +118,9 @@ def test_a_live_model_gives_the_bytes_of_files(
     checkpoint of it.
     """
     folder, ranks = job
-    assert (folder / name / file_names.SUMS).read_bytes() == sums(over_gloo)
+    found = weights((folder / name / file_names.SUMS).read_bytes())
+    assert found == weights(over_gloo[file_names.SUMS])
+    assert len(found) > 5
     for rank in ranks:
         assert rank[name]["backend"] == ("gloo" if name == "gloo" else "nccl")
     assert {(link["sender"], link["receiver"]) for link in ranks[0][name]["links"]} == {(0, 1), (1, 0)}
@@ -145,6 +151,23 @@ def test_a_rank_that_raises_ends_all_and_leaves_the_job(
         assert set(rank["works"]) == {2.0}
         assert rank["threads"] == []
         assert rank["keys"] == 0
+
+
+def test_a_rank_that_is_killed_ends_all(tmp_path: Path) -> None:
+    """SIGKILL for a rank while rounds go over NCCL: no other rank stays behind."""
+    command = launched(2, "tests.fixtures.random_plans", str(tmp_path), "nccl", "cuda", "0", "1000")
+    with started(command, tmp_path / "printed") as running:
+        deadline = time.monotonic() + 60
+        while not (marks := sorted(tmp_path.glob("walking.*"))) or len(marks) < 2:
+            assert running.process.poll() is None, running.wait(1).stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        pids = [int(mark.read_text()) for mark in marks]
+        os.kill(pids[1], signal.SIGKILL)
+        killed = time.monotonic()
+        assert running.wait(60).status != 0
+        assert time.monotonic() - killed < 40
+    assert not [pid for pid in pids if is_alive(pid)]
 
 
 def test_a_parameter_that_is_still_written_is_waited_for(

@@ -72,7 +72,11 @@ class Case:
 
     def middle(self, running: Running) -> dict[int, int]:
         """Wait until both ranks are in the middle of exporting; their process ids."""
-        markers = [self.state / f"middle.{rank}" for rank in (0, 1)]
+        return self.reached(running, "middle.0", "middle.1")
+
+    def reached(self, running: Running, *names: str) -> dict[int, int]:
+        """Wait until all ranks that leave marks of these names have left them; the ranks' process ids."""
+        markers = [self.state / name for name in names]
         deadline = time.monotonic() + TIMEOUT_S
         while not all(marker.exists() for marker in markers):
             assert running.process.poll() is None, running.wait(1).stderr
@@ -255,6 +259,20 @@ def test_a_rank_that_is_killed(case: Case, victim: int) -> None:
     assert any(f"rank {victim} ended without a word" in finding for finding in error["findings"])
 
 
+@pytest.mark.parametrize("where", ["connect", "last"])
+def test_a_rank_that_is_killed_before_or_after_the_rounds(case: Case, where: str) -> None:
+    """SIGKILL for rank 1 before its group is connected, or when all its rounds are over: rank 0 ends within
+    seconds and says who went silent.
+    """
+    before = files_of(case.parent)
+    with case.started(f"hold-{where}@1") as running:
+        os.kill(case.reached(running, "held")[1], signal.SIGKILL)
+        killed = time.monotonic()
+        error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
+        assert time.monotonic() - killed < 25
+    assert any("rank 1 ended without a word" in finding for finding in error["findings"])
+
+
 def test_a_launcher_that_is_killed(case: Case) -> None:
     """SIGKILL for torchrun, with which the ranks' store goes: the orphans end by themselves and clean up."""
     case.export_old()
@@ -282,6 +300,19 @@ def test_a_job_that_is_told_to_stop(case: Case) -> None:
     assert error["kind"] == "StoppedError"
     assert "SIGTERM" in error["what"]
     assert error["where"]["rank"] == "0"
+
+
+@pytest.mark.parametrize("where", ["connect", "last"])
+def test_a_rank_that_hangs_before_or_after_the_rounds(case: Case, where: str) -> None:
+    """A worker of rank 1 that does not get on, before the first round or after the last, is named with what
+    it was at, after --stall-seconds.
+    """
+    before = files_of(case.parent)
+    with case.started(f"hold-{where}@1", "--stall-seconds", "4") as running:
+        case.reached(running, "held")
+        error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
+    assert "no progress for 4 s" in error["what"]
+    assert any(finding.startswith("rank 1 was ") for finding in error["findings"])
 
 
 @pytest.mark.parametrize("victim", [0, 1])
