@@ -1,6 +1,4 @@
-"""`python -m bench.exchange`, from the repository's root: launches the ranks, prints a table, never fails on a
-number.
-"""
+"""`python -m bench.exchange`, from the repository's root: launches the ranks and prints a table."""
 
 from __future__ import annotations
 
@@ -43,9 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.exchange", description="The export's exchange against a bare one, over Gloo."
     )
-    parser.add_argument("--runs", type=int, default=11, help="counted runs of each way (default: 11)")
+    parser.add_argument("--runs", type=int, default=9, help="counted runs of each way (default: 9)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="ranks of each launch")
-    parser.add_argument("--layers", type=int, default=10, help="layers of the model, 94 MB each (default: 10)")
+    parser.add_argument(
+        "--layers", type=int, default=16, help="layers of the model, 94 MB each (default: 16)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything measured in FILE")
     return parser
 

@@ -69,9 +69,7 @@ def plan_of(num_layers: int, size: int, leaders: int | None) -> ExportPlan:
     table = table_files.load(toy.table)
     settled = account(table, toy.specs(), toy.sizes, expected=None, truth="", dtype=None, drop_mtp=False)
     grid = RankGrid(1, size, 1, 1)
-    return make_plan(
-        settled, toy.slices(size), grid, max_shard_bytes=5 * 10**9, leaders_per_stage=leaders
-    )
+    return make_plan(settled, toy.slices(size), grid, max_shard_bytes=5 * 10**9, leaders_per_stage=leaders)
 
 
 def bare_rounds(plan: ExportPlan, rank: int) -> list[BareRound]:
@@ -160,7 +158,11 @@ def main() -> None:
                 measured, num_bytes = together(ways[way]()), sum(plan.links.values())
                 runs.append(
                     {"ranks": size, "leaders": text, "repetition": repetition, "way": way, **measured}
-                    | {"wire_bytes": num_bytes, "rounds": len(plan.rounds_of(0)), "model_bytes": plan.total_size}
+                    | {
+                        "wire_bytes": num_bytes,
+                        "rounds": len(plan.rounds_of(0)),
+                        "model_bytes": plan.total_size,
+                    }
                 )
     if rank == 0:
         file.write_text(json.dumps(runs))
