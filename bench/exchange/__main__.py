@@ -19,9 +19,9 @@ from bench.exchange.show import show
 from tests.fixtures.launch import ROOT
 
 
-def main() -> int:
-    """Measure what the command line asks for."""
-    options = _parser().parse_args()
+def main(words: list[str] | None = None) -> int:
+    """Measure what the command line, or `words`, ask for."""
+    options = _parser().parse_args(words)
     runs = []
     for size in options.ranks:
         runs += _launch(size, options)

@@ -37,14 +37,13 @@ _LAST_EXPORTS_S = 60
 """What a repetition that has begun may still take, before its launch is ended."""
 
 
-def main() -> int:
-    """Measure what the command line asks for."""
-    options = _parser().parse_args()
+def main(words: list[str] | None = None) -> int:
+    """Measure what the command line, or `words`, ask for."""
+    options = _parser().parse_args(words)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if options.device == "cuda" and not torch.cuda.is_available():
         console.print("bench-gpu is skipped: torch sees no GPU")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that nothing is left behind
     options.disk.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="bench-gpu-", dir=options.disk) as disk,
@@ -73,9 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit-s", type=float, default=270, help="begin nothing after that (default: 270)")
     parser.add_argument("--disk", type=Path, default=Path("build"), help="folder on a disk (default: build)")
+    parser.add_argument("--targets", nargs="+", choices=(MEMORY, DISK), default=[MEMORY, DISK])
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="folder in memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything measured in FILE")
-    parser.add_argument("--size", choices=SIZES, default="full", help="of the model: 3.9 GB, or a few MB")
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the model: 3.9 GB, 1 GB, 7 MB")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
     return parser
 
@@ -86,7 +86,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace, console: Console, disk: Path, memory: Path) -> None:
         self._options, self._console, self._disk = options, console, disk.absolute()
         self._sizes, self._begun = SIZES[options.size], time.time()
-        self.targets = {MEMORY: memory.absolute(), DISK: self._disk}
+        folders = {MEMORY: memory.absolute(), DISK: self._disk}
+        self.targets = {name: folders[name] for name in options.targets}
         self.notes: list[str] = []
         for name, folder in list(self.targets.items()):
             free, needed = shutil.disk_usage(folder).free, _HEADROOM * self.num_bytes
@@ -105,7 +106,10 @@ class Bench:
         options = self._options
         counts = sorted({*options.live_ranks, *options.offline_ranks})
         num_bytes = (512 << 20) if options.size == "full" else (8 << 20)
-        self.machine = machine.measure(options.device, num_bytes, counts, self.targets)
+        # A disk takes the live exports alone, unless there is nothing else.
+        writers = {DISK: counts if MEMORY not in self.targets else options.live_ranks}
+        folders = {name: (folder, writers.get(name, counts)) for name, folder in self.targets.items()}
+        self.machine = machine.measure(options.device, num_bytes, counts, folders)
         for num_ranks in options.live_ranks:
             self._live(num_ranks)
         if options.offline_ranks and self.targets:
@@ -194,4 +198,5 @@ def _facts(options: argparse.Namespace, bench: Bench) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that nothing is left behind
     sys.exit(main())

@@ -21,6 +21,7 @@ from pp_export.disk.files import DIRECT_STEP_BYTES, NewFile
 
 _REPETITIONS = 3
 _BLOCK_BYTES = 64 << 20
+_PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,22 @@ class Machine:
     storage: dict[str, dict[int, Spread]]
 
 
-def measure(device: str, num_bytes: int, counts: Sequence[int], folders: dict[str, Path]) -> Machine:
-    """Measure with `num_bytes` for each figure, and for each number of threads in `counts`."""
+def measure(
+    device: str, num_bytes: int, counts: Sequence[int], folders: dict[str, tuple[Path, Sequence[int]]]
+) -> Machine:
+    """Measure with `num_bytes` for each figure, for each number of threads in `counts`; `folders` are told by
+    name, with the numbers of writers.
+    """
     memory = _memory(min(num_bytes, _BLOCK_BYTES))
     times = max(1, num_bytes // len(memory))
     return Machine(
         _pinned_copy(num_bytes) if device == "cuda" else None,
         _rate(1, times * len(memory), lambda _: _hash(memory, times, tensors=False)),
         {n: _rate(n, times * len(memory), lambda _: _hash(memory, times, tensors=True)) for n in counts},
-        {name: {n: _storage(folder, memory, times, n) for n in counts} for name, folder in folders.items()},
+        {
+            name: {n: _storage(folder, memory, times, n) for n in writers}
+            for name, (folder, writers) in folders.items()
+        },
     )
 
 
@@ -53,7 +61,7 @@ def _pinned_copy(num_bytes: int) -> Spread:
     host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).fill_(0)
 
     def copy(_: int) -> None:
-        for piece, target in zip(values.split(8 << 20), host.split(8 << 20)):
+        for piece, target in zip(torch.split(values, _PIECE_BYTES), torch.split(host, _PIECE_BYTES)):
             target.copy_(piece, non_blocking=True)
         torch.cuda.synchronize()
 

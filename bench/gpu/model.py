@@ -33,7 +33,7 @@ class Sizes:
     padded: int
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
-        """Key, shape (of one layer) and cut of every parameter; those of layers begin with `decoder.layers`."""
+        """Key, shape (of one layer) and cut of every parameter; a layer's begin with `decoder.layers`."""
         width, rows = self.heads * self.head_dim, (self.heads + 2 * self.groups) * self.head_dim
         yield "embedding.word_embeddings.weight", (self.padded, self.hidden), COLUMN
         yield "decoder.layers.self_attention.linear_qkv.layer_norm_weight", (self.hidden,), WHOLE
@@ -91,6 +91,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(28, 2048, 16, 4, 128, ffn=8192, vocab=63_900, padded=64_000),  # 3.93 GB
+    "medium": Sizes(4, 2048, 16, 4, 128, ffn=8192, vocab=63_900, padded=64_000),  # 1.01 GB
     "small": Sizes(4, 256, 8, 2, 32, ffn=512, vocab=1000, padded=1024),
 }
 
@@ -103,7 +104,7 @@ class Model(Part):
         self.rotary_base, self.share_embeddings_and_output_weights = 20_000, False
         self.values = torch.nn.ParameterList()
         self._block, self._rank, self._parts = _block(device), rank, tensor_parallel
-        entries = []
+        entries: list[Any] = []
         for key, shape, cut in sizes.tensors():
             if key.startswith("decoder.layers."):
                 for layer in range(sizes.layers):
@@ -154,7 +155,6 @@ def _block(device: str) -> torch.Tensor:
 
 def _filled(shape: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:
     values = torch.empty(shape, dtype=block.dtype, device=block.device)
-    flat = values.view(-1)
-    for piece in flat.split(len(block)):
+    for piece in torch.split(values.view(-1), len(block)):
         piece.copy_(block[: len(piece)])
     return values
