@@ -105,7 +105,7 @@ class Bench:
         self._say("measuring the machine")
         options = self._options
         counts = sorted({*options.live_ranks, *options.offline_ranks})
-        num_bytes = (512 << 20) if options.size == "full" else (8 << 20)
+        num_bytes = (8 << 20) if options.size == "small" else (512 << 20)
         # A disk takes the live exports alone, unless there is nothing else.
         writers = {DISK: counts if MEMORY not in self.targets else options.live_ranks}
         folders = {name: (folder, writers.get(name, counts)) for name, folder in self.targets.items()}

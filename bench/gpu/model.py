@@ -1,6 +1,6 @@
 """A model in Qwen2's shape, without megatron-core, with the keys, shapes and cuts that megatron-core gives.
 
-Every parameter is stacked on the layers in its global shape, as in a checkpoint of layers that are all alike.
+A live part says of every parameter that it is a piece of the stack of all layers, as megatron-core's do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.fixtures.stored import write_stored
 
 COLUMN, ROW, GLU, WHOLE = "column", "row", "glu", "whole"
 _BLOCK = 1 << 20
+_LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Model(Part):
         self._block, self._rank, self._parts = _block(device), rank, tensor_parallel
         entries: list[Any] = []
         for key, shape, cut in sizes.tensors():
-            if key.startswith("decoder.layers."):
+            if key.startswith(_LAYERS):
                 for layer in range(sizes.layers):
                     entries += self._entries(key, shape, cut, (sizes.layers, layer))
             else:
@@ -139,11 +140,14 @@ class Model(Part):
 
 
 def write_checkpoint(folder: Path, sizes: Sizes) -> Path:
-    """The same model as a checkpoint, by one process."""
+    """The same model as a checkpoint, by one process, under the keys of layers that are not all alike: a stack
+    of layers would be one item, which one rank has to read, and a job stores each layer as an item anyway.
+    """
     block = _block("cpu")
     tensors = {
-        key: _filled((sizes.layers, *shape) if key.startswith("decoder.layers.") else shape, block)
+        key.replace(_LAYERS, f"{_LAYERS}{layer}."): _filled(shape, block)
         for key, shape, _ in sizes.tensors()
+        for layer in range(sizes.layers if key.startswith(_LAYERS) else 1)
     }
     return write_stored(folder, tensors, sizes.args())
 
