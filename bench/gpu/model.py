@@ -140,8 +140,8 @@ class Model(Part):
 
 
 def write_checkpoint(folder: Path, sizes: Sizes) -> Path:
-    """The same model as a checkpoint, by one process, under the keys of layers that are not all alike: a stack
-    of layers would be one item, which one rank has to read, and a job stores each layer as an item anyway.
+    """The same model as a checkpoint, by one process, under the keys of layers that are not all alike: as in
+    a job's, each layer is an item. A whole stack of layers would be one, for one rank to read.
     """
     block = _block("cpu")
     tensors = {
