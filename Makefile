@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-frameworks test-pythons test-oldest test-newest check coverage bench format hooks dist clean
+.PHONY: help demo test test-frameworks test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -69,8 +69,12 @@ coverage: $(READY) ## which lines the tests run, in child processes too; build/c
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report
 
-bench: $(READY) ## measure against the usual converter and against cp (needs 20 GB of disk, about 15 minutes)
+bench: $(READY) ## measure against the usual converter, cp and a bare exchange (needs 20 GB of disk, about 20 minutes)
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.exchange
+
+bench-gpu: $(READY) ## measure exports of a model on a GPU against the machine (skipped without a GPU; under 5 minutes)
+	$(BIN)/python -m bench.gpu
 
 format: $(READY) ## let ruff fix and format
 	$(BIN)/ruff check --fix .
