@@ -68,8 +68,9 @@ def plan_of(num_layers: int, size: int, leaders: int | None) -> ExportPlan:
     toy = ToyDecoder(num_layers, 1536, 12, 4, 128, ffn=8960, vocab=32_000, padded_vocab=32_000)
     table = table_files.load(toy.table)
     settled = account(table, toy.specs(), toy.sizes, expected=None, truth="", dtype=None, drop_mtp=False)
-    grid = RankGrid(1, size, 1, 1)
-    return make_plan(settled, toy.slices(size), grid, max_shard_bytes=5 * 10**9, leaders_per_stage=leaders)
+    grid = RankGrid((1,), size)
+    slices, limit = toy.slices(size), 5 * 10**9
+    return make_plan(settled, slices, size, max_shard_bytes=limit, grid=grid, leaders_per_stage=leaders)
 
 
 def bare_rounds(plan: ExportPlan, rank: int) -> list[BareRound]:
