@@ -1,4 +1,5 @@
-"""Makes the plan: cuts units into files, files into buckets, and deals slices and shards to ranks.
+"""Makes the plan: cuts units into files, large files into ranges, all into buckets, and deals slices and
+shards to ranks.
 
 Files depend on the HF tensors and `max_shard_bytes` only, never on who reads or writes them: the bytes of an
 export are the same for every layout of the checkpoint and every grid of the export.
@@ -16,8 +17,10 @@ from pp_export.core.file_names import numbered_weights
 from pp_export.core.tensors import Shape, Slice, TensorSpec
 from pp_export.planning.assignment import Assignment, GridAssignment, HolderAssignment, Slices
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.file_layout import arrange
+from pp_export.planning.file_layout import FileLayout, FileRange, arrange
+from pp_export.planning.ranges import cut_ranges
 from pp_export.planning.rank_grid import RankGrid
+from pp_export.planning.runs import balance
 from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
 BUCKET_BYTES = 8 << 20
@@ -65,15 +68,30 @@ def make_plan(
         }
         assignment = HolderAssignment(holders, items_of, leaders_per_stage)
     encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
+    # Where the user bounds who leads, ranges would have no leaders of their own.
+    num_leaders = grid.world_size if leaders_per_stage is None else 1
+    fair_share = -(-sum(spec.num_bytes for spec in account.outputs.values()) // num_leaders)
+
+    def ties_of(name: str) -> list[str]:
+        """What must have one leader: a source that several tensors come from, tensors encoded together."""
+        return [*account.sources_of[name], *(encoding_of[name].outputs if name in encoding_of else ())]
+
+    parts = [
+        (unit, list(tensors) if range_.is_whole else _in_natural_order(range_), range_)
+        for position, (unit, tensors) in enumerate(files, start=1)
+        for range_ in cut_ranges(
+            FileLayout(numbered_weights(position, len(files)), arrange(tensors)), ties_of, fair_share
+        )
+    ]
     shards: list[ShardPlan] = []
     number = 0
-    for position, (unit, tensors) in enumerate(files, start=1):
+    for unit, names, range_ in parts:
         stage = assignment.stage_of[unit]
-        leader = assignment.lead(stage, sum(spec.num_bytes for spec in tensors.values()))
-        sources = _sources(account, tensors)
-        encodings = tuple({id(e): e for name in tensors if (e := encoding_of.get(name)) is not None}.values())
+        leader = assignment.lead(stage, range_.data_bytes)
+        sources = _sources(account, names)
+        encodings = tuple({id(e): e for name in names if (e := encoding_of.get(name)) is not None}.values())
         mapped = {name for e in encodings for name in e.inputs}
-        mapped |= tensors.keys() - {name for e in encodings for name in e.outputs}
+        mapped |= set(names) - {name for e in encodings for name in e.outputs}
         buckets = [
             Bucket(number + i, parts)
             for i, parts in enumerate(_buckets(assignment, stage, leader, sources, slices))
@@ -81,11 +99,10 @@ def make_plan(
         number += len(buckets)
         shards.append(
             ShardPlan(
-                file=numbered_weights(position, len(files)),
+                range=range_,
                 unit=str(unit),
                 stage=stage,
                 leader=leader,
-                tensors=arrange(tensors),
                 encodings=encodings,
                 placements={s: tuple(p for p in account.placements[s] if p.name in mapped) for s in sources},
                 shapes={s: account.shapes[s] for s in sources},
@@ -146,37 +163,14 @@ def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dic
     return files
 
 
-def balance(weights: Sequence[int], num_stages: int) -> list[int]:
-    """The stage of every unit: consecutive runs, none empty, the heaviest as light as possible."""
-    low, high = max(weights), sum(weights)
-    while low < high:
-        middle = (low + high) // 2
-        if max(_fill(weights, num_stages, middle)) < num_stages:
-            high = middle
-        else:
-            low = middle + 1
-    return _fill(weights, num_stages, low)
-
-
-def _fill(weights: Sequence[int], num_stages: int, capacity: int) -> list[int]:
-    """Stages filled up to `capacity` in turn; a new one also begins where each unit left is needed for a
-    stage left.
-    """
-    stages: list[int] = []
-    stage = load = 0
-    for position, weight in enumerate(weights):
-        stages_left = num_stages - 1 - stage
-        if position and (load + weight > capacity or len(weights) - position <= stages_left):
-            stage, load = stage + 1, 0
-        load += weight
-        stages.append(stage)
-    return stages
-
-
 def _extent(slices: Sequence[Slice]) -> Shape:
     return tuple(
         max(ends) for ends in zip(*[[o + n for o, n in zip(s.box.offset, s.box.shape)] for s in slices])
     )
+
+
+def _in_natural_order(range_: FileRange) -> list[str]:
+    return sorted((place.name for place in range_.tensors), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -29,8 +29,9 @@ from pp_export.core.tensors import Slice
 from pp_export.planning import export_plan as plan_module
 from pp_export.planning import planner
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.planner import balance, make_plan, units_of
+from pp_export.planning.planner import make_plan, units_of
 from pp_export.planning.rank_grid import RankGrid
+from pp_export.planning.runs import balance
 from pp_export.process.ring_buffer import pages
 from tests.fixtures.catalogs import ToyDecoder
 
@@ -98,7 +99,7 @@ SLICINGS: dict[str, Callable[[ToyDecoder], Slices]] = {
 
 
 def files_of(plan: ExportPlan) -> list[Any]:
-    return [(shard.file, shard.unit, shard.tensors, shard.header) for shard in plan.shards]
+    return [(shard.file, shard.unit, shard.tensors, shard.range.header) for shard in plan.shards]
 
 
 @pytest.mark.parametrize("max_shard_bytes", [1, 1500, LARGE])
