@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import file_names
 from pp_export.core.errors import ExportError, VerificationError
+from pp_export.options.kinds import ExportOptions
 from pp_export.shards import index, write
+from pp_export.steps.inputs import plan_export, read_inputs
+from pp_export.steps.pending import PendingInputs
 from pp_export.verification import verify_folder
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import RememberedDefinition, export_here, files_of
+from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.ranges import cut_finely
 
@@ -33,6 +37,15 @@ GRIDS: tuple[Options, ...] = (
     {"pipeline_parallel": 1, "tensor_parallel": 4, "leaders_per_stage": "all"},
     {"pipeline_parallel": 2, "tensor_parallel": 2, "leaders_per_stage": "all"},
 )
+
+
+def num_leaders(given: Options, grid: Options) -> int:
+    """The most ranks that lead one file in an export by four ranks."""
+    options = ExportOptions(**given, **grid, output=Path("unused"))
+    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
+    with cut_finely(), remembering():
+        plan = plan_export(read_inputs(source, options, PendingInputs.start(options)), options, 4)
+    return max(len({shard.leader for shard in ranges}) for ranges in plan.files)
 
 
 def shards_of(folder: Path) -> Any:
@@ -63,15 +76,14 @@ def exported(
     found: dict[str, list[Path]] = {}
     jobs: list[Options] = []
     for name, (case, options) in CASES.items():
-        given = {"checkpoint": str(checkpoint(*case)), "reference": str(reference(case[0])), **options}
+        given = {"checkpoint": checkpoint(*case), "reference": reference(case[0]), **options}
         found[name] = [root / f"{name} whole"]
-        export_here(
-            **given | {"checkpoint": checkpoint(*case), "reference": reference(case[0])},
-            output=found[name][0],
-        )
+        export_here(**given, output=found[name][0])
         for number, grid in enumerate(GRIDS):
             found[name].append(root / f"{name} {number}")
-            jobs.append({**given, **grid, "output": str(found[name][-1]), "verify": number == 0})
+            job = {**given, **grid, "output": found[name][-1], "verify": number == 0}
+            jobs.append({key: str(value) if isinstance(value, Path) else value for key, value in job.items()})
+            assert num_leaders(given, grid) > 1
     RememberedDefinition.write(root / "answers.json")
     (root / "jobs.json").write_text(json.dumps(jobs))
     command = torchrun(4, "-m", "tests.fixtures.ranges", "tests.fixtures.many_exports")
@@ -114,7 +126,7 @@ def test_a_damaged_byte_is_found_with_its_tensor(
     """
     original = index.write_index
 
-    def damage(find: Callable[[bytes], int]) -> Callable[..., None]:
+    def damage(find: Callable[[bytearray], int]) -> Callable[..., None]:
         def damaging(staging: Path, *rest: Any) -> None:
             original(staging, *rest)
             path = next(path for path in sorted(staging.glob("*.safetensors")) if "00002-of" in path.name)
