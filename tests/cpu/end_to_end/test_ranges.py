@@ -27,16 +27,19 @@ from tests.fixtures.ranges import cut_finely
 
 Options = dict[str, Any]
 
-CASES: dict[str, tuple[tuple[str, str], Options]] = {
-    "dense": (("qwen2", "tp2pp2"), {}),
-    "moe": (("qwen3_moe", "ep4"), {}),
-    "cast": (("qwen2", "tp4"), {"dtype": "bfloat16"}),
-    "several files a layer": (("qwen2", "tp1"), {"max_shard_size": "100KB"}),
-}
 GRIDS: tuple[Options, ...] = (
     {"pipeline_parallel": 1, "tensor_parallel": 4, "leaders_per_stage": "all"},
     {"pipeline_parallel": 2, "tensor_parallel": 2, "leaders_per_stage": "all"},
 )
+HOLDERS: tuple[Options, ...] = ({"leaders_per_stage": "all"},)
+"""No grid is asked for: who holds a file of its own reads it."""
+CASES: dict[str, tuple[tuple[str, str], Options, tuple[Options, ...]]] = {
+    "dense": (("qwen2", "tp2pp2"), {}, GRIDS),
+    "moe": (("qwen3_moe", "ep4"), {}, GRIDS),
+    "cast": (("qwen2", "tp4"), {"dtype": "bfloat16"}, GRIDS),
+    "several files a layer": (("qwen2", "tp1"), {"max_shard_size": "100KB"}, GRIDS),
+    "one file per rank": (("qwen3_moe_legacy", "tp2ep2"), {}, HOLDERS),
+}
 
 
 def num_leaders(given: Options, grid: Options) -> int:
@@ -75,11 +78,11 @@ def exported(
     root = tmp_path_factory.mktemp("ranges")
     found: dict[str, list[Path]] = {}
     jobs: list[Options] = []
-    for name, (case, options) in CASES.items():
+    for name, (case, options, grids) in CASES.items():
         given = {"checkpoint": checkpoint(*case), "reference": reference(case[0]), **options}
         found[name] = [root / f"{name} whole"]
         export_here(**given, output=found[name][0])
-        for number, grid in enumerate(GRIDS):
+        for number, grid in enumerate(grids):
             found[name].append(root / f"{name} {number}")
             job = {**given, **grid, "output": found[name][-1], "verify": number == 0}
             jobs.append({key: str(value) if isinstance(value, Path) else value for key, value in job.items()})
