@@ -7,7 +7,7 @@
 5. mapped      every view of them goes to its place in the Hugging Face tensors    (shards.assemble)
 6. frozen      a full shard is encoded and becomes read-only                       (shards.encode)
 7. written     file and shard JSON, both from the frozen shard                     (shards.write)
-8. indexed     rank 0 merges headers on disk, shard JSONs and plan                 (shards.index)
+8. indexed     rank 0 joins ranges, and merges headers, shard JSONs and plan       (shards.index, shards.join)
 9. verified    every shard is re-read by a rank that did not write it              (verification)
 10. published  the staging folder gets the target's name                           (disk.publish)
 
@@ -77,9 +77,11 @@ def export(
         clock.lap("export")
 
         indexed = index_folder(world, staging, plan, inputs, options)  # 8
-        if options.verify:
-            verify_shards(world, staging, plan, progress, lambda: on_poll("verify"))  # 9
-        seal(world, indexed, provenance(inputs, plan, options))
+        phase = "verify" if options.verify else "digest"
+        digests = verify_shards(  # 9
+            world, staging, plan, progress, lambda: on_poll(phase), all_files=options.verify
+        )
+        seal(world, indexed, digests, provenance(inputs, plan, options))
         clock.lap("verify")
 
         own = Measured(report.peak_anonymous_bytes(), transfer.sent)

@@ -36,3 +36,8 @@ def number_of(name: str) -> tuple[int, int] | None:
 def shard_json(file: str) -> str:
     """Where, relative to the staging folder, the JSON of the shard `file` lies."""
     return f"{SHARD_JSONS}/{file}.json"
+
+
+def range_json(file: str, number: int) -> str:
+    """The same of range `number` of a shard that several ranks write."""
+    return f"{SHARD_JSONS}/{file}.{number}.json"

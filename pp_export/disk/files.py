@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,7 @@ Buffer = bytes | memoryview
 T = TypeVar("T")
 
 DIRECT_STEP_BYTES = 16 << 20
+FILE_MODE = 0o666
 _DIRECT_BLOCK_BYTES = 4096
 _ADVICE = {
     errno.ENOSPC: "free space on the target's filesystem (check quotas, inodes and, on Lustre, `lfs df` too)",
@@ -57,23 +59,31 @@ def read_umask() -> int:
     return mask
 
 
-class NewFile:
-    """A file on its way to `path`: written under a temporary name beside it, renamed by `commit`.
+class OpenFile(ABC):
+    """Bytes [begin, begin + num_bytes) of a file on its way to `path`, written under the name `temporary`.
 
-    The full size is reserved at once, so that a full disk is met before the first byte, not after the last.
+    All of them are reserved at once, so that a full disk is met before the first byte, not after the last.
     `direct` is for large page-aligned data: it goes to the disk without a copy in the page cache, where the
     filesystem allows.
     """
 
-    def __init__(self, path: Path, num_bytes: int, *, direct: bool = False) -> None:
+    def __init__(
+        self, path: Path, temporary: Path, flags: int, begin: int, num_bytes: int, *, direct: bool
+    ) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._num_bytes, self._written = num_bytes, 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = attempt("create", path, lambda: os.open(self._temporary, flags, 0o600))
+        self._temporary = temporary
+        self._begin, self._num_bytes, self._written = begin, num_bytes, 0
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = attempt("create", path, lambda: os.open(temporary, flags, 0o600))
         self._direct = direct and self._set_direct(True)
         if num_bytes:
             self._guard("reserve space", self._reserve)
+        if begin:
+            self._guard("seek", lambda: os.lseek(self._fd, begin, os.SEEK_SET))
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make the bytes durable, and the file what it is to be."""
 
     def write(self, data: Buffer) -> None:
         """Append `data`."""
@@ -106,8 +116,7 @@ class NewFile:
             return False
         return on
 
-    def commit(self) -> None:
-        """Bytes to disk, then the final name. The caller syncs the folder."""
+    def _check_complete(self) -> None:
         if self._written != self._num_bytes:
             self.abandon()
             raise TargetError(
@@ -116,24 +125,22 @@ class NewFile:
                 expected=self._num_bytes,
                 got=self._written,
             )
-        self._guard("set mode", lambda: os.fchmod(self._fd, 0o666 & ~read_umask()))
+
+    def _close_durably(self) -> None:
         self._guard("fsync", lambda: os.fsync(self._fd))
         descriptor, self._fd = self._fd, -1
         self._guard("close", lambda: os.close(descriptor))
-        self._guard("rename", lambda: os.rename(self._temporary, self.path))
 
     def abandon(self) -> None:
-        """Close and remove the temporary file; never raises."""
+        """Close the file; never raises."""
         descriptor, self._fd = self._fd, -1
         with suppress(OSError):
             if descriptor >= 0:
                 os.close(descriptor)
-        with suppress(OSError):
-            os.unlink(self._temporary)
 
     def _reserve(self) -> None:
         try:
-            os.posix_fallocate(self._fd, 0, self._num_bytes)
+            os.posix_fallocate(self._fd, self._begin, self._num_bytes)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
@@ -144,6 +151,27 @@ class NewFile:
         except TargetError:
             self.abandon()
             raise
+
+
+class NewFile(OpenFile):
+    """A file of one writer: it has a temporary name beside `path`, and `commit` renames it."""
+
+    def __init__(self, path: Path, num_bytes: int, *, direct: bool = False) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        super().__init__(path, temporary, os.O_EXCL, 0, num_bytes, direct=direct)
+
+    def commit(self) -> None:
+        """Bytes to disk, then the final name. The caller syncs the folder."""
+        self._check_complete()
+        self._guard("set mode", lambda: os.fchmod(self._fd, FILE_MODE & ~read_umask()))
+        self._close_durably()
+        self._guard("rename", lambda: os.rename(self._temporary, self.path))
+
+    def abandon(self) -> None:
+        """Close and remove the temporary file; never raises."""
+        super().abandon()
+        with suppress(OSError):
+            os.unlink(self._temporary)
 
 
 def write_file(path: Path, parts: Iterable[Buffer]) -> None:

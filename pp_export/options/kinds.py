@@ -178,7 +178,11 @@ class RunOptions(Options):
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
     require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
     require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)
-    verify: bool = _option("re-read and check every byte before publishing", True)
+    verify: bool = _option(
+        "re-read and check every byte before publishing; files that several ranks write are re-read in any"
+        " case, for their SHA-256",
+        True,
+    )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 
     def __post_init__(self) -> None:

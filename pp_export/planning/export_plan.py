@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from operator import attrgetter
 
 from pp_export.core.digest import json_digest
@@ -22,7 +23,8 @@ BASE_BYTES = 300 << 20
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All shards in file order, and the ranks of each stage that makes them.
+    """All shards in file order, a large file as the ranges that it is cut into, and the ranks of each stage
+    that makes them.
 
     `basis` is the digest of what decides the bytes beside the checkpoint: the table, the result's options
     and the version of the package.
@@ -32,6 +34,11 @@ class ExportPlan:
     world_size: int
     stages: tuple[tuple[int, ...], ...]
     shards: tuple[ShardPlan, ...]
+
+    @cached_property
+    def files(self) -> tuple[tuple[ShardPlan, ...], ...]:
+        """The ranges of each file, one for most."""
+        return tuple(tuple(ranges) for _, ranges in groupby(self.shards, key=attrgetter("file")))
 
     @property
     def total_size(self) -> int:
@@ -77,14 +84,19 @@ class ExportPlan:
         return dict(parts)
 
     def verifiers(self) -> list[int]:
-        """The rank that re-reads each shard: never the one that wrote it, unless there is no other."""
+        """The rank that re-reads each of the `files`: never one that wrote it, unless there is no other."""
         loads = [(0, rank) for rank in range(self.world_size)]
         chosen = []
-        for shard in self.shards:
+        for ranges in self.files:
+            writers = {shard.leader for shard in ranges}
+            passed = []
+            while loads and loads[0][1] in writers:
+                passed.append(heapq.heappop(loads))
+            if not loads:
+                loads, passed = passed, []
             load, rank = heapq.heappop(loads)
-            if rank == shard.leader and loads:
-                load, rank = heapq.heapreplace(loads, (load, rank))
-            heapq.heappush(loads, (load + shard.num_bytes, rank))
+            for each in (*passed, (load + ranges[0].range.layout.num_bytes, rank)):
+                heapq.heappush(loads, each)
             chosen.append(rank)
         return chosen
 
@@ -140,7 +152,7 @@ class ExportPlan:
 
     def image_bytes(self, rank: int) -> int:
         """Memory for the shards in hand: as much as SHARDS_IN_FLIGHT consecutive ones of `rank` need."""
-        led = [pages(shard.num_bytes) for shard in self.led_by(rank)]
+        led = [pages(shard.image_bytes) for shard in self.led_by(rank)]
         return max((sum(led[i : i + SHARDS_IN_FLIGHT]) for i in range(len(led))), default=0)
 
     def ahead_bytes(self, rank: int) -> int:
@@ -185,7 +197,7 @@ _SLICE = attrgetter("name", "dtype.torch_name", "box.offset", "box.shape", "item
 def _told(shard: ShardPlan) -> list[object]:
     """Everything that decides a shard's bytes and how they come together, as JSON; the order counts."""
     return [
-        [shard.file, shard.unit, shard.stage, shard.leader],
+        [shard.file, shard.range.number, shard.range.count, shard.unit, shard.stage, shard.leader],
         list(map(_PLACE, shard.tensors)),
         [[e.kind, _specs(e.inputs), _specs(e.outputs)] for e in shard.encodings],
         list(shard.shapes.items()),

@@ -1,4 +1,4 @@
-"""The byte layout of a safetensors file, from names, shapes and types alone.
+"""The byte layout of a safetensors file and of its ranges, from names, shapes and types alone.
 
 Equal to what the safetensors library writes (safetensors/src/tensor.rs, `prepare`): larger types first, then
 by name; a header padded with spaces to a multiple of 8; `{"format": "pt"}` as the only metadata, since more
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pp_export.core import dtypes
 from pp_export.core.tensors import TensorSpec
@@ -26,6 +27,72 @@ class TensorPlace:
     @property
     def end(self) -> int:
         return self.begin + self.spec.num_bytes
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """A whole file: its name, and its tensors in file order."""
+
+    file: str
+    tensors: tuple[TensorPlace, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        return header(self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + self.tensors[-1].end
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """What one leader makes of a file: range `number` (from 0) of `count`, in which `tensors` lie.
+
+    Its bytes are [begin, end) of the file. The first range begins with the header; most files are one range.
+    """
+
+    layout: FileLayout
+    number: int
+    count: int
+    tensors: tuple[TensorPlace, ...]
+
+    @classmethod
+    def whole(cls, layout: FileLayout) -> FileRange:
+        """The only range of a file."""
+        return cls(layout, 0, 1, layout.tensors)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.count == 1
+
+    @property
+    def header(self) -> bytes:
+        """The header of the file, where the range has it."""
+        return b"" if self.number else self.layout.header
+
+    @property
+    def begin(self) -> int:
+        return len(self.layout.header) + self.tensors[0].begin if self.number else 0
+
+    @property
+    def end(self) -> int:
+        return len(self.layout.header) + self.tensors[-1].end
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def data_bytes(self) -> int:
+        """Its bytes without the header."""
+        return self.tensors[-1].end - self.tensors[0].begin
+
+    @property
+    def own_places(self) -> tuple[TensorPlace, ...]:
+        """Where its tensors lie in its own data, which begin behind its header."""
+        first = self.tensors[0].begin
+        return tuple(TensorPlace(p.name, p.spec, p.begin - first) for p in self.tensors)
 
 
 def arrange(tensors: Mapping[str, TensorSpec]) -> tuple[TensorPlace, ...]:

@@ -1,4 +1,5 @@
-"""Makes the plan: cuts units into files, files into buckets, and deals slices and shards to ranks.
+"""Makes the plan: cuts units into files, large files into ranges, all into buckets, and deals slices and
+shards to ranks.
 
 Files depend on the HF tensors and `max_shard_bytes` only, never on who reads or writes them: the bytes of an
 export are the same for every layout of the checkpoint and every grid of the export.
@@ -19,7 +20,8 @@ from pp_export.planning.assign_holders import Holders, assign_holders
 from pp_export.planning.assign_shared import assign_shared
 from pp_export.planning.assignment import FileContent
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.file_layout import arrange
+from pp_export.planning.file_layout import FileLayout, FileRange, arrange
+from pp_export.planning.ranges import cut_ranges
 from pp_export.planning.rank_grid import RankGrid
 from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
@@ -64,10 +66,27 @@ def make_plan(
         for unit in sorted(names_of)
         for tensors in _split(account, names_of[unit], max_shard_bytes)
     ]
-    sources_of = [_sources(account, tensors) for _, tensors in files]
+    encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
+
+    def ties_of(name: str) -> list[str]:
+        """What must have one leader: a source that several tensors come from, tensors encoded together."""
+        return [*account.sources_of[name], *(encoding_of[name].outputs if name in encoding_of else ())]
+
+    # Where the user bounds who leads, ranges would have no leaders of their own.
+    is_bounded = leaders_per_stage is not None and (grid, holders) != (None, None)
+    num_leaders = 1 if is_bounded else world_size
+    fair_share = -(-sum(spec.num_bytes for spec in account.outputs.values()) // num_leaders)
+    parts = [
+        (unit, list(tensors) if range_.is_whole else _in_natural_order(range_), range_)
+        for position, (unit, tensors) in enumerate(files, start=1)
+        for range_ in cut_ranges(
+            FileLayout(numbered_weights(position, len(files)), arrange(tensors)), ties_of, fair_share
+        )
+    ]
+    sources_of = [_sources(account, names) for _, names, _ in parts]
     contents = [
-        FileContent(unit, sum(spec.num_bytes for spec in tensors.values()), _ordered(sources, slices))
-        for (unit, tensors), sources in zip(files, sources_of)
+        FileContent(unit, range_.data_bytes, _ordered(sources, slices))
+        for (unit, _, range_), sources in zip(parts, sources_of)
     ]
     if holders is not None:
         assignment = assign_holders(contents, holders, leaders_per_stage)
@@ -75,26 +94,24 @@ def make_plan(
         assignment = assign_grid(contents, grid, account, leaders_per_stage)
     else:
         assignment = assign_shared(contents, world_size)
-    encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
     shards: list[ShardPlan] = []
     number = 0
-    for position, (unit, tensors) in enumerate(files):
+    for position, (unit, names, range_) in enumerate(parts):
         leader, sources = assignment.leaders[position], sources_of[position]
-        encodings = tuple({id(e): e for name in tensors if (e := encoding_of.get(name)) is not None}.values())
+        encodings = tuple({id(e): e for name in names if (e := encoding_of.get(name)) is not None}.values())
         mapped = {name for e in encodings for name in e.inputs}
-        mapped |= tensors.keys() - {name for e in encodings for name in e.outputs}
+        mapped |= set(names) - {name for e in encodings for name in e.outputs}
         buckets = [
-            Bucket(number + i, parts)
-            for i, parts in enumerate(_buckets(contents[position].slices, assignment.reader_of))
+            Bucket(number + i, bucket)
+            for i, bucket in enumerate(_buckets(contents[position].slices, assignment.reader_of))
         ]
         number += len(buckets)
         shards.append(
             ShardPlan(
-                file=numbered_weights(position + 1, len(files)),
+                range=range_,
                 unit=str(unit),
                 stage=assignment.stage_of[leader],
                 leader=leader,
-                tensors=arrange(tensors),
                 encodings=encodings,
                 placements={s: tuple(p for p in account.placements[s] if p.name in mapped) for s in sources},
                 shapes={s: account.shapes[s] for s in sources},
@@ -156,6 +173,10 @@ def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dic
         files[-1].update(group)
         size += group_bytes
     return files
+
+
+def _in_natural_order(range_: FileRange) -> list[str]:
+    return sorted((place.name for place in range_.tensors), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""A file in the plan: what it is made of, in which portions, and who leads it."""
+"""A file, or a range of one, in the plan: what it is made of, in which portions, and who leads it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import cached_property
 from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
 from pp_export.core.tensors import Shape, Slice
-from pp_export.planning.file_layout import TensorPlace, arrange, header
+from pp_export.planning.file_layout import FileRange, TensorPlace, arrange
 
 ALIGNMENT = 64
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,29 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One output file: its tensors in file order, who leads it, and the buckets that fill it.
+    """What one leader makes: an output file, or a range of a large one; and the buckets that fill it.
 
     `placements` and `shapes` are those of the Megatron tensors that it is made of; what they make goes
     through the `encodings` where these take it.
     """
 
-    file: str
+    range: FileRange
     unit: str
     stage: int
     leader: int
-    tensors: tuple[TensorPlace, ...]
     encodings: tuple[Encoding, ...]
     placements: Mapping[str, tuple[Placement, ...]]
     shapes: Mapping[str, Shape]
     buckets: tuple[Bucket, ...]
 
-    @cached_property
-    def header(self) -> bytes:
-        return header(self.tensors)
+    @property
+    def file(self) -> str:
+        return self.range.layout.file
+
+    @property
+    def tensors(self) -> tuple[TensorPlace, ...]:
+        """In file order."""
+        return self.range.tensors
 
     @cached_property
     def scratch(self) -> tuple[TensorPlace, ...]:
@@ -80,8 +85,18 @@ class ShardPlan:
 
     @property
     def data_bytes(self) -> int:
-        return self.tensors[-1].end
+        return self.range.data_bytes
 
     @property
     def num_bytes(self) -> int:
-        return len(self.header) + self.data_bytes
+        return self.range.num_bytes
+
+    @property
+    def image_begin(self) -> int:
+        """Where its image begins in its memory: file and memory are aligned alike, for direct I/O."""
+        return self.range.begin % PAGE_BYTES
+
+    @property
+    def image_bytes(self) -> int:
+        """The memory that its image takes."""
+        return self.image_begin + self.num_bytes

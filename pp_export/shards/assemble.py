@@ -11,7 +11,7 @@ from pp_export.core.dtypes import DType
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Slice
 from pp_export.core.views import overlap
-from pp_export.planning.file_layout import TensorPlace
+from pp_export.planning.file_layout import FileRange, TensorPlace
 from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.encode import encode
 
@@ -20,24 +20,27 @@ _STEP_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class FrozenShard:
-    """The byte image of a file, read-only: a header, then the data section, in which the `tensors` lie.
-    `not_finite` counts the NaNs and infinities of those that have any.
+    """The byte image of a file or of a range of one, read-only: the header, if it has that, then the data, in
+    which its tensors lie. `not_finite` counts the NaNs and infinities of those that have any.
     """
 
-    file: str
+    range: FileRange
     image: memoryview
-    tensors: tuple[TensorPlace, ...]
     not_finite: Mapping[str, int]
 
     @property
+    def file(self) -> str:
+        return self.range.layout.file
+
+    @property
     def data(self) -> memoryview:
-        """The data section."""
-        return self.image[len(self.image) - (self.tensors[-1].end if self.tensors else 0) :]
+        """What lies behind the header."""
+        return self.image[len(self.range.header) :]
 
 
 class ShardAssembler:
-    """A shard under construction in `image` (as long as the file). Slices come in any order, each element
-    exactly once.
+    """A shard under construction in `image` (as long as the file, or its range). Slices come in any order,
+    each element exactly once.
 
     `scratch` (the shard's `scratch_bytes`) holds the tensors that are still to be encoded; all others grow
     where they stay.
@@ -45,9 +48,9 @@ class ShardAssembler:
 
     def __init__(self, shard: ShardPlan, image: memoryview, scratch: torch.Tensor) -> None:
         self._shard, self._image = shard, image
-        begin = len(shard.header)
-        image[:begin] = shard.header
-        self._stored = _laid_out(torch.frombuffer(image, dtype=torch.uint8)[begin:], shard.tensors)
+        begin = len(shard.range.header)
+        image[:begin] = shard.range.header
+        self._stored = _laid_out(torch.frombuffer(image, dtype=torch.uint8)[begin:], shard.range.own_places)
         self._raw = _laid_out(scratch, shard.scratch)
         encoded = {name for encoding in shard.encodings for name in encoding.outputs}
         self._targets = {name: t for name, t in self._stored.items() if name not in encoded} | self._raw
@@ -81,7 +84,7 @@ class ShardAssembler:
         self._targets.clear()
         self._stored.clear()
         self._raw.clear()
-        return FrozenShard(self._shard.file, self._image.toreadonly(), self._shard.tensors, not_finite)
+        return FrozenShard(self._shard.range, self._image.toreadonly(), not_finite)
 
 
 def count_not_finite(tensor: torch.Tensor) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +19,43 @@ from pp_export.core.digest import STEP_BYTES
 from pp_export.core.errors import VerificationError
 from pp_export.disk import files
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards import manifests
+from pp_export.shards.join import join_file, read_manifest
 from pp_export.shards.manifests import ShardManifest
+
+_NUM_THREADS = 8
 
 
 def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
     """The manifests of all shards in file order; called on rank 0 when every leader has committed.
 
     Every name must be in the plan's file, in that file's JSON and in its header, as the safetensors library
-    reads it. Raises VerificationError listing every difference.
+    reads it. A file of several ranges becomes whole before. Raises VerificationError listing every
+    difference.
     """
-    shards, findings = [], []
-    for plan_of in plan.shards:
-        shard = read_manifest(staging, plan_of.file)
-        planned = {
-            place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in plan_of.tensors
-        }
-        recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
-        with safe_open(staging / plan_of.file, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
-        findings += [
-            f"{plan_of.file}: {name} differs between plan, shard JSON and header"
-            for name in sorted({*planned, *recorded, *on_disk})
-            if not planned.get(name) == recorded.get(name) == on_disk.get(name)
-        ]
-        shards.append(shard)
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="merge") as pool:
+        merged = list(pool.map(partial(_merge, staging), plan.files))
+    findings = [finding for _, of_file in merged for finding in of_file]
     if findings:
         raise VerificationError("shards are not what was planned", findings=findings)
-    return shards
+    return [shard for shard, _ in merged]
 
 
-def read_manifest(staging: Path, file: str) -> ShardManifest:
-    """The shard JSON of a committed shard."""
-    path = staging / file_names.shard_json(file)
-    try:
-        return ShardManifest.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VerificationError(f"the shard JSON can't be read: {error!r}", where={"file": path}) from error
+def _merge(staging: Path, ranges: Sequence[ShardPlan]) -> tuple[ShardManifest, list[str]]:
+    """The manifest of one file, joined if it has several ranges, and where it differs from the plan."""
+    layout = ranges[0].range.layout
+    shard = read_manifest(staging, layout.file) if len(ranges) == 1 else join_file(staging, ranges)
+    planned = {place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in layout.tensors}
+    recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
+    with safe_open(staging / layout.file, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    return shard, [
+        f"{layout.file}: {name} differs between plan, shard JSON and header"
+        for name in sorted({*planned, *recorded, *on_disk})
+        if not planned.get(name) == recorded.get(name) == on_disk.get(name)
+    ]
 
 
 def write_index(staging: Path, plan: ExportPlan, shards: Sequence[ShardManifest]) -> None:

@@ -4,6 +4,7 @@ only, no disk.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,9 @@ class TensorManifest:
 class ShardManifest:
     """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
     last. `not_finite` counts the NaNs and infinities of the tensors that have any.
+
+    `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not yet
+    read back.
     """
 
     file: str
@@ -42,10 +46,38 @@ class ShardManifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
-        tensors = tuple(
-            TensorManifest(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in value["tensors"]
-        )
-        return cls(value["file"], value["bytes"], value["sha256"], tensors, value["not_finite"])
+        return cls(value["file"], value["bytes"], value["sha256"], _tensors(value), value["not_finite"])
+
+
+@dataclass(frozen=True)
+class RangeManifest:
+    """A committed range of a shard, as its leader froze it: bytes [begin, end) of the file.
+
+    `head` and `tail` are its bytes in the blocks that it shares with its neighbours; they are not written
+    yet, and as Base64 in the JSON.
+    """
+
+    file: str
+    number: int
+    begin: int
+    end: int
+    tensors: tuple[TensorManifest, ...]
+    not_finite: Mapping[str, int]
+    head: bytes
+    tail: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        edges = {"head": b64encode(self.head).decode(), "tail": b64encode(self.tail).decode()}
+        return {**asdict(self), **edges}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RangeManifest:
+        edges = {name: b64decode(value[name], validate=True) for name in ("head", "tail")}
+        return cls(**{**value, **edges, "tensors": _tensors(value)})
+
+
+def _tensors(value: Mapping[str, Any]) -> tuple[TensorManifest, ...]:
+    return tuple(TensorManifest(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in value["tensors"])
 
 
 def index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Writes a frozen shard, and the JSON that says it is committed. Both come from the frozen value and nothing
-else.
+"""Writes a frozen shard, or a range of one, and the JSON that says it is committed. Both come from the frozen
+value and nothing else.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from pp_export.core import digest
 from pp_export.core.digest import STEP_BYTES
-from pp_export.core.file_names import shard_json
+from pp_export.core.file_names import range_json, shard_json
 from pp_export.disk import files
+from pp_export.disk.shared_file import RangeFile, whole_blocks
 from pp_export.shards.assemble import FrozenShard
-from pp_export.shards.manifests import ShardManifest, TensorManifest
+from pp_export.shards.manifests import RangeManifest, ShardManifest, TensorManifest
 
 
-def digest_shard(frozen: FrozenShard) -> ShardManifest:
-    """The manifest of a frozen shard: SHA-256 of the file's bytes, XXH3-128 of each tensor's."""
-    sha256 = digest.sha256()
-    for begin in range(0, len(frozen.image), STEP_BYTES):
-        sha256.update(frozen.image[begin : begin + STEP_BYTES])
-    data = frozen.data
+def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
+    """The manifest of a frozen shard: XXH3-128 of each tensor's bytes, and SHA-256 of the file's; of a range,
+    which is not all of them, its edges instead.
+    """
+    range_, data = frozen.range, frozen.data
     tensors = tuple(
         TensorManifest(
             place.name,
@@ -29,27 +29,65 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest:
             place.spec.shape,
             place.begin,
             place.end,
-            digest.tensor_digest(data[place.begin : place.end]),
+            digest.tensor_digest(data[own.begin : own.end]),
         )
-        for place in frozen.tensors
+        for place, own in zip(range_.tensors, range_.own_places)
     )
-    return ShardManifest(frozen.file, len(frozen.image), sha256.hexdigest(), tensors, frozen.not_finite)
+    if range_.is_whole:
+        return ShardManifest(
+            frozen.file, len(frozen.image), _sha256(frozen.image), tensors, frozen.not_finite
+        )
+    head, _, tail = _cut(frozen)
+    return RangeManifest(
+        frozen.file,
+        range_.number,
+        range_.begin,
+        range_.end,
+        tensors,
+        frozen.not_finite,
+        bytes(head),
+        bytes(tail),
+    )
 
 
-def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], None]) -> files.NewFile:
-    """The shard's bytes in a file that still has to be committed; `on_bytes` hears of every step."""
-    file = files.NewFile(staging / frozen.file, len(frozen.image), direct=True)
-    for begin in range(0, len(frozen.image), files.DIRECT_STEP_BYTES):
-        step = frozen.image[begin : begin + files.DIRECT_STEP_BYTES]
+def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], None]) -> files.OpenFile:
+    """The shard's bytes, without edges, in a file that still has to be committed; `on_bytes` hears of every
+    step.
+    """
+    path, data = staging / frozen.file, frozen.image
+    if frozen.range.is_whole:
+        file: files.OpenFile = files.NewFile(path, len(data), direct=True)
+    else:
+        file, (_, data, _) = RangeFile(path, frozen.range.begin, frozen.range.end), _cut(frozen)
+        on_bytes(len(frozen.image) - len(data))
+    for begin in range(0, len(data), files.DIRECT_STEP_BYTES):
+        step = data[begin : begin + files.DIRECT_STEP_BYTES]
         file.write(step)
         on_bytes(len(step))
     return file
 
 
-def commit_shard(file: files.NewFile, shard_manifest: ShardManifest, staging: Path) -> None:
-    """Bytes durable under the final name, then the shard JSON: its presence means that the shard is
-    committed.
+def commit_shard(file: files.OpenFile, manifest: ShardManifest | RangeManifest, staging: Path) -> None:
+    """Bytes durable, those of a whole shard under the final name; then the JSON: its presence means that the
+    shard, or the range, is committed.
     """
     file.commit()
-    path = staging / shard_json(shard_manifest.file)
-    files.write_file(path, [json.dumps(shard_manifest.to_json()).encode()])
+    if isinstance(manifest, ShardManifest):
+        name = shard_json(manifest.file)
+    else:
+        name = range_json(manifest.file, manifest.number)
+    files.write_file(staging / name, [json.dumps(manifest.to_json()).encode()])
+
+
+def _cut(frozen: FrozenShard) -> tuple[memoryview, memoryview, memoryview]:
+    """The image of a range as the edge before, the whole blocks, and the edge behind."""
+    begin, image = frozen.range.begin, frozen.image
+    first, last = whole_blocks(begin, frozen.range.end)
+    return image[: first - begin], image[first - begin : last - begin], image[last - begin :]
+
+
+def _sha256(image: memoryview) -> str:
+    sha256 = digest.sha256()
+    for begin in range(0, len(image), STEP_BYTES):
+        sha256.update(image[begin : begin + STEP_BYTES])
+    return sha256.hexdigest()

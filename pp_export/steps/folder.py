@@ -103,14 +103,20 @@ def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     )
 
 
-def seal(world: World, indexed: IndexedFolder | None, provenance: Mapping[str, Any]) -> None:
+def seal(
+    world: World,
+    indexed: IndexedFolder | None,
+    digests: Mapping[str, str],
+    provenance: Mapping[str, Any],
+) -> None:
     """The end of step 9, called by all ranks: manifest and SHA256SUMS, then the structure of the whole
-    folder.
+    folder. `digests` are the SHA-256 of the files that several ranks wrote; known on rank 0.
     """
 
     def prove() -> None:
         assert indexed is not None
-        index.seal(indexed.staging, indexed.plan, indexed.shards, provenance, indexed.contents)
+        shards = [replace(shard, sha256=digests.get(shard.file, shard.sha256)) for shard in indexed.shards]
+        index.seal(indexed.staging, indexed.plan, shards, provenance, indexed.contents)
         faults = verify_structure(indexed.staging)
         if faults:
             findings = [str(fault) for fault in faults]

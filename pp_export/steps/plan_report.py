@@ -29,13 +29,24 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
+class PlannedRange:
+    """Bytes [begin, end) of a file, the rank that writes them, and its stage."""
+
+    stage: int
+    leader: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
 class PlannedShard:
-    """A file: its unit of the model, the rank that writes it, its size, its tensors in file order."""
+    """A file: its unit of the model, the ranks that write it, one for each of its `ranges`, its size, its
+    tensors in file order.
+    """
 
     file: str
     unit: str
-    stage: int
-    leader: int
+    ranges: tuple[PlannedRange, ...]
     bytes: int
     tensors: Mapping[str, PlannedTensor]
 
@@ -140,14 +151,18 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanRepor
         summary=summarize(plan),
         shards=tuple(
             PlannedShard(
-                shard.file,
-                shard.unit,
-                shard.stage,
-                shard.leader,
-                shard.num_bytes,
-                {t.name: PlannedTensor(t.spec.dtype.torch_name, t.spec.shape) for t in shard.tensors},
+                ranges[0].file,
+                ranges[0].unit,
+                tuple(
+                    PlannedRange(each.stage, each.leader, each.range.begin, each.range.end) for each in ranges
+                ),
+                ranges[0].range.layout.num_bytes,
+                {
+                    place.name: PlannedTensor(place.spec.dtype.torch_name, place.spec.shape)
+                    for place in ranges[0].range.layout.tensors
+                },
             )
-            for shard in plan.shards
+            for ranges in plan.files
         ),
         ranks=tuple(
             PlannedRank(

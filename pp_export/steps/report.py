@@ -190,7 +190,7 @@ def succeeded(
         other_dtypes={name: dtype.torch_name for name, dtype in inputs.account.other_dtypes.items()},
         not_finite=dict(done.not_finite),
         vocab_size=inputs.sizes.vocab_size,
-        num_files=len(plan.shards),
+        num_files=len(plan.files),
         num_tensors=sum(len(shard.tensors) for shard in plan.shards),
         total_size=plan.total_size,
         total_parameters=plan.total_parameters,

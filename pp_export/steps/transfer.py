@@ -30,7 +30,7 @@ from pp_export.process.pinned_memory import pin
 from pp_export.process.ring_buffer import Region, RingBuffer
 from pp_export.shards import write
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
-from pp_export.shards.manifests import ShardManifest
+from pp_export.shards.manifests import RangeManifest, ShardManifest
 from pp_export.steps.exchange import Exchange, GatheredBucket, ReadRound, as_tensor
 from pp_export.steps.workers import Crew, Progress, StoppedWorkerError
 
@@ -54,10 +54,10 @@ class Frozen:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A file that still has to be made durable, and what its JSON will say."""
+    """A file that still has to be made durable, and what the JSON of the shard, or the range, will say."""
 
-    file: files.NewFile
-    manifest: ShardManifest
+    file: files.OpenFile
+    manifest: ShardManifest | RangeManifest
 
 
 class Transfer:
@@ -118,8 +118,8 @@ class Transfer:
         for each in gathered:
             shard, bucket = each.led
             if assembler is None:
-                image = self._images.take(shard.num_bytes, self._crew.check)
-                assembler = ShardAssembler(shard, image.view, self._scratch)
+                image = self._images.take(shard.image_bytes, self._crew.check)
+                assembler = ShardAssembler(shard, image.view[shard.image_begin :], self._scratch)
             with self._located(operation="map", stage=shard.stage, file=shard.file):
                 each.arrived()
                 for part, values in each.parts:

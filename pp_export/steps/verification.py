@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pp_export.core.errors import VerificationError
 from pp_export.distributed.world import World
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.file_layout import FileRange
 from pp_export.steps.workers import Crew, Progress, each_of
-from pp_export.verification import verify_staged_shard
+from pp_export.verification import digest_staged_shard, verify_staged_shard
 
 _NUM_WORKERS, _NUM_WORKERS_ALONE = 2, 4
 
 
 def verify_shards(
-    world: World, staging: Path, plan: ExportPlan, progress: Progress, on_poll: Callable[[], None]
-) -> None:
-    """Re-read every byte from the disk; called by all ranks, and over when all are done. A rank reads its
-    own shards in a world of one only. Raises VerificationError with all faults of the first file that has
-    one.
-    """
-    mine = [shard.file for shard, reader in zip(plan.shards, plan.verifiers()) if reader == world.rank]
+    world: World,
+    staging: Path,
+    plan: ExportPlan,
+    progress: Progress,
+    on_poll: Callable[[], None],
+    *,
+    all_files: bool,
+) -> Mapping[str, str]:
+    """Re-read every byte from the disk; called by all ranks, and over when all are done. A rank reads what it
+    wrote only where there is nobody else.
 
-    def verify(file: str) -> None:
-        faults = verify_staged_shard(staging, file, lambda count: progress.add("verified", count))
+    Without `all_files` only those of several ranges are read: their SHA-256 is not known before. On rank 0,
+    returns it, by file. Raises VerificationError with all faults of the first file that has one.
+    """
+    to_read = [
+        (ranges[0].range, reader)
+        for ranges, reader in zip(plan.files, plan.verifiers())
+        if all_files or len(ranges) > 1
+    ]
+    sha256_of: dict[str, str] = {}
+
+    def count(num_bytes: int) -> None:
+        progress.add("verified", num_bytes)
+
+    def verify(first: FileRange) -> None:
+        file = first.layout.file
+        if first.is_whole:
+            faults = verify_staged_shard(staging, file, count)
+        else:
+            sha256_of[file], faults = digest_staged_shard(staging, file, first.header, count)
         if faults:
             raise VerificationError(
                 "what is on disk is not what was frozen in memory",
@@ -34,6 +56,11 @@ def verify_shards(
             )
 
     crew = Crew(world)
+    mine = [first for first, reader in to_read if reader == world.rank]
     each_of(mine, verify, crew, _NUM_WORKERS_ALONE if world.size == 1 else _NUM_WORKERS)
     crew.run(on_poll)
     world.control.together(lambda: None)
+    if all(first.is_whole for first, _ in to_read):
+        return {}
+    found = [json.loads(image) for image in world.control.gather(json.dumps(sha256_of).encode())]
+    return {file: sha256 for of_rank in found for file, sha256 in of_rank.items()}

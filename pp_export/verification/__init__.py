@@ -10,6 +10,19 @@ definition (`definition.Ask`). It needs no torch (`diff` and `logits` alone comp
 """
 
 from pp_export.verification.findings import KINDS, Fault, Verification
-from pp_export.verification.verify import verify_folder, verify_staged_shard, verify_structure
+from pp_export.verification.verify import (
+    digest_staged_shard,
+    verify_folder,
+    verify_staged_shard,
+    verify_structure,
+)
 
-__all__ = ["KINDS", "Fault", "Verification", "verify_folder", "verify_staged_shard", "verify_structure"]
+__all__ = [
+    "KINDS",
+    "Fault",
+    "Verification",
+    "digest_staged_shard",
+    "verify_folder",
+    "verify_staged_shard",
+    "verify_structure",
+]

@@ -93,23 +93,25 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def parse_shard_json(data: bytes, file: str) -> ShardClaim:
-    """The JSON of the staged shard `file`; MalformedError or JsonError where it is none."""
+    """The JSON of the staged shard `file`; MalformedError or JsonError where it is none. Its SHA-256 may be
+    empty: nobody knows it yet.
+    """
     if not is_weight_file(file):
         raise MalformedError("its name is no plain name of a weight file; not opened")
-    claim = parse_shard_claim(parse_object(data))
+    claim = parse_shard_claim(parse_object(data), is_staged=True)
     if claim.file != file:
         raise MalformedError(f"it is that of {claim.file}")
     return claim
 
 
-def parse_shard_claim(value: object) -> ShardClaim:
+def parse_shard_claim(value: object, *, is_staged: bool = False) -> ShardClaim:
     """One entry of the manifest's `shards`, or MalformedError."""
     if not isinstance(value, Mapping):
         raise MalformedError(f"it is {brief(value)}")
     file, tensors = value.get("file"), value.get("tensors")
     if not is_weight_file(file):
         raise MalformedError(f"it names the file {brief(file)}, which was not opened")
-    whole = _parse_file_claim(value)
+    whole = _parse_file_claim(value, is_staged=is_staged)
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
         raise MalformedError("it has no list of tensors")
     parsed = tuple(_parse_tensor_claim(each) for each in tensors)
@@ -180,9 +182,10 @@ def _collect_shard(manifest: Manifest, value: Any) -> None:
         manifest.faults.append(shard_claim_fault(value, broken))
 
 
-def _parse_file_claim(value: object) -> FileClaim:
+def _parse_file_claim(value: object, *, is_staged: bool = False) -> FileClaim:
     fields = value if isinstance(value, Mapping) else {}
-    if not is_count(fields.get("bytes")) or not is_sha256(fields.get("sha256")):
+    is_digest = is_sha256(fields.get("sha256")) or (is_staged and fields.get("sha256") == "")
+    if not is_count(fields.get("bytes")) or not is_digest:
         raise MalformedError("bytes and sha256 are not a size and a digest")
     return FileClaim(fields["bytes"], fields["sha256"])
 

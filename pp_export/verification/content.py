@@ -23,11 +23,15 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Promise:
-    """What is recorded of one file: its SHA-256, by each source that names one, and its tensors if any."""
+    """What is recorded of one file: its SHA-256, by each source that names one, and its tensors if any.
+
+    Of a file whose SHA-256 nobody knows yet, its `header`, with which the tensors make up all of it.
+    """
 
     file: str
     sha256_by_source: dict[str, str]
     claim: ShardClaim | None = None
+    header: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Digests:
     num_bytes: int
     sha256: str
     tensors: dict[str, str] = field(default_factory=dict)
+    head: bytes = b""
+    """As many bytes as the promised header has."""
 
 
 class Reader:
@@ -49,12 +55,17 @@ class Reader:
 
     def check(self, promise: Promise) -> list[Fault]:
         """The faults of one file. What differs is read again before the disk is blamed."""
+        return self.digest(promise)[1]
+
+    def digest(self, promise: Promise) -> tuple[str, list[Fault]]:
+        """The same, and the SHA-256 of the bytes that were judged."""
         first = self._attempt(promise)
-        if isinstance(first, Digests) and first.sha256 in promise.sha256_by_source.values():
-            return _compare(promise, first)
+        if isinstance(first, Digests) and _is_kept(promise, first):
+            return first.sha256, _compare(promise, first)
         second = self._attempt(promise)
         if isinstance(second, OSError):
-            return [Fault("unreadable-file", promise.file, None, f"it cannot be read: {second.strerror}")]
+            text = f"it cannot be read: {second.strerror}"
+            return "", [Fault("unreadable-file", promise.file, None, text)]
         faults = _compare(promise, second)
         if isinstance(first, OSError):
             what = f"a read failed ({first.strerror})"
@@ -63,10 +74,10 @@ class Reader:
             what = f"a read gave wrong bytes{' of ' + shown(', '.join(damaged[:3])) if damaged else ''}"
         if first != second:
             text = f"{what}, the next read gave others: suspect memory, bus, network or controller"
-            if second.sha256 in promise.sha256_by_source.values():
+            if _is_kept(promise, second):
                 text = f"{what}, the next was right: suspect memory, bus, network or controller"
             faults.append(Fault("transient-read", promise.file, None, text))
-        return faults
+        return second.sha256, faults
 
     def check_all(self, promises: Iterable[Promise], threads: int) -> list[Fault]:
         """The faults of many files, several at a time; the order of the result is that of `promises`."""
@@ -85,21 +96,22 @@ class Reader:
         except OSError as error:
             return error
         with file:
-            return self._digest(file, promise.claim)
+            return self._digest(file, promise)
 
-    def _digest(self, file: io.FileIO, claim: ShardClaim | None) -> Digests | OSError:
+    def _digest(self, file: io.FileIO, promise: Promise) -> Digests | OSError:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
         _forget(file)
         buffer = memoryview(bytearray(STEP_BYTES))
-        whole, tensors, position = sha256(), _TensorDigests(claim), 0
+        whole, tensors, position, head = sha256(), _TensorDigests(promise.claim), 0, b""
         while True:
             try:
                 num_bytes = _read_step(file, buffer)
             except OSError as error:
                 return error
             if not num_bytes or self._is_over.is_set():
-                return Digests(position, whole.hexdigest(), tensors.finish())
+                return Digests(position, whole.hexdigest(), tensors.finish(), head)
             step = buffer[:num_bytes]
+            head += bytes(step[: len(promise.header) - len(head)])
             whole.update(step)
             tensors.update(position, step)
             if position:  # the header is read again
@@ -147,6 +159,13 @@ class _TensorDigests:
             self._next += 1
 
 
+def _is_kept(promise: Promise, found: Digests) -> bool:
+    """Whether the bytes are those that were promised."""
+    if promise.sha256_by_source:
+        return found.sha256 in promise.sha256_by_source.values()
+    return not _compare(promise, found)
+
+
 def _compare(promise: Promise, found: Digests) -> list[Fault]:
     """What is wrong with one pass over a file; a tensor is named where its digest says which it is."""
     file, claim = promise.file, promise.claim
@@ -155,6 +174,8 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
     claimed = {entry.name: digest for entry, digest in claim.tensors} if claim else {}
     damaged = [name for name, digest in found.tensors.items() if claimed[name] != digest]
     faults = []
+    if found.head != promise.header:
+        faults.append(Fault("wrong-digest", file, None, "its header is not the one that was planned"))
     for name in damaged:
         text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {claimed[name]}"
         if is_right:

@@ -102,28 +102,41 @@ def verify_staged_shard(
     For a rank that did not write the file: the kernel is asked to forget its pages, then every byte is read.
     `on_bytes` is told the size of every read; what it raises is passed on.
     """
+    return digest_staged_shard(folder, file, b"", on_bytes)[1]
+
+
+def digest_staged_shard(
+    folder: Path, file: str, header: bytes, on_bytes: Callable[[int], None] | None = None
+) -> tuple[str, list[Fault]]:
+    """The same for a shard that several ranks wrote, so that its JSON has no SHA-256: `header` is what the
+    file must begin with. Gives the SHA-256 of what was read too: the shard's where there are no faults.
+    """
     folder = Path(folder)
     claim = _read_shard_claim(folder, file)
     if isinstance(claim, Fault):
-        return [claim]
+        return "", [claim]
     path = folder / file
     if path.is_symlink():
-        return [Fault("unsafe-link", file, None, "a symbolic link; it was not followed")]
+        return "", [Fault("unsafe-link", file, None, "a symbolic link; it was not followed")]
     try:
         with open_regular(path) as shard:
             num_bytes = os.fstat(shard.fileno()).st_size
-            header, faults = read_header(shard, file, num_bytes, ours=True)
+            found, faults = read_header(shard, file, num_bytes, ours=True)
     except FileNotFoundError:
-        return [Fault("missing-file", file, None, "it is not there")]
+        return "", [Fault("missing-file", file, None, "it is not there")]
     except OSError as error:
-        return [Fault("unreadable-file", file, None, f"it cannot be read: {error.strerror}")]
-    if header is not None:
-        faults += claim_faults(header, claim)
+        return "", [Fault("unreadable-file", file, None, f"it cannot be read: {error.strerror}")]
+    if not claim.whole.sha256 and not (header and claim.data_begin == len(header) and claim.is_contiguous):
+        text = "its JSON: without SHA-256, a header and tensors that follow it without a gap must tell all"
+        return "", [*faults, Fault("bad-manifest", file, None, text)]
+    if found is not None:
+        faults += claim_faults(found, claim)
     if num_bytes != claim.whole.num_bytes:
         text = f"it has {num_bytes} bytes; its JSON says {claim.whole.num_bytes}"
         faults.append(Fault("wrong-size", file, None, text))
-    faults += Reader(folder, on_bytes).check(Promise(file, {"its JSON": claim.whole.sha256}, claim))
-    return once(faults)
+    sources = {"its JSON": claim.whole.sha256} if claim.whole.sha256 else {}
+    sha256, wrong = Reader(folder, on_bytes).digest(Promise(file, sources, claim, header))
+    return sha256, once([*faults, *wrong])
 
 
 def _held(survey: Survey, pending: Pending | None, why: str | None) -> Held:

@@ -55,13 +55,15 @@ class ExportView:
                 inputs.architecture.serves[0] if inputs.architecture.serves else inputs.architecture.name,
                 sum(len(shard.tensors) for shard in plan.shards),
                 human_bytes(plan.total_size),
-                len(plan.shards),
+                len(plan.files),
                 plan.world_size,
                 len(plan.stages),
             )
 
     def poll(self, phase: str) -> None:
-        """Called often while `phase` (`export` or `verify`) runs."""
+        """Called often while `phase` runs: `export`, `verify`, or `digest`, which reads back files of several
+        ranges only.
+        """
         now, pause = time.monotonic(), _BAR_SECONDS if self._bars else _LINE_SECONDS
         if self._world.rank != 0 or self._plan is None or now - self._shown < pause:
             return
@@ -79,10 +81,20 @@ class ExportView:
     def _show(
         self, plan: ExportPlan, phase: str, stage: int, done: int, num_done: int, seconds: float
     ) -> None:
-        doers = [shard.leader for shard in plan.shards] if phase == "export" else self._verifiers
-        shards = [shard for shard, rank in zip(plan.shards, doers) if rank in plan.stages[stage]]
-        total = sum(shard.num_bytes for shard in shards)
-        note = f"{num_done} of {len(shards)} shards" if phase == "export" else f"{len(shards)} shards"
+        if phase == "export":
+            sizes = [shard.num_bytes for shard in plan.shards if shard.leader in plan.stages[stage]]
+            what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"
+            note = f"{num_done} of {len(sizes)} {what}"
+        else:
+            sizes = [
+                ranges[0].range.layout.num_bytes
+                for ranges, rank in zip(plan.files, self._verifiers)
+                if rank in plan.stages[stage] and (phase == "verify" or len(ranges) > 1)
+            ]
+            note = f"{len(sizes)} shards"
+        if not sizes:
+            return
+        total = sum(sizes)
         if self._bars is None:
             rate, so_far, whole = map(human_bytes, (done / max(seconds, 1e-3), done, total))
             logger.info("%s stage %d: %s of %s, %s/s, %s", phase, stage, so_far, whole, rate, note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -130,8 +130,11 @@ def print_plan(report: PlanReport) -> None:
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
         shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
     for shard in report.shards[:_MAX_ROWS]:
-        numbers = map(str, (shard.stage, shard.leader, len(shard.tensors)))
-        shards.add_row(shard.file, shard.unit, *numbers, human_bytes(shard.bytes))
+        stages = _numbers(dict.fromkeys(each.stage for each in shard.ranges))
+        leaders = _numbers([each.leader for each in shard.ranges])
+        shards.add_row(
+            shard.file, shard.unit, stages, leaders, str(len(shard.tensors)), human_bytes(shard.bytes)
+        )
     if len(report.shards) > _MAX_ROWS:
         shards.add_row(f"and {len(report.shards) - _MAX_ROWS} more (--json lists all)")
     out.print(shards)
@@ -161,6 +164,12 @@ def _print_ranks(report: PlanReport) -> None:
         stage = "-" if rank.stage is None else str(rank.stage)
         ranks.add_row(str(rank.rank), stage, *map(human_bytes, sizes))
     console().print(ranks)
+
+
+def _numbers(found: Collection[int]) -> str:
+    """The stages or leaders of a file's ranges; of many, the first and how many they are."""
+    named = ", ".join(map(str, found))
+    return named if len(found) <= _MAX_NAMED else f"{next(iter(found))}, ... ({len(found)})"
 
 
 def print_checkpoint(report: CheckpointReport) -> None:

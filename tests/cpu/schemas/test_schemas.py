@@ -109,8 +109,9 @@ def test_a_failure_follows_the_report_s_schema(planned: Planned) -> None:
 
 
 def test_metadata_follows_its_schemas(planned: Planned) -> None:
-    """A plan and a checkpoint."""
+    """A plan, one with ranges, and a checkpoint."""
     check("plan", plan_report(planned.inputs, planned.plan, "auto").to_json())
+    check("plan", plan_report(planned.inputs, planned.in_ranges(), "auto").to_json())
     check("inspect", pp_export.inspect(planned.options.checkpoint).to_json())
 
 

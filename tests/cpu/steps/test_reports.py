@@ -128,6 +128,27 @@ def test_the_report_names_ranks_that_could_not_help(planned: Planned) -> None:
     assert note in plan_report(planned.inputs, plan, "auto").notes
 
 
+def test_the_plan_of_ranges_adds_up(planned: Planned) -> None:
+    """A file that several ranks write is one file, with its ranges one after another and who writes them."""
+    plan = planned.in_ranges()
+    value = through_json(plan_report(planned.inputs, plan, "auto").to_json())
+    assert [shard["file"] for shard in value["shards"]] == [ranges[0].file for ranges in plan.files]
+    written = [0] * 4
+    for shard in value["shards"]:
+        begins = [each["begin"] for each in shard["ranges"]]
+        assert begins == [0, *(each["end"] for each in shard["ranges"][:-1])]
+        assert shard["ranges"][-1]["end"] == shard["bytes"]
+        for each in shard["ranges"]:
+            written[each["leader"]] += each["end"] - each["begin"]
+    assert written == [rank["written_bytes"] for rank in value["ranks"]]
+    assert all(written)
+    whole = through_json(plan_report(planned.inputs, planned.plan, "auto").to_json())
+    for one, other in zip(value["shards"], whole["shards"]):
+        assert {k: v for k, v in one.items() if k != "ranges"} == {
+            k: v for k, v in other.items() if k != "ranges"
+        }
+
+
 def test_a_checkpoint_for_machines_adds_up(checkpoint: Checkpoint) -> None:
     """The checkpoint as JSON has every stored key and box, and what is no weight by kind."""
     catalog = describe_checkpoint(checkpoint("qwen3_moe", "pp2ep2"), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,37 @@ def test_progress_of_verifying_counts_what_a_stage_verifies(
     for line in lines[1:]:
         done, _, total = line.partition(": ")[2].partition(",")[0].partition(" of ")
         assert done == total
+
+
+def test_progress_of_ranges_adds_up(planned: Planned, lines: list[str], clock: Clock) -> None:
+    """Files that several ranks write count as files before, as ranges and bytes of each while exporting; when
+    only they are read back, other files don't count.
+    """
+    plan = planned.in_ranges()
+    for count in (len(plan.files), 2):
+        shards = [shard for ranges in plan.files[:count] for shard in ranges]
+        whole = [ranges[0] for ranges in planned.plan.files[count:]]
+        mixed = replace(plan, shards=(*shards, *whole))
+        world = OneOfFour(0)
+        view = ExportView(world)
+        view.plan(planned.inputs, mixed)
+        assert f"75 tensors, {human_bytes(plan.total_size)}, in {len(plan.files)} files" in lines[0]
+        for phase in ("export", "digest"):
+            clock.now += 10
+            view.poll(phase)
+            clock.now += 10
+            read = [file for file in mixed.files if len(file) > 1]
+            if phase == "export":
+                total = sum(shard.num_bytes for shard in mixed.shards)
+                expected = f"{len(mixed.shards)} of {len(mixed.shards)} ranges of shards"
+            else:
+                total = sum(shard.num_bytes for file in read for shard in file)
+                expected = f"{len(read)} shards"
+            world.posted = {0: {"written": total, "verified": total, "shards": len(mixed.shards)}}
+            view.poll(phase)
+            assert lines[-1].startswith(f"{phase} stage 0: {human_bytes(total)} of {human_bytes(total)}, ")
+            assert lines[-1].endswith(expected)
+        lines.clear()
 
 
 def test_other_ranks_show_nothing(planned: Planned, lines: list[str], clock: Clock) -> None:

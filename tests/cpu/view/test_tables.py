@@ -41,6 +41,25 @@ def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.Ca
     assert "dropped: nothing" in shown
 
 
+def test_the_plan_names_the_leaders_of_ranges(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file that several ranks write all are named, of many the first and their number."""
+    made = plan_report(planned.inputs, planned.in_ranges(), "auto")
+    first, *others = made.shards
+    many = replace(first, ranges=made.shards[1].ranges * 7)
+    tables.print_plan(replace(made, shards=(many, *others)))
+    shown = capsys.readouterr().out
+    assert f"{len(made.shards)} files" in shown
+
+    def leaders_of(file: str) -> str:
+        row = next(line for line in shown.splitlines() if file in line)
+        return row.strip("│").split("│")[3].strip()
+
+    assert leaders_of(many.file) == f"{many.ranges[0].leader}, ... ({len(many.ranges)})"
+    for shard in others:
+        assert leaders_of(shard.file) == ", ".join(str(each.leader) for each in shard.ranges)
+    assert len(others[0].ranges) > 1
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are(
     planned: Planned, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,79 @@
+"""Makes one file of the ranges that several leaders wrote, and one shard manifest of what they recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pp_export.core.errors import VerificationError
+from pp_export.core.file_names import range_json, shard_json
+from pp_export.disk import files, shared_file
+from pp_export.planning.shard_plan import ShardPlan
+from pp_export.shards.manifests import RangeManifest, ShardManifest
+
+Manifest = TypeVar("Manifest")
+
+
+def read_manifest(staging: Path, file: str) -> ShardManifest:
+    """The shard JSON of a committed shard."""
+    return _read(staging / shard_json(file), ShardManifest.from_json)
+
+
+def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
+    """Write what is left of a file, name it, and leave one shard JSON of it, without a SHA-256 yet; called on
+    rank 0 when the leaders of all its `ranges` have committed.
+
+    Raises VerificationError for a range that is missing or is not the one that was planned.
+    """
+    layout = ranges[0].range.layout
+    found = [_read_range(staging, shard) for shard in ranges]
+    edges = [
+        edge for each in found for edge in ((each.begin, each.head), (each.end - len(each.tail), each.tail))
+    ]
+    shared_file.join_ranges(staging / layout.file, layout.num_bytes, edges)
+    manifest = ShardManifest(
+        layout.file,
+        layout.num_bytes,
+        "",
+        tuple(tensor for each in found for tensor in each.tensors),
+        {name: count for each in found for name, count in each.not_finite.items()},
+    )
+    files.write_file(staging / shard_json(layout.file), [json.dumps(manifest.to_json()).encode()])
+    return manifest
+
+
+def _read_range(staging: Path, shard: ShardPlan) -> RangeManifest:
+    planned, path = shard.range, staging / range_json(shard.file, shard.range.number)
+    found = _read(path, RangeManifest.from_json)
+    first, last = shared_file.whole_blocks(planned.begin, planned.end)
+    differences = [
+        f"{what}: {got}, not {expected}"
+        for what, got, expected in (
+            ("file", found.file, shard.file),
+            ("number", found.number, planned.number),
+            ("begin", found.begin, planned.begin),
+            ("end", found.end, planned.end),
+            ("bytes of head", len(found.head), first - planned.begin),
+            ("bytes of tail", len(found.tail), planned.end - last),
+            (
+                "tensors",
+                [(tensor.name, tensor.begin, tensor.end) for tensor in found.tensors],
+                [(place.name, place.begin, place.end) for place in planned.tensors],
+            ),
+        )
+        if got != expected
+    ]
+    if differences:
+        raise VerificationError(
+            "a range is not the one that was planned", where={"file": path}, findings=differences
+        )
+    return found
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], Manifest]) -> Manifest:
+    try:
+        return parse(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VerificationError(f"the shard JSON can't be read: {error!r}", where={"file": path}) from error
