@@ -15,7 +15,7 @@ from tests.fixtures.frozen import freeze_tensors
 
 
 def test_no_thread_waits_for_a_shard_that_never_comes(tmp_path: Path) -> None:
-    """Between two shards the writer has no helper left: when another worker fails, nobody asks it for more."""
+    """Between two shards the writer has no helper: when another worker fails, nobody asks it for more."""
     (tmp_path / file_names.SHARD_JSONS).mkdir()
     frozen = freeze_tensors("model-00001-of-00001.safetensors", {"a": torch.ones(3)})
     transfer = object.__new__(Transfer)
@@ -23,6 +23,7 @@ def test_no_thread_waits_for_a_shard_that_never_comes(tmp_path: Path) -> None:
     transfer._images = RingBuffer(len(frozen.image))
     image = transfer._images.take(len(frozen.image), lambda: None)
     before = set(threading.enumerate())
-    written = next(transfer._write([Frozen(frozen, image), Frozen(frozen, image)]))
+    writing = transfer._write([Frozen(frozen, image), Frozen(frozen, image)])
+    written = next(writing)
     assert set(threading.enumerate()) == before
     written.file.abandon()
