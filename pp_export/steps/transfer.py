@@ -213,17 +213,20 @@ class Transfer:
             yield frozen
 
     def _write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
-        with ThreadPoolExecutor(1, thread_name_prefix="digest") as digester:
-            for each in frozen:
-                self._progress.doing("writer", f"writing {each.shard.file}")
+        for each in frozen:
+            self._progress.doing("writer", f"writing {each.shard.file}")
+            # One for each shard: nobody would end one that waits for the next when another worker fails.
+            with (
+                self._located(operation="write", file=each.shard.file),
+                ThreadPoolExecutor(1, thread_name_prefix="digest") as digester,
+            ):
                 manifest = digester.submit(write.digest_shard, each.shard)
-                with self._located(operation="write", file=each.shard.file):
-                    file = write.write_shard(
-                        each.shard, self._staging, lambda count: self._progress.add("written", count)
-                    )
-                    written = WrittenShard(file, manifest.result())
-                self._images.give_back(each.image)
-                yield written
+                file = write.write_shard(
+                    each.shard, self._staging, lambda count: self._progress.add("written", count)
+                )
+                written = WrittenShard(file, manifest.result())
+            self._images.give_back(each.image)
+            yield written
 
     def _commit(self, written: Iterable[WrittenShard]) -> None:
         for each in written:

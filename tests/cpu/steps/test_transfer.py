@@ -1,0 +1,29 @@
+"""Claims of `pp_export.steps.transfer`: what a failure elsewhere leaves of a rank's workers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+
+from pp_export.core import file_names
+from pp_export.process.ring_buffer import RingBuffer
+from pp_export.steps.transfer import Frozen, Transfer
+from pp_export.steps.workers import Progress
+from tests.fixtures.frozen import freeze_tensors
+
+
+def test_no_thread_waits_for_a_shard_that_never_comes(tmp_path: Path) -> None:
+    """Between two shards the writer has no helper: when another worker fails, nobody asks it for more."""
+    (tmp_path / file_names.SHARD_JSONS).mkdir()
+    frozen = freeze_tensors("model-00001-of-00001.safetensors", {"a": torch.ones(3)})
+    transfer = object.__new__(Transfer)
+    transfer._rank, transfer._staging, transfer._progress = 0, tmp_path, Progress()
+    transfer._images = RingBuffer(len(frozen.image))
+    image = transfer._images.take(len(frozen.image), lambda: None)
+    before = set(threading.enumerate())
+    writing = transfer._write([Frozen(frozen, image), Frozen(frozen, image)])
+    written = next(writing)
+    assert set(threading.enumerate()) == before
+    written.file.abandon()
