@@ -6,6 +6,7 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 _PAGE = mmap.PAGESIZE
@@ -28,7 +29,10 @@ class RingBuffer:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = pages(num_bytes)
-        self._memory = memoryview(mmap.mmap(-1, self.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        memory = mmap.mmap(-1, self.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)  # the first touch of 4 KB pages costs as much as filling them
+        self._memory = memoryview(memory)
         self._live: deque[Region] = deque()
         self._changed = threading.Condition()
 
