@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +25,59 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
+class _Run:
+    """Bytes [begin, end) of an item that were read, and their CRC."""
+
+    begin: int
+    end: int
+    crc: int
+
+
+@dataclass(frozen=True)
 class _Open:
-    """An item of which the bytes before `end` were read; `crc` is theirs."""
+    """An item, and the runs of it that were read: in order, with gaps between them."""
 
     stored: StoredBytes
-    end: int = 0
-    crc: int = 0
+    runs: tuple[_Run, ...] = ()
 
     @property
     def is_finished(self) -> bool:
-        return self.end == self.stored.num_bytes
+        return not self.gaps
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """What was not read."""
+        begins = [run.begin for run in self.runs] + [self.stored.num_bytes]
+        ends = [0] + [run.end for run in self.runs]
+        return [(end, begin) for end, begin in zip(ends, begins) if end < begin]
+
+    def with_bytes(self, begin: int, data: memoryview) -> _Open:
+        """The item with `data` read, which begins at byte `begin`. Bytes that were read before count once."""
+        end = begin + len(data)
+        at = bisect_right(self.runs, begin, key=lambda run: run.begin)
+        before, behind = self.runs[:at], self.runs[at:]
+        if begin == end or (before and before[-1].end > begin) or (behind and behind[0].begin < end):
+            return self
+        run = _Run(begin, end, isal_zlib.crc32(data))
+        if before and before[-1].end == begin:
+            run = _joined(before[-1], run)
+            before = before[:-1]
+        if behind and behind[0].begin == end:
+            run = _joined(run, behind[0])
+            behind = behind[1:]
+        return _Open(self.stored, (*before, run, *behind))
+
+
+def _joined(first: _Run, second: _Run) -> _Run:
+    crc = isal_zlib.crc32_combine(first.crc, second.crc, second.end - second.begin)
+    return _Run(first.begin, second.end, crc)
 
 
 class FileReader:
     """Open files of one rank, used by one thread.
 
-    The CRC of an item runs along while its slices come in the order of their bytes. Where they don't (a
-    storage that parameters share, a transposed tensor), the rest of the item is read once more for it.
+    The CRC of an item is put together of those of its slices, in whatever order they are asked for. What was
+    not read, or not as bytes in order (a transposed tensor), is read for it at the end.
     """
 
     def __init__(self, catalog: Catalog, *, check_source: bool) -> None:
@@ -59,11 +96,8 @@ class FileReader:
             else:
                 _check_inside(slice_.begin + slice_.num_bytes, opened.stored)
                 _read_fully(self._descriptor(file), opened.stored.offset + slice_.begin, into)
-            if self._check_source and not opened.is_finished:
-                if slice_.strides is None and slice_.begin == opened.end:
-                    self._extend(slice_.item, opened, into)
-                else:
-                    self._read_rest(slice_.item, opened)
+            if self._check_source and slice_.strides is None:
+                self._add(slice_.item, slice_.begin, into)
         except CheckpointError as error:
             raise error.at(tensor=slice_.name, file=self._path(file)) from error
 
@@ -78,7 +112,7 @@ class FileReader:
         for number, opened in list(self._open.items()):
             if self._check_source and not opened.is_finished:
                 try:
-                    self._read_rest(number, opened)
+                    self._read_rest(number)
                 except CheckpointError as error:
                     path = self._path(self._catalog.stored_items[number].file)
                     raise error.at(tensor=self._catalog.key_of_item[number], file=path) from error
@@ -104,27 +138,30 @@ class FileReader:
             self._open[number] = _Open(located)
         return self._open[number]
 
-    def _read_rest(self, number: int, opened: _Open) -> None:
+    def _read_rest(self, number: int) -> None:
+        stored = self._open[number].stored
         descriptor = self._descriptor(self._catalog.stored_items[number].file)
-        buffer = memoryview(bytearray(min(_STEP_BYTES, opened.stored.num_bytes)))
-        while not opened.is_finished:
-            step = buffer[: min(len(buffer), opened.stored.num_bytes - opened.end)]
-            _read_fully(descriptor, opened.stored.offset + opened.end, step)
-            opened = self._extend(number, opened, step)
+        buffer = memoryview(bytearray(min(_STEP_BYTES, stored.num_bytes)))
+        for begin, end in self._open[number].gaps:
+            for at in range(begin, end, _STEP_BYTES):
+                step = buffer[: min(_STEP_BYTES, end - at)]
+                _read_fully(descriptor, stored.offset + at, step)
+                self._add(number, at, step)
 
-    def _extend(self, number: int, opened: _Open, data: memoryview) -> _Open:
-        """The CRC with the next bytes of the item, compared when they are the last."""
-        stored = opened.stored
-        extended = _Open(stored, opened.end + len(data), isal_zlib.crc32(data, opened.crc))
-        if extended.is_finished and extended.crc != stored.crc:
+    def _add(self, number: int, begin: int, data: memoryview) -> None:
+        """Bytes of an item; the CRC is compared when they are the last that were missing."""
+        before = self._open[number]
+        opened = self._open[number] = before.with_bytes(begin, data)
+        if opened is before or not opened.is_finished:
+            return
+        expected, got = opened.stored.crc, opened.runs[0].crc if opened.runs else 0
+        if got != expected:
             raise CheckpointError(
                 "the stored bytes are damaged: their CRC-32 is not the one that torch stored with them",
-                expected=f"{stored.crc:08x}",
-                got=f"{extended.crc:08x}",
+                expected=f"{expected:08x}",
+                got=f"{got:08x}",
                 advice="restore the file from another copy of the checkpoint, or take another iteration",
             )
-        self._open[number] = extended
-        return extended
 
     def _descriptor(self, file: int) -> int:
         if file not in self._descriptors:

@@ -165,6 +165,56 @@ def test_every_slice_has_the_bytes_that_torch_loads(checkpoint: Checkpoint, mode
     assert num_cut > 10
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_slices_in_any_order_are_read_once_and_checked(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Parts of slices in any order are read from the file once each, and their CRCs are put together: nothing
+    is read again for them, and what nobody asked for is read at the end.
+    """
+    catalog = describe_checkpoint(checkpoint(*REAL[0]), None)
+    numbers = random.Random(seed)
+    rows = [row for slices in catalog.slices.values() for s in slices for row in s.rows(1000)]
+    numbers.shuffle(rows)
+    left = rows[: seed * 3]
+    preadv, num_read = os.preadv, 0
+
+    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal num_read
+        count = preadv(descriptor, buffers, offset)
+        num_read += count
+        return count
+
+    needed = sum(row.num_bytes for row in rows)
+    with FileReader(catalog, check_source=True) as reader:
+        monkeypatch.setattr(os, "preadv", counting)
+        for row in rows[len(left) :]:
+            read(reader, row)
+        in_rows, num_read = num_read, 0
+        reader.finish()
+    assert in_rows == needed - sum(row.num_bytes for row in left)
+    assert num_read <= sum(row.num_bytes for row in left)
+
+
+def test_one_flipped_bit_is_found_in_any_order(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """An item of which the last bytes are read first is found damaged all the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint(*REAL[0]), copy)
+    catalog = describe_checkpoint(copy, None)
+    slice_ = max((s for slices in catalog.slices.values() for s in slices), key=lambda s: s.num_bytes)
+    file = Path(catalog.description.folder) / catalog.files[catalog.stored_items[slice_.item].file]
+    with FileReader(catalog, check_source=True) as reader:
+        data = bytearray(file.read_bytes())
+        data[data.index(read(reader, slice_)) + slice_.num_bytes // 2] ^= 4
+        file.write_bytes(data)
+        read(reader, slice_)
+    with FileReader(catalog, check_source=True) as reader:
+        for row in reversed(slice_.rows(1000)[1:]):
+            read(reader, row)
+        with pytest.raises(CheckpointError, match="CRC-32"):
+            reader.finish()
+
+
 def test_the_description_says_what_the_checkpoint_is(checkpoint: Checkpoint, folder: Path) -> None:
     """Iteration, format, args and kind of keys are described; args are None where common.pt has none."""
     real = describe_checkpoint(checkpoint("qwen2", "tp2pp2"), None).description
