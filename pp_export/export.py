@@ -66,8 +66,8 @@ def export(
         staging = make_staging_folder(world, target, plan)
         clock.lap("plan")
 
-        transferring = Transfer(plan, world, backend, staging, progress, on_gpu=source.is_on_gpu)
-        with source.open(inputs.catalog) as reader, transferring as transfer:
+        transferring = Transfer(plan, world, backend, staging, progress, values_on=source.device)
+        with transferring as transfer, source.open(inputs.catalog) as reader:
             read = transfer.read(reader)  # 3
             gathered = transfer.gather(read)  # 4
             mapped = transfer.map(gathered)  # 5

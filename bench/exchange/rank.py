@@ -115,7 +115,7 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
         ended.append(now())
         yield from ()
 
-    with Transfer(plan, world, Backend(GLOO, ""), Path(), progress, on_gpu=False) as transfer:
+    with Transfer(plan, world, Backend(GLOO, ""), Path(), progress, values_on=None) as transfer:
         dist.barrier()
         begun = now()
         # `finish` makes what it is given durable; there is nothing in what it is given here.

@@ -23,7 +23,7 @@ class CheckpointSource:
     check_source: bool
 
     is_shared = True
-    is_on_gpu = False
+    device = None
 
     @property
     def folders(self) -> Sequence[Path]:

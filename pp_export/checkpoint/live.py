@@ -103,10 +103,6 @@ def settle(model: Sequence[Any]) -> None:
     for wrapper in (wrapper for part in model for wrapper in _unwrapped(part)):
         if getattr(wrapper, "remove_forward_pre_hook_handles", None):
             wrapper.start_param_sync(force_sync=True)
-    # Slices are copied on streams of their own. Whatever the job has sent to its GPU, on whichever stream, is
-    # waited for here, once, when no transfer is on its way.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
 
 
 def look_at(model: Sequence[Any]) -> LocalModel:
@@ -127,6 +123,19 @@ def look_at(model: Sequence[Any]) -> LocalModel:
     prefix = framework_prefix(box.key for box in boxes)
     named = tuple(replace(box, key=box.key.removeprefix(prefix)) for box in boxes)
     return LocalModel(args_of(parts[0]) if parts else {}, named)
+
+
+def gpus(local: LocalModel) -> list[torch.device]:
+    """The GPUs that the parameters lie on; nearly always one."""
+    return sorted({box.device for box in local.boxes if box.device.type == "cuda"}, key=str)
+
+
+def wait_for(local: LocalModel) -> None:
+    """Whatever the job has sent to these GPUs, on whichever stream, is waited for, once, when no transfer is
+    on its way: slices are copied and sent on streams of their own.
+    """
+    for device in gpus(local):
+        torch.cuda.synchronize(device)
 
 
 def merge(gathered: Sequence[bytes]) -> Catalog:
@@ -163,7 +172,7 @@ class LiveReader:
     """Gives slices of this rank's parameters: on a GPU where they lie, or copied to host memory.
 
     Copies from a GPU go over a stream of their own, and only that is waited for. What the job had sent to its
-    GPU was finished when the model was looked at (`settle`).
+    GPU was finished before (`wait_for`).
     """
 
     def __init__(self, local: LocalModel, catalog: Catalog) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pp_export.checkpoint import live
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.source import Reader
@@ -25,9 +27,8 @@ class ModelSource:
         return ()
 
     @property
-    def is_on_gpu(self) -> bool:
-        parameters = (value for part in self._model for value in part.parameters())
-        return any(value.is_cuda for value in parameters)
+    def device(self) -> torch.device | None:
+        return next(iter(live.gpus(self._local)), None) if self._local is not None else None
 
     def check(self) -> None:
         live.check(self._model)
@@ -36,6 +37,7 @@ class ModelSource:
         """Parameters that are still to be gathered for the next forward pass are gathered first."""
         live.settle(self._model)
         self._local = live.look_at(self._model)
+        live.wait_for(self._local)
         return self._local.to_bytes()
 
     def describe(self, announced: Sequence[bytes]) -> Catalog:

@@ -83,8 +83,8 @@ class Source(Protocol):
         """The folders that are read, and so must not be replaced."""
 
     @property
-    def is_on_gpu(self) -> bool:
-        """Whether this rank gives values out of the memory of a GPU."""
+    def device(self) -> torch.device | None:
+        """The GPU out of whose memory this rank gives values, if it does; known once it has announced."""
 
     @property
     def is_shared(self) -> bool:

@@ -14,7 +14,6 @@ from torch.distributed import is_nccl_available
 from pp_export.core.errors import OptionError
 
 AUTO, GLOO, NCCL = "auto", "gloo", "nccl"
-BACKENDS = (AUTO, GLOO, NCCL)
 _MIN_NCCL = (2, 10)
 """Point-to-point operations in groups are of 2.7; torch relies on a later one."""
 
@@ -65,22 +64,25 @@ def check(asked: str) -> None:
         raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend auto or gloo")
 
 
-def own_device() -> torch.device:
-    """The GPU of this rank: the job's current one, or in a launched world that of its local rank."""
-    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
-    number = current or int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    return torch.device("cuda", number)
+def own_device(of_values: torch.device | None) -> torch.device | None:
+    """The GPU of this rank, if it has one: where its values lie, or else that of its local rank."""
+    if of_values is not None or not torch.cuda.is_available():
+        return of_values
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def facts(*, on_gpu: bool) -> RankFacts:
-    """What this rank says of itself. Ranks that NCCL_HOSTID tells apart are on hosts of their own."""
+def facts(of_values: torch.device | None) -> RankFacts:
+    """What this rank says of itself; its values lie on GPU `of_values`, if on any. Ranks that NCCL_HOSTID
+    tells apart are on hosts of their own.
+    """
     host = os.environ.get("NCCL_HOSTID") or platform.node()
-    if not torch.cuda.is_available():
+    device = own_device(of_values)
+    if device is None:
         return RankFacts(host)
-    uuid = str(torch.cuda.get_device_properties(own_device()).uuid)
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
     has_nccl = is_nccl_available()
     version: tuple[int, ...] = torch.cuda.nccl.version() if has_nccl else ()  # type: ignore[no-untyped-call]
-    return RankFacts(host, uuid, version or None, on_gpu)
+    return RankFacts(host, uuid, version or None, of_values is not None)
 
 
 def choose(asked: str, groups: Sequence[Sequence[int]], ranks: Sequence[RankFacts]) -> Backend:
@@ -114,7 +116,8 @@ def expected(asked: str, groups: Sequence[Sequence[int]]) -> Backend:
         return Backend(None, "every rank reads what it writes, and sends nothing")
     if asked == AUTO:
         return Backend(GLOO, "or nccl, where ranks have a GPU each and values lie there or hosts exchange")
-    return Backend(asked, "asked for")
+    why = "asked for, where each rank has a GPU of its own" if asked == NCCL else "asked for"
+    return Backend(asked, why)
 
 
 def _obstacle(members: Sequence[int], ranks: Sequence[RankFacts]) -> str | None:

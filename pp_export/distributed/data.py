@@ -32,7 +32,7 @@ class Data:
         return f"transfer/{self._num_transfers}"
 
     def connect(self, group: Group, backend: str, check: Check) -> Wire:
-        """The wire of a group, called by all of its ranks and by no other. Blocks for a minute at most."""
+        """The wire of a group, connected; called by all of its ranks and by no other."""
         assert self._connect is not None
         self._wire = self._connect(group, backend, check)
         return self._wire
@@ -49,6 +49,20 @@ class Data:
         for worker in self.workers:
             worker.join(max(0.0, deadline - time.monotonic()))
         self.close()
+
+    def close_at_last(self) -> None:
+        """Close, be it when a worker that could not be ended has ended by itself."""
+        alive = [worker for worker in self.workers if worker.is_alive()]
+
+        def wait() -> None:
+            for worker in alive:
+                worker.join()
+            self.close()
+
+        if alive:
+            threading.Thread(target=wait, daemon=True, name="closer").start()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Give everything back, unless a worker could not be ended and still uses it."""

@@ -25,12 +25,14 @@ _TAG, _NO_TAG = 0, 1
 class GlooWire:
     """A group that torch's registry doesn't know: the job's own groups, and their names, stay as they are."""
 
-    device = None
-
     def __init__(self, member: Membership) -> None:
         self._member = member
+        self._group: Any = None
+
+    def connect(self) -> None:
+        member = self._member
         try:
-            self._group: Any = ProcessGroupGloo(member.store, member.number, member.size, _MEETING)
+            self._group = ProcessGroupGloo(member.store, member.number, member.size, _MEETING)
         except (RuntimeError, ValueError) as error:
             raise PeerError(
                 f"the ranks of a group could not connect: {first_line(error)}",
@@ -62,6 +64,8 @@ class GlooWire:
         """Gloo closes all connections of a group when one operation runs out of time; nothing else ends
         them.
         """
+        if self._group is None:
+            return
         with suppress(RuntimeError):
             peer = (self._member.number + 1) % self._member.size
             self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NO_TAG).wait(_AT_ONCE)

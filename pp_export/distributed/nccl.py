@@ -27,7 +27,6 @@ from pp_export.distributed.membership import Membership
 from pp_export.distributed.wire import Message, Place
 
 _EVER = timedelta(days=7)
-_LOOK_AHEAD = 2
 _POLL_SECONDS = 50e-6
 _ALIGNMENT = 64
 # Without these, torch ends the process when a transfer of the group fails: a job must survive that.
@@ -35,29 +34,34 @@ _OWN_HANDLING = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_BLOCKING_WA
 
 
 class NcclWire:
-    """A communicator on `device` that torch's registry doesn't know. `check` is called wherever it waits, and
-    raises when all are to stop.
+    """A communicator on the group's device that torch's registry doesn't know. `check` is called wherever it
+    waits, and raises when all are to stop. All memory is taken before the members meet.
     """
 
-    def __init__(self, member: Membership, device: torch.device, check: Callable[[], None]) -> None:
-        self.device = device
-        self._member, self._check = member, check
+    def __init__(self, member: Membership, check: Callable[[], None]) -> None:
         group = member.group
+        assert group.device is not None
+        device = self._device = group.device
+        self._member, self._check = member, check
         streams: list[Any] = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
         self._stream, self._copying = streams
         self._pack = torch.empty(group.packed_bytes, dtype=torch.uint8, device=device)
         self._buffers = [
-            torch.empty(group.incoming_bytes, dtype=torch.uint8, device=device) for _ in range(_LOOK_AHEAD)
+            torch.empty(group.incoming_bytes, dtype=torch.uint8, device=device)
+            for _ in range(group.look_ahead)
         ]
-        self._copied: deque[Any] = deque(maxlen=_LOOK_AHEAD)
+        self._copied: deque[Any] = deque(maxlen=group.look_ahead)
         self._posted: deque[tuple[Any, Sequence[Message]]] = deque()
         self._num_rounds = 0
+        self._group: Any = None
+
+    def connect(self) -> None:
         try:
-            self._group = self._connect()
+            self._group = self._connected()
         except (RuntimeError, ValueError) as error:
             raise PeerError(
                 f"NCCL could not connect the ranks of a group: {first_line(error)}",
-                where={"rank": member.rank},
+                where={"rank": self._member.rank},
                 advice="NCCL_DEBUG=WARN tells more; --backend gloo does without it",
             ) from error
 
@@ -65,7 +69,7 @@ class NcclWire:
         self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
     ) -> Callable[[], None]:
         try:
-            with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
                 return self._exchange(sent, places, into)
         except (RuntimeError, ValueError) as error:
             peers = sorted({*(message.peer for message in sent), *(place.peer for place in places)})
@@ -75,35 +79,37 @@ class NcclWire:
 
     def finish(self) -> None:
         while self._posted:
-            self._wait(self._posted.popleft()[0])
+            self._wait_for_the_first()
 
     def interrupt(self) -> None:
-        self._group.abort()
+        if self._group is not None:
+            self._group.abort()
 
     def close(self) -> None:
-        self._group.shutdown()
+        if self._group is not None:
+            self._group.shutdown()
         self._posted.clear()
         self._buffers.clear()
         self._pack = self._pack[:0].clone()  # a failure's traceback may hold on to this wire for a while
         self._member.leave("0")
 
-    def _connect(self) -> Any:
+    def _connected(self) -> Any:
         options: Any = _nccl_group().Options()
         options._timeout = _EVER
-        with _environment(_OWN_HANDLING), torch.cuda.device(self.device):
+        with _environment(_OWN_HANDLING), torch.cuda.device(self._device):
             member = self._member
             group = _nccl_group()(member.store, member.number, member.size, options)
-            group.eager_connect_single_device(self.device)
+            group.eager_connect_single_device(self._device)
         return group
 
     def _exchange(
         self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
     ) -> Callable[[], None]:
-        while len(self._posted) >= _LOOK_AHEAD:
-            self._wait(self._posted.popleft()[0])
-        number, self._num_rounds = self._num_rounds % _LOOK_AHEAD, self._num_rounds + 1
+        while len(self._posted) >= len(self._buffers):
+            self._wait_for_the_first()
+        number, self._num_rounds = self._num_rounds % len(self._buffers), self._num_rounds + 1
         buffer = self._buffers[number]
-        if len(self._copied) == _LOOK_AHEAD:
+        if len(self._copied) == len(self._buffers):
             self._stream.wait_event(self._copied[0])  # the buffer's last values are on the host
         values = self._on_device(sent)
         self._group._start_coalescing()
@@ -127,7 +133,7 @@ class NcclWire:
         """The bytes of each message in device memory: where they are, or packed."""
         values, end, from_host = [], 0, False
         for _, tensor in sent:
-            if tensor.is_cuda and tensor.is_contiguous():
+            if tensor.device == self._device and tensor.is_contiguous():
                 values.append(tensor.view(-1).view(torch.uint8))
                 continue
             begin, end = end, end + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
@@ -138,6 +144,11 @@ class NcclWire:
         if from_host:
             self._wait(self._stream.record_event())  # the host's memory may be reused now
         return values
+
+    def _wait_for_the_first(self) -> None:
+        """Until the first of the posted rounds is over: what is sent in it lives as long."""
+        self._wait(self._posted[0][0])
+        self._posted.popleft()
 
     def _wait(self, event: Any) -> None:
         while not event.query():

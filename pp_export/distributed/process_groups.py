@@ -74,9 +74,10 @@ def _world(rank: int, size: int, store: Store, stall_seconds: float) -> World:
         own.set_timeout(_STORE_TIMEOUT)
         member = Membership(own, rank, group)
         try:
+            wire: Wire = NcclWire(member, check) if backend == backends.NCCL else GlooWire(member)
             member.meet(check)
-            is_nccl = backend == backends.NCCL
-            return NcclWire(member, backends.own_device(), check) if is_nccl else GlooWire(member)
+            wire.connect()
+            return wire
         except BaseException:
             member.leave()
             raise

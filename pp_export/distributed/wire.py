@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-
-BackendName = Literal["gloo", "nccl"]
 
 
 class Message(NamedTuple):
@@ -31,25 +29,27 @@ class Group:
     """The ranks that a wire is for, what their store keys begin with, and the bounds that the plan sets.
 
     `incoming_bytes` is the memory of the largest round of this rank, `packed_bytes` the most that it sends in
-    one round from where it can't be sent directly.
+    one round from where it can't be sent directly, `look_ahead` how many rounds may be under way. `device` is
+    this rank's GPU, for a wire that needs one.
     """
 
     ranks: tuple[int, ...]
     name: str
     incoming_bytes: int = 0
     packed_bytes: int = 0
+    look_ahead: int = 2
+    device: torch.device | None = None
 
 
 class Wire(Protocol):
-    """A communicator of the ranks of a group. One thread of each rank makes it and calls `exchange`.
+    """A communicator of the ranks of a group. One thread of each rank makes it, connects and exchanges.
 
     Every rank posts all messages of a round at once, and messages between two ranks come in their order: no
     round can wait for another. Whatever goes wrong raises PeerError.
     """
 
-    @property
-    def device(self) -> torch.device | None:
-        """The device whose memory it sends from, beside the host's."""
+    def connect(self) -> None:
+        """Connect the members, who all do so at once; nothing but an end of a member can hold it up."""
 
     def exchange(
         self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor

@@ -51,7 +51,7 @@ class World:
                 for role in (self.liveness, self.abort, self.control):
                     role.remove_keys()
                 self._store.delete(_RUN)
-        self.data.close()
+        self.data.close_at_last()
 
 
 def _run_id(member: Member, stall_seconds: float) -> str:

@@ -8,7 +8,8 @@ export are the same for every layout of the checkpoint and every grid of the exp
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from pp_export.architecture.accounting import Account
@@ -26,6 +27,7 @@ from pp_export.planning.rank_grid import RankGrid
 from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
 BUCKET_BYTES = 8 << 20
+_TURNS = 1 << 20
 
 Slices = Mapping[str, tuple[Slice, ...]]
 
@@ -103,7 +105,7 @@ def make_plan(
         mapped |= set(names) - {name for e in encodings for name in e.outputs}
         buckets = [
             Bucket(number + i, bucket)
-            for i, bucket in enumerate(_buckets(contents[position].slices, assignment.reader_of))
+            for i, bucket in enumerate(_buckets(contents[position].slices, assignment.reader_of, leader))
         ]
         number += len(buckets)
         shards.append(
@@ -136,20 +138,45 @@ def _ordered(sources: Iterable[str], slices: Slices) -> tuple[Slice, ...]:
     )
 
 
-def _buckets(slices: Iterable[Slice], reader_of: Mapping[int, int]) -> list[tuple[Contribution, ...]]:
+def _buckets(
+    slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int
+) -> list[tuple[Contribution, ...]]:
     """The buckets of a shard, filled up to BUCKET_BYTES."""
     filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
     size = 0
-    for slice_ in slices:
-        for row in slice_.rows(BUCKET_BYTES):
-            if size and size + row.num_bytes > BUCKET_BYTES:
-                filled.append(defaultdict(list))
-                size = 0
-            filled[-1][reader_of[slice_.item]].append(row)
-            size += row.num_bytes
+    for row, reader in _in_turns(slices, reader_of, leader):
+        if size and size + row.num_bytes > BUCKET_BYTES:
+            filled.append(defaultdict(list))
+            size = 0
+        filled[-1][reader].append(row)
+        size += row.num_bytes
     return [
         tuple(Contribution(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled
     ]
+
+
+def _in_turns(slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int) -> list[tuple[Slice, int]]:
+    """The rows of all slices, and who reads each. Readers take turns as their shares demand, each with its
+    own rows in their order.
+
+    Every leader begins at another reader. Otherwise all leaders of a group would ask the same rank in the
+    same round (for expert 0, then 1, ...), and the others would wait.
+    """
+    rows = [(row, reader_of[slice_.item]) for slice_ in slices for row in slice_.rows(BUCKET_BYTES)]
+    to_read: Counter[int] = Counter()
+    for row, reader in rows:
+        to_read[reader] += row.num_bytes
+    if len(to_read) < 2:
+        return rows
+    readers = sorted(to_read)
+    first = bisect_left(readers, leader)
+    turn = {reader: (number - first) % len(readers) for number, reader in enumerate(readers)}
+    done: Counter[int] = Counter()
+    keys: list[tuple[int, int]] = []
+    for row, reader in rows:
+        keys.append((done[reader] * _TURNS // to_read[reader], turn[reader]))
+        done[reader] += row.num_bytes
+    return [rows[at] for at in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
 def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:

@@ -18,13 +18,14 @@ of them.
 def cut_ranges(
     layout: FileLayout, ties_of: Callable[[str], Collection[str]], fair_share: int
 ) -> list[FileRange]:
-    """The ranges of a file: none needs to be larger than `fair_share` (bytes of the model for each rank) or
-    MIN_RANGE_BYTES, and they are as few as that takes.
+    """The ranges of a file: as many as it has times `fair_share` (bytes of the model for each rank), rounded,
+    of MIN_RANGE_BYTES and more, and no more than it takes to make the heaviest as light as so many can.
 
     Tensors that have one of their `ties_of` in common stay in one range, with what lies between them. Where
     that leaves a range that is larger than a fair share, the others may be as large.
     """
-    count = layout.tensors[-1].end // max(fair_share, MIN_RANGE_BYTES)
+    num_bytes = layout.tensors[-1].end
+    count = min((2 * num_bytes + fair_share) // max(1, 2 * fair_share), num_bytes // MIN_RANGE_BYTES)
     groups = _groups(layout.tensors, ties_of) if count > 1 else []
     if len(groups) < 2:
         return [FileRange.whole(layout)]

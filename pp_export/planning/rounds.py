@@ -55,10 +55,6 @@ class Round:
     gives: tuple[Given, ...]
     takes: LedBucket | None
 
-    def own(self, rank: int) -> Given | None:
-        """What `rank`, whose round this is, gives to itself."""
-        return next((each for each in self.gives if each.shard.leader == rank), None)
-
     @cached_property
     def arrivals(self) -> tuple[Arrival, ...]:
         """The contributions of other ranks, one after another."""

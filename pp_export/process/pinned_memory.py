@@ -12,15 +12,16 @@ from pp_export.process.log import logger
 _PORTABLE = 1  # cudaHostRegisterPortable: for every device of the process
 
 
-def pin(memory: memoryview) -> Callable[[], None]:
-    """Pin memory where it lies, without taking more of it. The function that this returns unpins it: to be
-    called when no copy can be on its way any more, and before the memory goes.
+def pin(memory: memoryview, device: torch.device) -> Callable[[], None]:
+    """Pin memory where it lies, without taking more of it, by way of `device`. The function that this returns
+    unpins it: to be called when no copy can be on its way any more, and before the memory goes.
 
     Where the driver refuses, copies are slower and no less right.
     """
     address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     driver: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    status = driver.cudaHostRegister(address, len(memory), _PORTABLE)
+    with torch.cuda.device(device):
+        status = driver.cudaHostRegister(address, len(memory), _PORTABLE)
     if int(status) != 0:
         logger.warning("%d bytes of host memory could not be pinned: %s", len(memory), status)
         return lambda: None

@@ -12,8 +12,8 @@ from pp_export.distributed.backends import Backend
 from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.rounds import Arrival, LedBucket, Round
-from pp_export.planning.shard_plan import Contribution
+from pp_export.planning.rounds import LOOK_AHEAD, Arrival, LedBucket, Round
+from pp_export.planning.shard_plan import ALIGNMENT, Contribution
 from pp_export.process.ring_buffer import Region, RingBuffer
 from pp_export.steps.workers import Crew, Progress
 
@@ -46,9 +46,16 @@ class Exchange:
     """The rounds of this rank; `sent` counts the bytes that went to each other rank."""
 
     def __init__(
-        self, plan: ExportPlan, world: World, backend: Backend, crew: Crew, progress: Progress
+        self,
+        plan: ExportPlan,
+        world: World,
+        backend: Backend,
+        device: torch.device | None,
+        crew: Crew,
+        progress: Progress,
     ) -> None:
-        self._plan, self._world, self._rank, self._backend = plan, world, world.rank, backend
+        self._plan, self._world, self._rank = plan, world, world.rank
+        self._backend, self._device = backend, device
         self._crew, self._progress = crew, progress
         self._name = world.data.begin()
         self.incoming = RingBuffer(plan.incoming_bytes(self._rank))
@@ -75,17 +82,20 @@ class Exchange:
         peers = ", ".join(str(member) for member in group if member != rank)
         self._progress.doing("exchanger", f"connecting with {peers} over {self._backend.name}")
         assert self._backend.name is not None
+        senders = [sender for sender, receiver in links if receiver == rank]
+        receivers = [receiver for sender, receiver in links if sender == rank]
         bounds = Group(
             group,
             f"{self._name}/{group[0]}",
-            incoming_bytes=self._plan.arriving_bytes(rank),
-            packed_bytes=self._plan.outgoing_bytes(rank),
+            incoming_bytes=max(self._plan.arriving_bytes(rank), len(senders)),
+            packed_bytes=max(self._plan.outgoing_bytes(rank), len(receivers) * ALIGNMENT),
+            look_ahead=LOOK_AHEAD,
+            device=self._device,
         )
         wire = self._world.data.connect(bounds, self._backend.name, self._crew.check)
         byte = torch.zeros(1, dtype=torch.uint8)
-        senders = [sender for sender, receiver in links if receiver == rank]
         arrived = wire.exchange(
-            [Message(receiver, byte) for sender, receiver in links if sender == rank],
+            [Message(receiver, byte) for receiver in receivers],
             [Place(sender, at, at + 1) for at, sender in enumerate(senders)],
             torch.empty(len(senders), dtype=torch.uint8),
         )

@@ -121,7 +121,7 @@ def agree_on_backend(source: Source, plan: ExportPlan, options: TargetOptions, w
     """
     if not plan.groups:
         return backends.expected(options.backend, ())
-    facts = world.control.gather(backends.facts(on_gpu=source.is_on_gpu).to_bytes())
+    facts = world.control.gather(backends.facts(source.device).to_bytes())
 
     def choose() -> bytes:
         ranks = [RankFacts.from_bytes(image) for image in facts]

@@ -71,10 +71,14 @@ def notes_on(plan: ExportPlan, *, is_live: bool) -> tuple[str, ...]:
     advice = "" if is_live else f" {plan.world_size - len(idle)} ranks are enough, or"
     return (
         f"{len(idle)} of {plan.world_size} ranks have nothing to read or write ({named(idle)}):"
-        f" there are {len(plan.files)} files, led by {num_leaders} ranks."
+        f" there are {len(plan.files)} files{_in_ranges(plan)}, led by {num_leaders} ranks."
         f" {num_verifying} of them re-read files if the export is verified.{advice}"
         f" {'a' if advice else 'A'} smaller max_shard_size makes more files.",
     )
+
+
+def _in_ranges(plan: ExportPlan) -> str:
+    return f" in {len(plan.shards)} ranges" if len(plan.shards) > len(plan.files) else ""
 
 
 def named(ranks: Sequence[int]) -> str:

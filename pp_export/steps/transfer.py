@@ -20,10 +20,10 @@ from pp_export.core import errors
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Slice
 from pp_export.disk import files
-from pp_export.distributed.backends import NCCL, Backend
+from pp_export.distributed.backends import NCCL, Backend, own_device
 from pp_export.distributed.wire import Message
 from pp_export.distributed.world import World
-from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.export_plan import SHARDS_IN_FLIGHT, ExportPlan
 from pp_export.planning.rounds import LOOK_AHEAD, Given
 from pp_export.planning.shard_plan import Contribution, ShardPlan
 from pp_export.process.pinned_memory import pin
@@ -74,20 +74,23 @@ class Transfer:
         staging: Path,
         progress: Progress,
         *,
-        on_gpu: bool,
+        values_on: torch.device | None,
     ) -> None:
         self._plan, self._world, self._rank = plan, world, world.rank
         self._staging, self._progress = staging, progress
         self._crew = Crew(world)
-        self._exchange = Exchange(plan, world, backend, self._crew, progress)
+        is_nccl = backend.name == NCCL
+        self._device = own_device(values_on) if is_nccl else values_on
+        self._sends_from_device = is_nccl and values_on is not None
+        self._exchange = Exchange(plan, world, backend, self._device, self._crew, progress)
         self._images = RingBuffer(plan.image_bytes(self._rank))
         self._ahead = RingBuffer(plan.ahead_bytes(self._rank))
         self._scratch = torch.empty(plan.scratch_bytes(self._rank), dtype=torch.uint8)
-        self._sends_from_device = on_gpu and backend.name == NCCL
-        pinned = (self._ahead, self._exchange.incoming) if on_gpu or backend.name == NCCL else ()
-        self._unpin = [pin(ring.memory) for ring in pinned]
+        self._unpin: list[Callable[[], None]] = []
 
     def __enter__(self) -> Transfer:
+        if self._device is not None:
+            self._unpin += [pin(ring.memory, self._device) for ring in (self._ahead, self._exchange.incoming)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -136,7 +139,7 @@ class Transfer:
 
     def write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
         """The same as files; digests are taken of the frozen shard while it is written."""
-        return self._crew.ahead(self._write(frozen))
+        return self._crew.ahead(self._write(frozen), SHARDS_IN_FLIGHT)
 
     def finish(self, written: Iterable[WrittenShard], on_poll: Callable[[], None]) -> None:
         """Make all files durable, and let all of this happen; called by all ranks, and over when all are
@@ -179,6 +182,7 @@ class Transfer:
         for slice_, begin in zip(part.slices, part.offsets):
             with self._reading(given, slice_):
                 reader.read(slice_, region.view[begin : begin + slice_.num_bytes])
+            self._progress.add("read", slice_.num_bytes)
         return region
 
     def _on_device(self, reader: Reader, given: Given) -> list[torch.Tensor]:
@@ -186,8 +190,12 @@ class Transfer:
         values = []
         for slice_ in given.part.slices if self._sends_from_device else ():
             with self._reading(given, slice_):
-                values.append(reader.on_device(slice_))
-        return [each for each in values if each is not None] if None not in values else []
+                found = reader.on_device(slice_)
+            if found is None:
+                return []
+            values.append(found)
+        self._progress.add("read", sum(slice_.num_bytes for slice_ in given.part.slices) if values else 0)
+        return values
 
     @contextmanager
     def _reading(self, given: Given, slice_: Slice) -> Iterator[None]:
@@ -196,7 +204,6 @@ class Transfer:
         self._progress.doing("reader", f"reading {slice_.name}")
         with self._located(operation="read", stage=shard.stage, tensor=slice_.name, unit=shard.unit):
             yield
-        self._progress.add("read", slice_.num_bytes)
 
     def _gather(self, walked: Iterator[GatheredBucket]) -> Iterator[GatheredBucket]:
         while True:

@@ -1,11 +1,12 @@
-"""How far an export is: a bar for each stage on a terminal, else a line now and then."""
+"""How far an export is: a bar for each stage, or for all, on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pp_export.steps.inputs import ExportInputs
 
 _BAR_SECONDS, _LINE_SECONDS = 0.2, 5.0
+_MAX_STAGES = 8
 
 
 class ExportView:
@@ -29,9 +31,9 @@ class ExportView:
     def __init__(self, world: World) -> None:
         self._world = world
         self._plan: ExportPlan | None = None
-        self._verifiers: list[int] = []
+        self._parts: list[_Part] = []
         self._bars = _bars() if world.rank == 0 and sys.stderr.isatty() else None
-        self._tasks: dict[tuple[str, int], TaskID] = {}
+        self._tasks: dict[tuple[str, str], TaskID] = {}
         self._begun: dict[str, float] = {}
         self._shown = 0.0
 
@@ -48,7 +50,8 @@ class ExportView:
 
     def plan(self, inputs: ExportInputs, plan: ExportPlan) -> None:
         """The plan is known."""
-        self._plan, self._verifiers = plan, plan.verifiers()
+        self._plan = plan
+        self._parts = _parts_of(plan)
         if self._world.rank == 0:
             logger.info(
                 "exporting %s: %d tensors, %s, in %d files by %d ranks in %d stages",
@@ -73,36 +76,58 @@ class ExportView:
             return
         posted = self._world.liveness.progress_of(range(self._world.size))
         counter = "written" if phase == "export" else "verified"
-        for stage, ranks in enumerate(self._plan.stages):
-            done = sum(posted.get(rank, {}).get(counter, 0) for rank in ranks)
-            shards = sum(posted.get(rank, {}).get("shards", 0) for rank in ranks)
-            self._show(self._plan, phase, stage, done, shards, now - begun)
+        for part in self._parts:
+            done = sum(posted.get(rank, {}).get(counter, 0) for rank in part.ranks)
+            files = sum(posted.get(rank, {}).get("shards", 0) for rank in part.ranks)
+            self._show(part, phase, done, files, now - begun)
 
-    def _show(
-        self, plan: ExportPlan, phase: str, stage: int, done: int, num_done: int, seconds: float
-    ) -> None:
-        if phase == "export":
-            sizes = [shard.num_bytes for shard in plan.shards if shard.leader in plan.stages[stage]]
-            what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"
-            note = f"{num_done} of {len(sizes)} {what}"
-        else:
-            sizes = [
-                ranges[0].range.layout.num_bytes
-                for ranges, rank in zip(plan.files, self._verifiers)
-                if rank in plan.stages[stage] and (phase == "verify" or len(ranges) > 1)
-            ]
-            note = f"{len(sizes)} shards"
-        if not sizes:
+    def _show(self, part: _Part, phase: str, done: int, num_done: int, seconds: float) -> None:
+        count, total = part.amounts[phase]
+        if not count:
             return
-        total = sum(sizes)
+        note = f"{num_done} of {count} {part.what}" if phase == "export" else f"{count} shards"
         if self._bars is None:
             rate, so_far, whole = map(human_bytes, (done / max(seconds, 1e-3), done, total))
-            logger.info("%s stage %d: %s of %s, %s/s, %s", phase, stage, so_far, whole, rate, note)
+            logger.info("%s %s: %s of %s, %s/s, %s", phase, part.name, so_far, whole, rate, note)
             return
-        key = (phase, stage)
+        key = (phase, part.name)
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"{phase} stage {stage}", total=total, note=note)
+            self._tasks[key] = self._bars.add_task(f"{phase} {part.name}", total=total, note=note)
         self._bars.update(self._tasks[key], completed=done, note=note)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Ranks that are shown together, and for each phase how many files, or ranges, and bytes they have."""
+
+    name: str
+    ranks: Sequence[int]
+    what: str
+    amounts: Mapping[str, tuple[int, int]]
+
+
+def _parts_of(plan: ExportPlan) -> list[_Part]:
+    """The stages of a plan, or all ranks together, where stages are many or ranks of none verify."""
+    verifiers = plan.verifiers()
+    groups = {f"stage {number}": ranks for number, ranks in enumerate(plan.stages)}
+    if len(groups) > _MAX_STAGES or not set(verifiers) <= {rank for ranks in plan.stages for rank in ranks}:
+        groups = {"all": tuple(range(plan.world_size))}
+    name_of = {rank: name for name, ranks in groups.items() for rank in ranks}
+    sizes: dict[tuple[str, str], list[int]] = {
+        (name, phase): [] for name in groups for phase in ("export", "verify", "digest")
+    }
+    for shard in plan.shards:
+        sizes[name_of[shard.leader], "export"].append(shard.num_bytes)
+    for ranges, rank in zip(plan.files, verifiers):
+        num_bytes = ranges[0].range.layout.num_bytes
+        sizes[name_of[rank], "verify"].append(num_bytes)
+        if len(ranges) > 1:
+            sizes[name_of[rank], "digest"].append(num_bytes)
+    what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"
+    return [
+        _Part(name, ranks, what, {phase: (len(s), sum(s)) for (of, phase), s in sizes.items() if of == name})
+        for name, ranks in groups.items()
+    ]
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_ranks_that_exchange_nothing_need_nothing(asked: str) -> None:
 
 def test_what_a_plan_can_say_before() -> None:
     """Without facts, what was asked for is expected; auto says what it depends on."""
-    assert expected("nccl", PAIR) == Backend("nccl", "asked for")
+    assert expected("nccl", PAIR) == Backend("nccl", "asked for, where each rank has a GPU of its own")
     assert expected("gloo", PAIR) == Backend("gloo", "asked for")
     assert expected("auto", PAIR).name == "gloo"
     assert "nccl" in str(expected("auto", PAIR))
@@ -78,10 +78,15 @@ def test_facts_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a rank says of itself arrives as it was said, and NCCL_HOSTID makes a host of its own."""
     for one in (*CPUS, *gpus("a")):
         assert RankFacts.from_bytes(one.to_bytes()) == one
-    assert RankFacts.from_bytes(facts(on_gpu=False).to_bytes()) == facts(on_gpu=False)
-    here = facts(on_gpu=False).host
+    assert RankFacts.from_bytes(facts(None).to_bytes()) == facts(None)
+    here = facts(None).host
     monkeypatch.setenv("NCCL_HOSTID", "elsewhere")
-    assert (facts(on_gpu=False).host, here != "elsewhere") == ("elsewhere", True)
+    assert (facts(None).host, here != "elsewhere") == ("elsewhere", True)
+
+
+def test_a_rank_s_gpu_is_where_its_values_lie() -> None:
+    """The GPU of a live model's parameters counts, whatever a thread's current device and LOCAL_RANK are."""
+    assert backends.own_device(torch.device("cuda", 5)) == torch.device("cuda", 5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -20,10 +20,12 @@ from pp_export.distributed.world import World
 class FakeWire:
     """Notes what is done with it; `exchange` blocks until it is interrupted."""
 
-    device: None = None
     done: list[str] = field(default_factory=list)
     broken: threading.Event = field(default_factory=threading.Event)
     ends_exchanges: bool = True
+
+    def connect(self) -> None:
+        self.done.append("connect")
 
     def exchange(
         self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
@@ -90,8 +92,9 @@ def test_what_is_in_use_is_not_given_back(wire: FakeWire, store: Store) -> None:
     world.close()
     assert wire.done == ["interrupt"]
     wire.broken.set()
-    world.data.workers[0].join(5)
-    world.data.close()
+    deadline = time.monotonic() + 5
+    while len(wire.done) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert wire.done == ["interrupt", "close", "release"]
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
 
 from pp_export.planning import planner
+from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.planner import make_plan
 from pp_export.planning.rounds import LOOK_AHEAD
 from pp_export.process.ring_buffer import pages
-from tests.cpu.planning.test_planner import MOE, planned
+from tests.cpu.planning.test_planner import LARGE, MOE, planned, settle
+from tests.fixtures.catalogs import ToyDecoder
 from tests.fixtures.random_plans import dealt
 
 RANDOM_PLANS = range(25)
@@ -93,6 +97,34 @@ def test_a_rank_reads_two_rounds_at_most_ahead(plan: ExportPlan) -> None:
     for rank in range(plan.world_size):
         rounds = [sum(pages(g.part.num_bytes) for g in each.gives) for each in plan.rounds_of(rank)]
         assert plan.ahead_bytes(rank) == LOOK_AHEAD * max(rounds, default=0)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_leaders_don_t_ask_the_same_rank_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Where experts lie on different ranks and all lead, the busiest ranks of all rounds together have little
+    more to send or to take than one rank has in all.
+    """
+    monkeypatch.setattr(planner, "BUCKET_BYTES", 2000)
+    toy = ToyDecoder(num_layers=2 * size, num_experts=4 * size)
+    slices = toy.slices()
+    holders: dict[int, tuple[int, ...]] = {}
+    for name, of_tensor in slices.items():
+        expert = re.findall(r"experts\.(\d+)", name)
+        ranks = (int(expert[0]) // 4,) if expert else tuple(range(size))
+        holders |= dict.fromkeys((slice_.item for slice_ in of_tensor), ranks)
+    sets = [holders[item] for item in sorted(holders)]
+    plan = make_plan(
+        settle(toy), slices, size, max_shard_bytes=LARGE, holders=Holders(sets, range(len(sets)))
+    )
+    busiest: Counter[int] = Counter()
+    in_all: Counter[tuple[int, str]] = Counter()
+    for rank in range(size):
+        for each in plan.rounds_of(rank):
+            sent = sum(given.part.value_bytes for given in each.gives if given.shard.leader != rank)
+            taken = sum(arrival.part.value_bytes for arrival in each.arrivals)
+            busiest[each.number] = max(busiest[each.number], sent, taken)
+            in_all.update({(rank, "sent"): sent, (rank, "taken"): taken})
+    assert sum(busiest.values()) < 2 * max(in_all.values())
 
 
 def test_a_rank_alone_has_rounds_of_its_own() -> None:

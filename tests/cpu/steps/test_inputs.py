@@ -49,7 +49,7 @@ class ToySource:
 
     folders: Sequence[Path] = ()
     is_shared = True
-    is_on_gpu = False
+    device = None
 
     def check(self) -> None: ...
 
