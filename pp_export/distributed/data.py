@@ -35,6 +35,7 @@ class Data:
         """The wire of a group, connected; called by all of its ranks and by no other."""
         assert self._connect is not None
         self._wire = self._connect(group, backend, check)
+        check()  # whoever ends transfers may have looked for a wire just before
         return self._wire
 
     def hold(self, release: Callable[[], None]) -> None:

@@ -258,4 +258,4 @@ class Transfer:
     def _release(self) -> None:
         for unpin in self._unpin:
             unpin()
-        self._unpin.clear()
+        del self._images, self._ahead, self._scratch, self._exchange.incoming
