@@ -1,4 +1,7 @@
-"""Which backend carries the values: a choice of rank 0, made from what every rank says of itself."""
+"""Which backend carries the values: a choice of rank 0, made from what every rank says of itself.
+
+torch is imported where a rank looks at itself: a plan needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import torch
-from torch.distributed import is_nccl_available
+from typing import TYPE_CHECKING
 
 from pp_export.core.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 AUTO, GLOO, NCCL = "auto", "gloo", "nccl"
 _MIN_NCCL = (2, 10)
@@ -60,12 +64,16 @@ class Backend:
 
 def check(asked: str) -> None:
     """Raise OptionError where `asked` can't work on this rank, whatever is exported."""
+    import torch
+
     if asked == NCCL and not torch.cuda.is_available():
         raise OptionError("--backend nccl needs a GPU on every rank", advice="use --backend auto or gloo")
 
 
 def own_device(of_values: torch.device | None) -> torch.device | None:
     """The GPU of this rank, if it has one: where its values lie, or else that of its local rank."""
+    import torch
+
     if of_values is not None or not torch.cuda.is_available():
         return of_values
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -75,6 +83,9 @@ def facts(of_values: torch.device | None) -> RankFacts:
     """What this rank says of itself; its values lie on GPU `of_values`, if on any. Ranks that NCCL_HOSTID
     tells apart are on hosts of their own.
     """
+    import torch
+    from torch.distributed import is_nccl_available
+
     host = os.environ.get("NCCL_HOSTID") or platform.node()
     device = own_device(of_values)
     if device is None:

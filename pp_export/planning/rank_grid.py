@@ -67,10 +67,12 @@ def choose_grid(
     size = (tensor or 1) * (expert or 1)
     num_blocks, rest = divmod(world_size, size)
     if rest or num_blocks < (pipeline or 1):
-        multiple = f"a multiple of {tensor or 1} tensor x {expert or 1} expert = {size}"
+        multiple = f"a multiple of {tensor or 1} tensor x {expert or 1} expert ranks"
+        least = f", at least {pipeline * size} for {pipeline} pipeline stages" if pipeline else ""
         raise OptionError(
             "the world size does not fit the grid",
-            expected=multiple + (f", at least {pipeline * size} for {pipeline} stages" if pipeline else ""),
+            expected=multiple
+            + (f", at least {pipeline * size} for {pipeline} pipeline stages" if pipeline else ""),
             got=f"{world_size} ranks",
             advice="start another number of ranks, or change the parallel sizes",
         )
