@@ -71,8 +71,7 @@ def choose_grid(
         least = f", at least {pipeline * size} for {pipeline} pipeline stages" if pipeline else ""
         raise OptionError(
             "the world size does not fit the grid",
-            expected=multiple
-            + (f", at least {pipeline * size} for {pipeline} pipeline stages" if pipeline else ""),
+            expected=multiple + least,
             got=f"{world_size} ranks",
             advice="start another number of ranks, or change the parallel sizes",
         )
