@@ -50,9 +50,6 @@ class Backend:
     name: str | None
     why: str
 
-    def __str__(self) -> str:
-        return f"{self.name or 'none'}: {self.why}"
-
     def to_bytes(self) -> bytes:
         return json.dumps([self.name, self.why]).encode()
 

@@ -28,7 +28,6 @@ from pp_export.distributed.wire import Message, Place
 
 _EVER = timedelta(days=7)
 _POLL_SECONDS = 50e-6
-_ALIGNMENT = 64
 # Without these, torch ends the process when a transfer of the group fails: a job must survive that.
 _OWN_HANDLING = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_BLOCKING_WAIT": "0"}
 
@@ -131,12 +130,12 @@ class NcclWire:
 
     def _on_device(self, sent: Sequence[Message]) -> list[torch.Tensor]:
         """The bytes of each message in device memory: where they are, or packed."""
-        values, end, from_host = [], 0, False
+        values, end, from_host, alignment = [], 0, False, self._member.group.alignment
         for _, tensor in sent:
             if tensor.device == self._device and tensor.is_contiguous():
                 values.append(tensor.view(-1).view(torch.uint8))
                 continue
-            begin, end = end, end + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+            begin, end = end, end + -(-tensor.nbytes // alignment) * alignment
             packed = self._pack[begin : begin + tensor.nbytes]
             packed.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
             values.append(packed)

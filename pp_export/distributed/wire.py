@@ -29,14 +29,15 @@ class Group:
     """The ranks that a wire is for, what their store keys begin with, and the bounds that the plan sets.
 
     `incoming_bytes` is the memory of the largest round of this rank, `packed_bytes` the most that it sends in
-    one round from where it can't be sent directly, `look_ahead` how many rounds may be under way. `device` is
-    this rank's GPU, for a wire that needs one.
+    one round from where it can't be sent directly, each message at a multiple of `alignment`; `look_ahead` is
+    how many rounds may be under way. `device` is this rank's GPU, for a wire that needs one.
     """
 
     ranks: tuple[int, ...]
     name: str
     incoming_bytes: int = 0
     packed_bytes: int = 0
+    alignment: int = 64
     look_ahead: int = 2
     device: torch.device | None = None
 

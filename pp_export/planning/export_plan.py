@@ -64,7 +64,7 @@ class ExportPlan:
         return self._led_by.get(rank, [])
 
     def parts_of(self, rank: int) -> list[tuple[ShardPlan, Bucket, Contribution]]:
-        """What `rank` reads, in the order in which it reads it."""
+        """What `rank` reads, in file order; `rounds_of` has the order in which it reads."""
         return self._parts_of.get(rank, [])
 
     @cached_property

@@ -89,6 +89,7 @@ class Exchange:
             f"{self._name}/{group[0]}",
             incoming_bytes=max(self._plan.arriving_bytes(rank), len(senders)),
             packed_bytes=max(self._plan.outgoing_bytes(rank), len(receivers) * ALIGNMENT),
+            alignment=ALIGNMENT,
             look_ahead=LOOK_AHEAD,
             device=self._device,
         )

@@ -76,7 +76,8 @@ def describe(
     get what they need of it. `pending` is rank 0's, if it was started ahead.
     """
     world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
-    world.control.together(lambda: backends.check(options.backend))
+    if options.backend == backends.NCCL:
+        world.control.together(lambda: backends.check(options.backend))
     announced: list[bytes] = []
     if not source.is_shared:
         world.control.together(source.check)

@@ -48,7 +48,7 @@ def summarize(plan: ExportPlan) -> PlanSummary:
         return Load(max(found), median_low(found))
 
     return PlanSummary(
-        num_leaders=len({shard.leader for shard in plan.shards}),
+        num_leaders=_num_leaders(plan),
         num_busy_ranks=len(busy),
         idle_ranks=plan.idle_ranks,
         total_sent_bytes=sum(map(plan.sent_bytes, busy)),
@@ -66,15 +66,18 @@ def notes_on(plan: ExportPlan, *, is_live: bool) -> tuple[str, ...]:
     idle = plan.idle_ranks
     if not idle:
         return ()
-    num_leaders = len({shard.leader for shard in plan.shards})
     num_verifying = len({*plan.verifiers()} & {*idle})
     advice = "" if is_live else f" {plan.world_size - len(idle)} ranks are enough, or"
     return (
         f"{len(idle)} of {plan.world_size} ranks have nothing to read or write ({named(idle)}):"
-        f" there are {len(plan.files)} files{_in_ranges(plan)}, led by {num_leaders} ranks."
+        f" there are {len(plan.files)} files{_in_ranges(plan)}, led by {_num_leaders(plan)} ranks."
         f" {num_verifying} of them re-read files if the export is verified.{advice}"
         f" {'a' if advice else 'A'} smaller max_shard_size makes more files.",
     )
+
+
+def _num_leaders(plan: ExportPlan) -> int:
+    return len({shard.leader for shard in plan.shards})
 
 
 def _in_ranges(plan: ExportPlan) -> str:
