@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pp_export.core.errors import ExportError, PeerError
@@ -42,6 +42,20 @@ class Control:
             return value
         self._wait(lambda: self._store.check(name), lambda: [0])
         return self._store.get(name)
+
+    def scatter(self, make: Callable[[], Sequence[bytes]]) -> bytes:
+        """Of the values that `make` gives on rank 0, one for each rank, the one of this rank; called by all.
+        A failure of `make` reaches all.
+        """
+        name = self._next_step()
+        if self._member.rank == 0:
+            own, *others = make()
+            for rank, value in enumerate(others, start=1):
+                self._store.set(f"{name}/{rank}", value)
+            return own
+        key = f"{name}/{self._member.rank}"
+        self._wait(lambda: self._store.check(key), lambda: [0])
+        return self._store.get(key)
 
     def on_first(self, act: Callable[[], T]) -> T | None:
         """Rank 0 acts, and nobody goes on before it has; called by all. Its value on rank 0, None elsewhere.

@@ -119,7 +119,7 @@ def _parts_of(plan: ExportPlan) -> list[_Part]:
     for shard in plan.shards:
         sizes[name_of[shard.leader], "export"].append(shard.num_bytes)
     for ranges, rank in zip(plan.files, verifiers):
-        num_bytes = ranges[0].range.layout.num_bytes
+        num_bytes = ranges[0].range.file_bytes
         sizes[name_of[rank], "verify"].append(num_bytes)
         if len(ranges) > 1:
             sizes[name_of[rank], "digest"].append(num_bytes)
