@@ -11,7 +11,7 @@ import torch
 from pp_export.distributed.backends import Backend
 from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
-from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.rank_plan import RankPlan
 from pp_export.planning.rounds import LOOK_AHEAD, Arrival, LedBucket, Round
 from pp_export.planning.shard_plan import ALIGNMENT, Contribution
 from pp_export.process.ring_buffer import Region, RingBuffer
@@ -47,7 +47,7 @@ class Exchange:
 
     def __init__(
         self,
-        plan: ExportPlan,
+        plan: RankPlan,
         world: World,
         backend: Backend,
         device: torch.device | None,
@@ -58,9 +58,9 @@ class Exchange:
         self._backend, self._device = backend, device
         self._crew, self._progress = crew, progress
         self._name = world.data.begin()
-        self.incoming = RingBuffer(plan.incoming_bytes(self._rank))
+        self.incoming = RingBuffer(plan.incoming_bytes)
         self.sent: Counter[int] = Counter()
-        self.has_peers = len(plan.group_of(self._rank)) > 1
+        self.has_peers = len(plan.group) > 1
 
     def walk(self, read: Iterable[ReadRound], read_memory: RingBuffer) -> Iterator[GatheredBucket]:
         """Every bucket that this rank leads, as soon as its round is over. `read` are the rounds of this rank
@@ -78,17 +78,15 @@ class Exchange:
 
     def _connect(self) -> Wire:
         """The wire of this rank's group, warmed up: a byte has gone over every link before values do."""
-        group, rank, links = self._plan.group_of(self._rank), self._rank, self._plan.links
-        peers = ", ".join(str(member) for member in group if member != rank)
+        group, senders, receivers = self._plan.group, self._plan.senders, self._plan.receivers
+        peers = ", ".join(str(member) for member in group if member != self._rank)
         self._progress.doing("exchanger", f"connecting with {peers} over {self._backend.name}")
         assert self._backend.name is not None
-        senders = [sender for sender, receiver in links if receiver == rank]
-        receivers = [receiver for sender, receiver in links if sender == rank]
         bounds = Group(
             group,
             f"{self._name}/{group[0]}",
-            incoming_bytes=max(self._plan.arriving_bytes(rank), len(senders)),
-            packed_bytes=max(self._plan.outgoing_bytes(rank), len(receivers) * ALIGNMENT),
+            incoming_bytes=max(self._plan.arriving_bytes, len(senders)),
+            packed_bytes=max(self._plan.outgoing_bytes, len(receivers) * ALIGNMENT),
             alignment=ALIGNMENT,
             look_ahead=LOOK_AHEAD,
             device=self._device,

@@ -23,7 +23,7 @@ from pp_export.disk import files
 from pp_export.distributed.backends import NCCL, Backend, own_device
 from pp_export.distributed.wire import Message
 from pp_export.distributed.world import World
-from pp_export.planning.export_plan import SHARDS_IN_FLIGHT, ExportPlan
+from pp_export.planning.rank_plan import RankPlan
 from pp_export.planning.rounds import LOOK_AHEAD, Given
 from pp_export.planning.shard_plan import Contribution, ShardPlan
 from pp_export.process.pinned_memory import pin
@@ -68,7 +68,7 @@ class Transfer:
 
     def __init__(
         self,
-        plan: ExportPlan,
+        plan: RankPlan,
         world: World,
         backend: Backend,
         staging: Path,
@@ -83,9 +83,9 @@ class Transfer:
         self._device = own_device(values_on) if is_nccl else values_on
         self._sends_from_device = is_nccl and values_on is not None
         self._exchange = Exchange(plan, world, backend, self._device, self._crew, progress)
-        self._images = RingBuffer(plan.image_bytes(self._rank))
-        self._ahead = RingBuffer(plan.ahead_bytes(self._rank))
-        self._scratch = torch.empty(plan.scratch_bytes(self._rank), dtype=torch.uint8)
+        self._images = RingBuffer(plan.image_bytes)
+        self._ahead = RingBuffer(plan.ahead_bytes)
+        self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8)
         self._unpin: list[Callable[[], None]] = []
 
     def __enter__(self) -> Transfer:
@@ -139,7 +139,7 @@ class Transfer:
 
     def write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
         """The same as files; digests are taken of the frozen shard while it is written."""
-        return self._crew.ahead(self._write(frozen), SHARDS_IN_FLIGHT)
+        return self._crew.ahead(self._write(frozen), self._plan.shards_in_flight)
 
     def finish(self, written: Iterable[WrittenShard], on_poll: Callable[[], None]) -> None:
         """Make all files durable, and let all of this happen; called by all ranks, and over when all are
@@ -152,7 +152,7 @@ class Transfer:
         self._world.control.together(lambda: None)
 
     def _read(self, reader: Reader) -> Iterator[ReadRound]:
-        for each in self._plan.rounds_of(self._rank):
+        for each in self._plan.rounds:
             self._crew.check()
             own: tuple[Contribution, Region] | None = None
             messages: list[Message] = []

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pp_export.core.errors import VerificationError
 from pp_export.distributed.world import World
-from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.file_layout import FileRange
+from pp_export.planning.rank_plan import FileToVerify, RankPlan
 from pp_export.steps.workers import Crew, Progress, each_of
 from pp_export.verification import digest_staged_shard, verify_staged_shard
 
@@ -19,7 +18,7 @@ _NUM_WORKERS, _NUM_WORKERS_ALONE = 2, 4
 def verify_shards(
     world: World,
     staging: Path,
-    plan: ExportPlan,
+    plan: RankPlan,
     progress: Progress,
     on_poll: Callable[[], None],
     *,
@@ -31,22 +30,18 @@ def verify_shards(
     Without `all_files` only those of several ranges are read: their SHA-256 is not known before. On rank 0,
     returns it, by file. Raises VerificationError with all faults of the first file that has one.
     """
-    to_read = [
-        (ranges[0].range, reader)
-        for ranges, reader in zip(plan.files, plan.verifiers())
-        if all_files or len(ranges) > 1
-    ]
+    to_read = [file for file in plan.to_verify if all_files or not file.is_whole]
     sha256_of: dict[str, str] = {}
 
     def count(num_bytes: int) -> None:
         progress.add("verified", num_bytes)
 
-    def verify(first: FileRange) -> None:
-        file = first.layout.file
-        if first.is_whole:
+    def verify(each: FileToVerify) -> None:
+        file = each.file
+        if each.header is None:
             faults = verify_staged_shard(staging, file, count)
         else:
-            sha256_of[file], faults = digest_staged_shard(staging, file, first.header, count)
+            sha256_of[file], faults = digest_staged_shard(staging, file, each.header, count)
         if faults:
             raise VerificationError(
                 "what is on disk is not what was frozen in memory",
@@ -56,11 +51,10 @@ def verify_shards(
             )
 
     crew = Crew(world)
-    mine = [first for first, reader in to_read if reader == world.rank]
-    each_of(mine, verify, crew, _NUM_WORKERS_ALONE if world.size == 1 else _NUM_WORKERS)
+    each_of(to_read, verify, crew, _NUM_WORKERS_ALONE if world.size == 1 else _NUM_WORKERS)
     crew.run(on_poll)
     world.control.together(lambda: None)
-    if all(first.is_whole for first, _ in to_read):
+    if not plan.num_files_in_ranges:
         return {}
     found = [json.loads(image) for image in world.control.gather(json.dumps(sha256_of).encode())]
     return {file: sha256 for of_rank in found for file, sha256 in of_rank.items()}
