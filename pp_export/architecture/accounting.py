@@ -11,12 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from pp_export.architecture.encodings import Encoding, casts, encoded
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.architecture.transforms import Geometry, Transform
-from pp_export.architecture.units import Unit
+from pp_export.architecture.units import Unit, UnitKind
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import AccountingError, ExportError
 from pp_export.core.tensors import Shape, TensorSpec
@@ -29,8 +30,7 @@ DEFINITION, INDEX, TABLE = (
 )
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """The elements of `view`, a view of the Megatron tensor `source`, land in the HF tensor `name` as
     `target`.
     """
@@ -112,7 +112,9 @@ def account(
             )
     made = _Made()
     for key, members in stacks.items():
-        findings += made.add(key[1:], sorted(members, key=lambda m: m[:2]), specs, sizes.values)
+        if len(members) > 1:
+            members.sort(key=lambda member: member[:2])
+        findings += made.add(key[1:], members, specs, sizes.values)
     findings += _type_findings(made.mapped)
     encodings = casts(made.mapped, dtype)
     outputs = encoded(made.mapped, encodings)
@@ -125,7 +127,7 @@ def account(
             findings=findings,
         )
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
-    unit_of, sources_of = dict(made.unit_of), dict(made.sources_of)
+    unit_of, sources_of = made.unit_of, made.sources_of
     for encoding in encodings:
         unit = min(unit_of[name] for name in encoding.inputs)
         sources = tuple(dict.fromkeys(source for name in encoding.inputs for source in sources_of[name]))
@@ -134,9 +136,9 @@ def account(
     return Account(
         encodings=encodings,
         outputs=outputs,
-        unit_of={name: unit_of[name] for name in outputs},
-        sources_of={name: sources_of[name] for name in outputs},
-        placements={source: tuple(placements) for source, placements in made.placements.items()},
+        unit_of=unit_of if not encodings else {name: unit_of[name] for name in outputs},
+        sources_of=sources_of if not encodings else {name: sources_of[name] for name in outputs},
+        placements=made.placements,
         shapes={source: specs[source].shape for source in made.placements},
         num_parts_of=made.num_parts_of,
         expert_of=made.expert_of,
@@ -151,11 +153,12 @@ class _Made:
     def __init__(self) -> None:
         self.mapped: dict[str, TensorSpec] = {}
         self.unit_of: dict[str, Unit] = {}
-        self.placements: defaultdict[str, list[Placement]] = defaultdict(list)
+        self.placements: dict[str, tuple[Placement, ...]] = {}
         self.sources_of: dict[str, tuple[str, ...]] = {}
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
         self._checked: dict[tuple[str, Shape], Geometry] = {}
+        self._units: dict[tuple[int, ...], Unit] = {}
 
     def add(
         self,
@@ -167,11 +170,11 @@ class _Made:
         """Make the HF tensors `names` from the sources in `members`, stacked where the rule says so."""
         numbers = [member[0] for member in members]
         sources = tuple(member[1] for member in members)
-        rule = members[0][2]
+        rule, spec = members[0][2], specs[sources[0]]
         stack = tuple(max(axis) + 1 for axis in zip(*numbers))
         if len(members) > 1 and (len(set(numbers)) != len(numbers) or not stack):
             return [f"{name} is made twice, from {' and '.join(sources)}" for name in names]
-        if len({specs[source] for source in sources}) > 1 or len(members) != math.prod(stack):
+        if any(specs[source] != spec for source in sources) or len(members) != math.prod(stack):
             return [
                 f"{name} stacks tensors that differ or leave gaps: {', '.join(sources)}" for name in names
             ]
@@ -180,43 +183,54 @@ class _Made:
             for name in names
             if name in self.mapped
         ]
-        clashes += [f"{name} is made twice, from {sources[0]}" for name, n in Counter(names).items() if n > 1]
+        if len(set(names)) < len(names):
+            doubled = [name for name, count in Counter(names).items() if count > 1]
+            clashes += [f"{name} is made twice, from {sources[0]}" for name in doubled]
         if clashes:
             return clashes
-        spec = specs[sources[0]]
         try:
             geometry = self._geometry(rule.transform, spec.shape, sizes)
         except ExportError as error:
             return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
         by_role = dict(zip(rule.hf, names))
         assert rule.unit is not None
-        unit = rule.unit.unit(members[0][3])  # of the first one, where layers are stacked
+        unit = self._unit(rule.unit, members[0][3])  # of the first one, where layers are stacked
         for role, shape in geometry.outputs.items():
-            self.mapped[by_role[role]] = TensorSpec((*stack, *shape), spec.dtype)
-            self.unit_of[by_role[role]] = unit
-            self.sources_of[by_role[role]] = sources
+            name = by_role[role]
+            self.mapped[name] = TensorSpec((*stack, *shape), spec.dtype)
+            self.unit_of[name] = unit
+            self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts
             if "expert" in numbered:
                 self.expert_of[source] = numbered["expert"]
-            self.placements[source] += [
+            placed = [
                 Placement(
                     source,
                     move.source,
                     by_role[move.role],
-                    move.target.stacked(at, stack, geometry.outputs[move.role]),
+                    move.target.stacked(at, stack, geometry.outputs[move.role]) if stack else move.target,
                 )
                 for move in geometry.moves
             ]
+            self.placements[source] = (*self.placements.get(source, ()), *placed)
         return []
+
+    def _unit(self, kind: UnitKind, numbers: Mapping[str, int]) -> Unit:
+        """The unit of a tensor with these numbers in its holes: one value for all tensors of a unit."""
+        key = (kind.order, *(numbers[hole] for hole in kind.holes))
+        if key not in self._units:
+            self._units[key] = kind.unit(numbers)
+        return self._units[key]
 
     def _geometry(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> Geometry:
         """The checked geometry of a source of `shape`: found once for all experts that are alike."""
-        if (transform.name, shape) not in self._checked:
+        key = (transform.name, shape)
+        if key not in self._checked:
             geometry = transform.geometry(shape, sizes)
             transform.check(shape, geometry)
-            self._checked[transform.name, shape] = geometry
-        return self._checked[transform.name, shape]
+            self._checked[key] = geometry
+        return self._checked[key]
 
 
 def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:

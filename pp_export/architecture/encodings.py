@@ -36,6 +36,8 @@ def casts(mapped: Mapping[str, TensorSpec], dtype: DType | None) -> tuple[Encodi
 
 def encoded(mapped: Mapping[str, TensorSpec], encodings: tuple[Encoding, ...]) -> dict[str, TensorSpec]:
     """The tensors as they are stored: those of the encodings, and the rest as mapped."""
+    if not encodings:
+        return dict(mapped)
     taken = {name for encoding in encodings for name in encoding.inputs}
     stored = {name: spec for name, spec in mapped.items() if name not in taken}
     return stored | {name: spec for encoding in encodings for name, spec in encoding.outputs.items()}

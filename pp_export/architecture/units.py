@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 HOLE = re.compile(r"\{(\w*)\}")
 
 
-@dataclass(frozen=True, order=True)
-class Unit:
+class Unit(NamedTuple):
     """One unit, for example `layer 3`; units sort in file order."""
 
     order: int

@@ -11,10 +11,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from pp_export.core.tensors import Box, Shape
 
+_NUMBER = re.compile(r"(\d+)")
 _STACKED_LAYER = re.compile(r"^((?:[\w]+\.)*layers\.)(?!\d)")
 _STACKED_EXPERT = re.compile(r"\.experts\.experts\.(?!\d)")
 _SINGLE_EXPERT = re.compile(r"\.experts\.(?:experts|local_experts)\.(?=\d)")
@@ -24,8 +26,7 @@ _PREFIXES = ("model.module.module.", "model.module.", "model.", "module.module."
 _ROOTS = ("embedding.", "decoder.", "output_layer.", "mtp.")
 
 
-@dataclass(frozen=True)
-class CanonicalKey:
+class CanonicalKey(NamedTuple):
     """A stored key as a name template with one `{}` per leading stacking axis."""
 
     template: str
@@ -48,11 +49,23 @@ class CanonicalKey:
 
 
 def canonical(key: str) -> CanonicalKey:
-    """How the stored `key` maps to canonical names."""
+    """How the stored `key` maps to canonical names. Which numbers it has changes nothing, so it is found out
+    once for all keys that are alike but for them.
+    """
+    parts = _NUMBER.split(key)
+    parts[::2], num_stacked = _canonical_texts("0".join(parts[::2]))
+    return CanonicalKey("".join(parts), num_stacked)
+
+
+@lru_cache(maxsize=1 << 12)
+def _canonical_texts(key: str) -> tuple[list[str], int]:
+    """The texts between the numbers of the template that `key` maps to, in which all numbers are 0, and how
+    many axes are stacked.
+    """
     template, num_layers = _STACKED_LAYER.subn(r"\1{}.", key)
     template = _SINGLE_EXPERT.sub(".experts.", template)
     template, num_experts = _STACKED_EXPERT.subn(".experts.{}.", template)
-    return CanonicalKey(template, num_layers + num_experts)
+    return template.split("0"), num_layers + num_experts
 
 
 def framework_prefix(keys: Iterable[str]) -> str:

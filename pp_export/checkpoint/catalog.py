@@ -1,26 +1,27 @@
-"""What a checkpoint, or a live model, holds, as one value: made once on rank 0, sent to every rank in a
-compact form.
+"""What a checkpoint, or a live model, holds, as one value: made once on rank 0, which sends
+every rank what that reads in a compact form.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pp_export.checkpoint.canonical_names import canonical
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
+from pp_export.core.numbering import Numbering
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 
 
-@dataclass(frozen=True)
-class StoredItem:
+class StoredItem(NamedTuple):
     """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
 
     Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
@@ -34,8 +35,7 @@ class StoredItem:
     crc: int | None = None
 
 
-@dataclass(frozen=True)
-class StoredBox:
+class StoredBox(NamedTuple):
     """A box of a stored tensor: it begins at byte `begin` of the data of item number `item`.
 
     `strides` (elements) are those of torch, where the box's values are not in C order one after another.
@@ -69,6 +69,11 @@ class StoredTensor:
     dtype: DType
     boxes: tuple[StoredBox, ...]
     interleave: Interleave | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one canonical tensor as it is: nothing is stacked in it, no rows take turns."""
+        return self.interleave is None and not canonical(self.key).num_stacked
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,10 @@ class Catalog:
         for tensor in self.tensors:
             key = canonical(tensor.key)
             spec = TensorSpec(tensor.shape[key.num_stacked :], tensor.dtype)
-            specs.update(dict.fromkeys(key.names(tensor.shape), spec))
+            if key.num_stacked:
+                specs.update(dict.fromkeys(key.names(tensor.shape), spec))
+            else:
+                specs[key.template] = spec
         return specs
 
     @cached_property
@@ -122,6 +130,15 @@ class Catalog:
         """The stored slices of every canonical tensor."""
         found: dict[str, list[Slice]] = {}
         for tensor in self.tensors:
+            if tensor.is_plain:
+                name, dtype = canonical(tensor.key).template, tensor.dtype
+                found.setdefault(name, []).extend(
+                    [
+                        Slice(name, box, dtype, item, begin, strides)
+                        for box, item, begin, strides in tensor.boxes
+                    ]
+                )
+                continue
             for stored in tensor.boxes:
                 for slice_ in slices_of(tensor, stored):
                     found.setdefault(slice_.name, []).append(slice_)
@@ -142,36 +159,66 @@ class Catalog:
             if self.stored_items[stored.item].crc is None
         }
 
-    def restricted_to(self, items: Sequence[int]) -> Catalog:
-        """What a rank needs to read `items`, which are numbered anew in this order: their bytes, keys and
-        shapes. Of the description the folder and the reader stay.
+    def image_of(self, items: Sequence[int]) -> bytes:
+        """A compact image of what a rank needs to read `items`, for `from_bytes`, which numbers them in this
+        order: their bytes, keys and boxes. Of the description the folder, the format and the reader stay.
         """
-        used = [self.stored_items[item] for item in items]
-        files: dict[int, int] = {}
-        found: dict[int, list[StoredBox]] = {}
-        for number, (item, stored) in enumerate(zip(items, used)):
-            files.setdefault(stored.file, len(files))
-            for tensor, box in self._boxes_of_item[item]:
-                found.setdefault(tensor, []).append(replace(box, item=number))
+        files: Numbering[int] = Numbering()
+        boxes: Numbering[Box] = Numbering()
+        items_told: list[Any] = []
+        tensors_told: dict[int, list[Any]] = {}
+        for number, item in enumerate(items):
+            file, offset, length, crc = self.stored_items[item]
+            items_told += (files[file], offset, length, crc)
+            for tensor, stored in self._boxes_of_item[item]:
+                told = tensors_told.setdefault(tensor, [])
+                told += (boxes[stored.box], number, stored.begin, stored.strides)
         names = self.files if self.holders is None else self.holders
-        kept: tuple[Any, ...] = tuple(names[file] for file in files)
-        whole = self.description
-        return Catalog(
-            Description(whole.folder, whole.format, "", None, None, {}, {}, reader=whole.reader),
-            kept if self.holders is None else (),
-            tuple(replace(stored, file=files[stored.file]) for stored in used),
-            tuple(replace(self.tensors[number], boxes=tuple(boxes)) for number, boxes in found.items()),
-            None if self.holders is None else kept,
-            self.is_one_file_per_rank,
+        about = self.description
+        value = [
+            [about.folder, about.format, about.reader, self.holders is None, self.is_one_file_per_rank],
+            [names[file] for file in files],
+            items_told,
+            [[*_told(self.tensors[number]), told] for number, told in tensors_told.items()],
+            list(boxes),
+        ]
+        return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+
+    @classmethod
+    def from_bytes(cls, image: bytes) -> Catalog:
+        """What `image_of` told."""
+        (folder, form, reader, has_files, is_one_file_per_rank), names, items, tensors, boxes = json.loads(
+            zlib.decompress(image)
+        )
+        made = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes]
+        return cls(
+            Description(folder, form, "", None, None, {}, {}, reader=reader),
+            tuple(names) if has_files else (),
+            tuple(itertools.starmap(StoredItem, _fours(items))),
+            tuple(
+                StoredTensor(
+                    key,
+                    tuple(shape),
+                    dtypes.from_torch(dtype),
+                    tuple(
+                        StoredBox(made[box], item, begin, strides and tuple(strides))
+                        for box, item, begin, strides in _fours(told)
+                    ),
+                    interleave and Interleave(*interleave),
+                )
+                for key, shape, dtype, interleave, told in tensors
+            ),
+            None if has_files else tuple(map(tuple, names)),
+            is_one_file_per_rank,
         )
 
     @cached_property
     def _boxes_of_item(self) -> dict[int, list[tuple[int, StoredBox]]]:
         """The boxes in each item, with the numbers of their tensors."""
-        found: defaultdict[int, list[tuple[int, StoredBox]]] = defaultdict(list)
+        found: dict[int, list[tuple[int, StoredBox]]] = {}
         for number, tensor in enumerate(self.tensors):
             for stored in tensor.boxes:
-                found[stored.item].append((number, stored))
+                found.setdefault(stored.item, []).append((number, stored))
         return found
 
     def check_names(self) -> None:
@@ -186,53 +233,18 @@ class Catalog:
         """Whether layers are stacked under one key per parameter."""
         return any(".layers." in t.key and ".layers.{}." in canonical(t.key).template for t in self.tensors)
 
-    def to_bytes(self) -> bytes:
-        """A compact image, linear in the number of stored boxes."""
-        value = {
-            "description": asdict(self.description),
-            "files": self.files,
-            "holders": self.holders,
-            "is_one_file_per_rank": self.is_one_file_per_rank,
-            "items": [[i.file, i.offset, i.length, i.crc] for i in self.stored_items],
-            "tensors": [
-                [
-                    t.key,
-                    t.shape,
-                    t.dtype.torch_name,
-                    t.interleave and [t.interleave.block, t.interleave.parts],
-                    [[b.box.offset, b.box.shape, b.item, b.begin, b.strides] for b in t.boxes],
-                ]
-                for t in self.tensors
-            ],
-        }
-        return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
 
-    @classmethod
-    def from_bytes(cls, image: bytes) -> Catalog:
-        """The catalog that `to_bytes` wrote."""
-        value = json.loads(zlib.decompress(image))
-        tensors = tuple(
-            StoredTensor(
-                key,
-                tuple(shape),
-                dtypes.from_torch(dtype),
-                tuple(
-                    StoredBox(Box(tuple(at), tuple(of)), item, begin, strides and tuple(strides))
-                    for at, of, item, begin, strides in boxes
-                ),
-                interleave and Interleave(*interleave),
-            )
-            for key, shape, dtype, interleave, boxes in value["tensors"]
-        )
-        holders = value["holders"]
-        return cls(
-            Description(**value["description"]),
-            tuple(value["files"]),
-            tuple(StoredItem(*item) for item in value["items"]),
-            tensors,
-            None if holders is None else tuple(map(tuple, holders)),
-            value["is_one_file_per_rank"],
-        )
+def _told(tensor: StoredTensor) -> list[Any]:
+    """All of a tensor but its boxes, as JSON values."""
+    interleave = tensor.interleave
+    told = None if interleave is None else [interleave.block, interleave.parts]
+    return [tensor.key, tensor.shape, tensor.dtype.torch_name, told]
+
+
+def _fours(values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Values that were told one after another, four by four."""
+    each = iter(values)
+    return zip(each, each, each, each)
 
 
 def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pp_export.core.errors import CheckpointError
 
 
-@dataclass(frozen=True)
-class DType:
+class DType(NamedTuple):
     """One element type: torch's name, the safetensors name, bytes per element."""
 
     torch_name: str

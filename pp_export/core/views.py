@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Box, Shape, Span, check_spans, dense_strides
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Element `i` of the view is element `offset + sum(i * strides)` of what it is a view of.
 
     All numbers count elements. `View.of(shape)` is a dense tensor in C order, seen as it is.
@@ -43,11 +43,10 @@ class View:
 
     def narrow(self, dim: int, start: int, count: int, step: int = 1) -> View:
         """`count` elements along `dim`: `start`, `start + step`, ..."""
-        return replace(
-            self,
-            offset=self.offset + start * self.strides[dim],
-            shape=(*self.shape[:dim], count, *self.shape[dim + 1 :]),
-            strides=(*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :]),
+        return View(
+            self.offset + start * self.strides[dim],
+            (*self.shape[:dim], count, *self.shape[dim + 1 :]),
+            (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :]),
         )
 
     def select(self, dim: int, index: int) -> View:
@@ -75,7 +74,7 @@ class View:
         dims.
         """
         number = sum(index * stride for index, stride in zip(at, dense_strides(stack)))
-        return replace(self, offset=self.offset + number * math.prod(shape))
+        return View(self.offset + number * math.prod(shape), self.shape, self.strides)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from pp_export.core import dtypes
 from pp_export.core.tensors import TensorSpec
 
 
-@dataclass(frozen=True)
-class TensorPlace:
+class TensorPlace(NamedTuple):
     """A tensor of a shard: its bytes are [begin, begin + spec.num_bytes) of the data section."""
 
     name: str

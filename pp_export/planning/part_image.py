@@ -6,13 +6,14 @@ The bytes are a pure function of the part, the same on every machine: the plan's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
 from pp_export.core import dtypes
+from pp_export.core.numbering import Numbering
 from pp_export.core.tensors import Box, Slice, TensorSpec
 from pp_export.core.views import View
 from pp_export.planning.file_layout import FileRange, TensorPlace, header
@@ -45,10 +46,11 @@ def to_bytes(part: RankPlan) -> bytes:
         part.items,
         led,
         rounds,
-        list(told.sources),
+        [list(told.sources), [told.types[source] for source in told.sources]],
         list(told.names),
-        [[view.offset, view.shape, view.strides] for view in told.views],
-        [[label.leader, label.file, label.stage, label.unit] for label in told.labels],
+        list(told.views),
+        list(told.boxes),
+        list(told.labels),
     ]
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -84,24 +86,23 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
     )
 
 
-class _Numbers(dict[Any, int]):
-    """Numbers values in the order in which they are first asked for."""
-
-    def __missing__(self, key: Any) -> int:
-        return self.setdefault(key, len(self))
-
-
 class _Telling:
-    """What a part is made of, as JSON values; `sources`, `names`, `views` and `labels` fill along."""
+    """What a part is made of, as JSON values; the tables of what comes often, and the element `types` of the
+    sources, fill along.
+    """
 
     def __init__(self, items: Sequence[int]) -> None:
-        self.sources, self.names, self.views, self.labels = (_Numbers() for _ in range(4))
+        self.sources: Numbering[str] = Numbering()
+        self.names: Numbering[str] = Numbering()
+        self.views: Numbering[View] = Numbering()
+        self.boxes: Numbering[Box] = Numbering()
+        self.labels: Numbering[ShardLabel] = Numbering()
+        self.types: dict[str, str] = {}
         self._item = {item: number for number, item in enumerate(items)}
 
     def shard(self, shard: ShardPlan) -> list[Any]:
         range_ = shard.range
         first = None if range_.is_whole else _text(range_.header)
-        types = dict(_types_of(shard))
         return [
             [range_.file, range_.file_bytes, range_.header_bytes, first, range_.number, range_.count],
             [self._place(place) for place in range_.tensors],
@@ -109,11 +110,12 @@ class _Telling:
             [[e.kind, self._specs(e.inputs), self._specs(e.outputs)] for e in shard.encodings],
             [
                 [
-                    self.sources[source, types[source]],
+                    self.sources[source],
                     shard.shapes[source],
                     [
-                        [self.views[each.view], self.names[each.name], self.views[each.target]]
-                        for each in placements
+                        number
+                        for _, view, name, target in placements
+                        for number in (self.views[view], self.names[name], self.views[target])
                     ],
                 ]
                 for source, placements in shard.placements.items()
@@ -130,19 +132,14 @@ class _Telling:
             return None
         return [self.labels[given.shard], self.slices(given.part)]
 
-    def slices(self, part: Contribution) -> list[list[Any]]:
-        item, sources = self._item, self.sources
-        return [
-            [
-                sources[each.name, each.dtype.torch_name],
-                item.get(each.item, _OF_ANOTHER_RANK),
-                each.begin,
-                each.box.offset,
-                each.box.shape,
-                *(() if each.strides is None else (each.strides,)),
-            ]
-            for each in part.slices
-        ]
+    def slices(self, part: Contribution) -> list[Any]:
+        """Five values for each slice, one after another."""
+        told: list[Any] = []
+        sources, types, boxes, item_of = self.sources, self.types, self.boxes, self._item
+        for name, box, dtype, item, begin, strides in part.slices:
+            types[name] = dtype.torch_name
+            told += (sources[name], boxes[box], item_of.get(item, _OF_ANOTHER_RANK), begin, strides)
+        return told
 
     def _place(self, place: TensorPlace) -> list[Any]:
         return [self.names[place.name], place.spec.dtype.torch_name, place.spec.shape, place.begin]
@@ -155,12 +152,19 @@ class _Hearing:
     """The values that `_Telling` told."""
 
     def __init__(
-        self, rank: int, sources: list[Any], names: list[str], views: list[Any], labels: list[Any]
+        self,
+        rank: int,
+        sources: list[list[str]],
+        names: list[str],
+        views: list[Any],
+        boxes: list[Any],
+        labels: list[Any],
     ) -> None:
         self._rank = rank
-        self._sources = [(name, dtypes.from_torch(dtype)) for name, dtype in sources]
+        self._sources = list(zip(sources[0], map(dtypes.from_torch, sources[1])))
         self._names = names
         self._views = [View(offset, tuple(shape), tuple(strides)) for offset, shape, strides in views]
+        self._boxes = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes]
         self._labels = [ShardLabel(*label) for label in labels]
 
     def shard(self, told: list[Any]) -> ShardPlan:
@@ -178,7 +182,7 @@ class _Hearing:
             shapes[source] = tuple(shape)
             placements[source] = tuple(
                 Placement(source, self._views[view], self._names[name], self._views[target])
-                for view, name, target in placed
+                for view, name, target in _by(3, placed)
             )
         return ShardPlan(
             range=FileRange(file, file_bytes, header_bytes, begin, number, count, places),
@@ -202,21 +206,14 @@ class _Hearing:
         own = next(part for part in taken.bucket.parts if part.rank == self._rank)
         return Given(taken.shard.label, own)
 
-    def _part(self, rank: int, slices: list[Any]) -> Contribution:
-        return Contribution(rank, tuple(self._slice(*each) for each in slices))
-
-    def _slice(
-        self,
-        source: int,
-        item: int,
-        begin: int,
-        offset: list[int],
-        shape: list[int],
-        strides: list[int] | None = None,
-    ) -> Slice:
-        name, dtype = self._sources[source]
-        box = Box(tuple(offset), tuple(shape))
-        return Slice(name, box, dtype, item, begin, None if strides is None else tuple(strides))
+    def _part(self, rank: int, told: list[Any]) -> Contribution:
+        slices = []
+        for source, box, item, begin, strides in _by(5, told):
+            name, dtype = self._sources[source]
+            slices.append(
+                Slice(name, self._boxes[box], dtype, item, begin, None if strides is None else tuple(strides))
+            )
+        return Contribution(rank, tuple(slices))
 
     def _specs(self, specs: list[Any]) -> dict[str, TensorSpec]:
         return {
@@ -225,14 +222,9 @@ class _Hearing:
         }
 
 
-def _types_of(shard: ShardPlan) -> Iterable[tuple[str, str]]:
-    """The element type of each source of a shard, by the slices of it."""
-    return (
-        (slice_.name, slice_.dtype.torch_name)
-        for bucket in shard.buckets
-        for part in bucket.parts
-        for slice_ in part.slices
-    )
+def _by(count: int, values: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Values that were told one after another, so many at a time."""
+    return zip(*[iter(values)] * count)
 
 
 def _runs(ranks: Sequence[int]) -> list[list[int]]:

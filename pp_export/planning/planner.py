@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from operator import attrgetter, itemgetter
+from typing import Any
 
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
@@ -31,6 +33,7 @@ _TURNS = 1 << 20
 
 Slices = Mapping[str, tuple[Slice, ...]]
 
+_ITEM_AND_BEGIN = attrgetter("item", "begin")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -131,11 +134,7 @@ def _ordered(sources: Iterable[str], slices: Slices) -> tuple[Slice, ...]:
     """The slices of a file in the order in which they are read. Those of one item stay in byte order, so that
     its CRC can run along.
     """
-    return tuple(
-        slice_
-        for source in sources
-        for slice_ in sorted(slices[source], key=lambda slice_: (slice_.item, slice_.begin))
-    )
+    return tuple(slice_ for source in sources for slice_ in sorted(slices[source], key=_ITEM_AND_BEGIN))
 
 
 def _buckets(
@@ -144,38 +143,42 @@ def _buckets(
     """The buckets of a shard, filled up to BUCKET_BYTES."""
     filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
     size = 0
-    for row, reader in _in_turns(slices, reader_of, leader):
-        if size and size + row.num_bytes > BUCKET_BYTES:
+    for row, reader, num_bytes in _in_turns(slices, reader_of, leader):
+        if size and size + num_bytes > BUCKET_BYTES:
             filled.append(defaultdict(list))
             size = 0
         filled[-1][reader].append(row)
-        size += row.num_bytes
+        size += num_bytes
     return [
         tuple(Contribution(rank, tuple(held)) for rank, held in sorted(bucket.items())) for bucket in filled
     ]
 
 
-def _in_turns(slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int) -> list[tuple[Slice, int]]:
-    """The rows of all slices, and who reads each. Readers take turns as their shares demand, each with its
-    own rows in their order.
+def _in_turns(
+    slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int
+) -> list[tuple[Slice, int, int]]:
+    """The rows of all slices, who reads each, and its bytes. Readers take turns as their shares demand, each
+    with its own rows in their order.
 
     Every leader begins at another reader. Otherwise all leaders of a group would ask the same rank in the
     same round (for expert 0, then 1, ...), and the others would wait.
     """
-    rows = [(row, reader_of[slice_.item]) for slice_ in slices for row in slice_.rows(BUCKET_BYTES)]
-    to_read: Counter[int] = Counter()
-    for row, reader in rows:
-        to_read[reader] += row.num_bytes
+    rows = [
+        (row, reader_of[slice_.item], row.num_bytes) for slice_ in slices for row in slice_.rows(BUCKET_BYTES)
+    ]
+    to_read: defaultdict[int, int] = defaultdict(int)
+    for _, reader, num_bytes in rows:
+        to_read[reader] += num_bytes
     if len(to_read) < 2:
         return rows
     readers = sorted(to_read)
     first = bisect_left(readers, leader)
     turn = {reader: (number - first) % len(readers) for number, reader in enumerate(readers)}
-    done: Counter[int] = Counter()
+    done = dict.fromkeys(readers, 0)
     keys: list[tuple[int, int]] = []
-    for row, reader in rows:
+    for _, reader, num_bytes in rows:
         keys.append((done[reader] * _TURNS // to_read[reader], turn[reader]))
-        done[reader] += row.num_bytes
+        done[reader] += num_bytes
     return [rows[at] for at in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
@@ -186,9 +189,9 @@ def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dic
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
         groups[account.sources_of[name]].append(name)
-    ordered = sorted(
-        (sorted(group, key=_natural) for group in groups.values()), key=lambda group: _natural(group[0])
-    )
+    key = itemgetter(0)
+    named = (sorted(((_natural(name), name) for name in group), key=key) for group in groups.values())
+    ordered = [[name for _, name in group] for group in sorted(named, key=lambda group: group[0][0])]
     files: list[dict[str, TensorSpec]] = [{}]
     size = 0
     for together in ordered:
@@ -206,6 +209,8 @@ def _in_natural_order(range_: FileRange) -> list[str]:
     return sorted((place.name for place in range_.tensors), key=_natural)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key in which numbers count as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+def _natural(name: str) -> list[Any]:
+    """Sort key in which numbers count as numbers: texts and numbers in turn."""
+    parts: list[Any] = _DIGITS.split(name)
+    parts[1::2] = map(int, parts[1::2])
+    return parts

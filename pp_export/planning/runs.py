@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 
 
 def balance(weights: Sequence[int], num_runs: int) -> list[int]:
     """The run of every weight: consecutive runs, none empty, the heaviest as light as possible, and those
     beside it as even as that allows. `num_runs` is at most the number of weights.
     """
-    low, high = 1, max(1, sum(weights))
+    most = max(1, *weights)
+    ends = _ends(weights)
+    if _is_enough(ends, num_runs, most):
+        low, high = 1, most
+    else:
+        low, high = most + 1, most + sum(weights) // num_runs + 1
     while low < high:
         middle = (low + high) // 2
-        if _runs_needed(_clipped(weights, middle), middle)[0] <= num_runs:
+        if _is_enough(ends if middle > most else _ends(_clipped(weights, middle)), num_runs, middle):
             high = middle
         else:
             low = middle + 1
     return _fill(_clipped(weights, low), num_runs, low)
+
+
+def _ends(weights: Iterable[int]) -> list[int]:
+    """What the weights up to each position add up to, after 0."""
+    return list(itertools.accumulate(weights, initial=0))
+
+
+def _is_enough(ends: Sequence[int], num_runs: int, capacity: int) -> bool:
+    """Whether so many runs hold weights that end at `ends`, none of them more than `capacity`. Takes as many
+    steps as runs.
+    """
+    at, last = 0, len(ends) - 1
+    for _ in range(num_runs):
+        at = bisect_right(ends, ends[at] + capacity, at) - 1
+        if at == last:
+            return True
+    return False
 
 
 def heaviest(weights: Sequence[int], runs: Sequence[int]) -> int:
@@ -35,7 +58,7 @@ def _clipped(weights: Sequence[int], capacity: int) -> list[int]:
 
 def _runs_needed(weights: Sequence[int], capacity: int) -> list[int]:
     """How many runs of at most `capacity` the weights from each position on need; 0 behind the last."""
-    ends = [0, *itertools.accumulate(weights)]
+    ends = _ends(weights)
     needed = [0] * (len(weights) + 1)
     end = len(weights)
     for begin in reversed(range(len(weights))):

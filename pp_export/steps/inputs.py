@@ -134,7 +134,7 @@ def agree_on_plan(
 def _image(plan: ExportPlan, catalog: Catalog, rank: int) -> bytes:
     """The part of a rank, and what it needs of the catalog."""
     own = plan.image_of(rank)
-    return len(own).to_bytes(8, "little") + own + catalog.restricted_to(plan.part_of(rank).items).to_bytes()
+    return len(own).to_bytes(8, "little") + own + catalog.image_of(plan.part_of(rank).items)
 
 
 def agree_on_backend(

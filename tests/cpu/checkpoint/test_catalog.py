@@ -20,7 +20,7 @@ from pp_export.checkpoint.catalog import (
 )
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Box
+from pp_export.core.tensors import Box, TensorSpec
 from tests.fixtures.boxes import whole, within
 
 HIDDEN, FFN = 3, 24
@@ -96,21 +96,33 @@ def test_rows_that_can_t_be_disentangled_are_refused() -> None:
     assert caught.value.where == {"tensor": tensor.key}
 
 
-def test_a_catalog_of_any_kind_travels_as_bytes() -> None:
-    """Strides, offsets in records, holders, notes and checksums arrive on another rank as they were."""
-    box = StoredBox(Box((0, 0), (2, 3)), 0, 8, (1, 2))
-    tensor = StoredTensor("decoder.w", (2, 3), from_torch("bfloat16"), (box,), Interleave(4, 2))
-    description = Description(
-        "f", "torch", "w", 3, {"a": 1}, {"tensor": 2}, {"optimizer": (1, 2)}, ("note",), "torch"
+@pytest.mark.parametrize("holders", [None, ((0, 2), (1,))], ids=["files", "live"])
+def test_what_a_rank_reads_of_a_catalog_travels_as_bytes(holders: tuple[tuple[int, ...], ...] | None) -> None:
+    """Strides, offsets in records, holders and checksums of the items that are asked for arrive on another
+    rank as they were, numbered in the order in which they are asked for; nothing else of the checkpoint does.
+    """
+    dtype = from_torch("bfloat16")
+    first = StoredBox(Box((0, 0), (2, 3)), 1, 8, (1, 2))
+    others = tuple(StoredBox(Box((2 + row, 0), (1, 3)), item) for row, item in enumerate((2, 0)))
+    tensors = (
+        StoredTensor("decoder.v", (4, 3), dtype, (first, *others), Interleave(4, 2)),
+        StoredTensor("decoder.w", (1, 3), dtype, (StoredBox(Box((0, 0), (1, 3)), 2, 24),)),
     )
-    catalog = Catalog(description, ("a", "b"), (StoredItem(1, 5, 20, 77),), (tensor,), ((0, 2), (1,)), True)
-    received = Catalog.from_bytes(catalog.to_bytes())
-    assert (received.files, received.stored_items, received.tensors) == (
-        catalog.files,
-        catalog.stored_items,
-        catalog.tensors,
-    )
-    assert received.holders == catalog.holders
+    items = (StoredItem(0, 5, 20, 77), StoredItem(1, 6, 21, 78), StoredItem(1, 7, 22))
+    files = ("a", "b") if holders is None else ()
+    about = Description("f", "torch", "w", 3, {"a": 1}, {}, {"rng": (1, 2)}, ("note",), "torch")
+    catalog = Catalog(about, files, items, tensors, holders, True)
+    received = Catalog.from_bytes(catalog.image_of([2, 1]))
+    assert received.files == (("b",) if holders is None else ())
+    assert received.holders == (None if holders is None else ((1,),))
+    assert received.stored_items == (StoredItem(0, 7, 22), StoredItem(0, 6, 21, 78))
+    v, w = received.tensors
+    assert v.boxes == (others[0]._replace(item=0), first._replace(item=1))
+    assert w.boxes == (tensors[1].boxes[0]._replace(item=0),)
+    assert (replace(v, boxes=()), replace(w, boxes=())) == tuple(replace(t, boxes=()) for t in tensors)
     assert received.is_one_file_per_rank
-    assert received.description.reader == "torch"
-    assert tuple(received.description.notes) == ("note",)
+    assert (received.key_of_item, received.spec_of_item) == (
+        {0: "decoder.w", 1: "decoder.v"},
+        {0: TensorSpec((1, 3), dtype)},
+    )
+    assert received.description == Description("f", "torch", "", None, None, {}, {}, reader="torch")

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,15 +229,14 @@ def test_the_description_says_what_the_checkpoint_is(checkpoint: Checkpoint, fol
 
 
 def test_a_catalog_travels_as_bytes(checkpoint: Checkpoint) -> None:
-    """A catalog sent to another rank has the same slices, records and description there."""
+    """A catalog of which another rank reads all has the same slices and records there."""
     catalog = describe_checkpoint(checkpoint("qwen3_moe", "pp2ep2"), None)
-    image = catalog.to_bytes()
+    image = catalog.image_of(range(len(catalog.stored_items)))
     received = Catalog.from_bytes(image)
     assert received.slices == catalog.slices
     assert received.specs == catalog.specs
     assert received.stored_items == catalog.stored_items
     assert received.files == catalog.files
-    assert received.description.args == catalog.description.args
     assert len(image) < 100 * len(catalog.stored_items)
 
 
@@ -361,14 +359,14 @@ def test_values_that_do_not_lie_together_are_read_by_their_strides(tmp_path: Pat
     full = random_bits((6, 8), "bfloat16", 4)
     folder = write_stored(tmp_path / "iter_0000010", {"w": full}, None)
     catalog = describe_checkpoint(folder, None)
-    turned = replace(catalog.slices["w"][0], box=whole((8, 6)), strides=(1, 8))
+    turned = catalog.slices["w"][0]._replace(box=whole((8, 6)), strides=(1, 8))
     with FileReader(catalog, check_source=True) as reader:
         assert read(reader, turned) == bytes_of(full.T.contiguous())
         rows = turned.rows(24)
         assert len(rows) == 4
         assert b"".join(read(reader, row) for row in rows) == bytes_of(full.T.contiguous())
         with pytest.raises(CheckpointError, match="reaches beyond its item"):
-            read(reader, replace(turned, strides=(1, 9)))
+            read(reader, turned._replace(strides=(1, 9)))
         reader.finish()
 
 

@@ -12,7 +12,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,9 @@ def described(form: Form, root: Path) -> Input:
         source.check()
     announced = [source.announce() for source in sources]
     assert all(announced) != sources[0].is_shared
-    return Input(form, sources, Catalog.from_bytes(sources[0].describe(announced).to_bytes()))
+    whole = sources[0].describe(announced)
+    received = Catalog.from_bytes(whole.image_of(range(len(whole.stored_items))))
+    return Input(form, sources, replace(received, description=whole.description))
 
 
 @pytest.fixture(params=FORMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -173,5 +172,5 @@ def test_a_part_is_rows_of_the_slice(data: st.DataObject) -> None:
     )
     assert (part.strides, part.item, part.dtype) == (strides, 1, BF16)
     if dim == 0:
-        contiguous = replace(slice_, strides=None).part(row, count, at=at)
-        assert replace(contiguous, strides=strides) == part
+        contiguous = slice_._replace(strides=None).part(row, count, at=at)
+        assert contiguous._replace(strides=strides) == part

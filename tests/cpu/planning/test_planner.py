@@ -94,7 +94,7 @@ def stacked(slices: Slices) -> Slices:
         for slice_ in slices[name]:
             key = (re.sub(r"\.\d+\.", ".*.", name), slice_.box)
             record, begin = records.get(key, (len(records), 0))
-            found[name].append(replace(slice_, item=record, begin=begin))
+            found[name].append(slice_._replace(item=record, begin=begin))
             records[key] = (record, begin + slice_.num_bytes)
     return {name: tuple(of_tensor) for name, of_tensor in found.items()}
 

@@ -253,7 +253,7 @@ def test_a_rank_gets_its_own_part_and_no_other(tmp_path: Path) -> None:
         assert [shard.range for shard in own.plan.led] == [shard.range for shard in planned.led]
         assert [shard.placements for shard in own.plan.led] == [shard.placements for shard in planned.led]
         read, meant = ([s for part in one.parts for s in part.slices] for one in (own.plan, planned))
-        assert [replace(s, item=0) for s in read] == [replace(s, item=0) for s in meant]
+        assert [s._replace(item=0) for s in read] == [s._replace(item=0) for s in meant]
         for got, original in zip(read, meant):
             assert own.catalog.key_of_item[got.item] == catalog.key_of_item[original.item]
         if rank:
