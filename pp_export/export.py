@@ -23,6 +23,7 @@ from pp_export.checkpoint.source import Source
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.process.collector import paused_collector
 from pp_export.steps import report
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
@@ -54,7 +55,7 @@ def export(
     0's, if it was started ahead. `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
     """
     target = Target.of(options, world.run_id)
-    with ending_together(world, target.staging):
+    with ending_together(world, target.staging), paused_collector() as resume_collector:
         clock, progress = Clock(), Progress()
         world.liveness.counters = progress.snapshot
 
@@ -64,6 +65,7 @@ def export(
         if whole is not None:
             on_plan(whole.inputs, whole.plan)
         staging = make_staging_folder(world, target, whole)
+        resume_collector()
         clock.lap("plan")
 
         transferring = Transfer(own.plan, world, backend, staging, progress, values_on=source.device)

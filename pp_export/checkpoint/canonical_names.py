@@ -71,14 +71,11 @@ def _canonical_texts(key: str) -> tuple[list[str], int]:
 def framework_prefix(keys: Iterable[str]) -> str:
     """What a framework put before Megatron's names, `module.` for example; the longest that fits some key."""
     keys = list(keys)
-    return next(
-        (
-            prefix
-            for prefix in _PREFIXES
-            if any(key.startswith(tuple(prefix + r for r in _ROOTS)) for key in keys)
-        ),
-        "",
-    )
+    for prefix in _PREFIXES:
+        beginnings = tuple(prefix + root for root in _ROOTS)
+        if any(key.startswith(beginnings) for key in keys):
+            return prefix
+    return ""
 
 
 def spelled(key: str) -> tuple[str, int | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core.errors import OptionError
 from pp_export.core.json_values import to_json_value
 from pp_export.distributed.backends import expected
+from pp_export.process.collector import paused_collector
 from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
     from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    inputs = read_inputs(source, options, PendingInputs.start(options))
-    return plan_report(inputs, plan_export(inputs, options, world_size), options.backend)
+    with paused_collector():
+        inputs = read_inputs(source, options, PendingInputs.start(options))
+        return plan_report(inputs, plan_export(inputs, options, world_size), options.backend)
 
 
 def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanReport:

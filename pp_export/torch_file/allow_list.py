@@ -55,7 +55,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _size(dims: Any = ()) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in dims)
+    return tuple(map(int, dims))
 
 
 def _layout(name: str) -> str:

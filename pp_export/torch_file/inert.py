@@ -38,12 +38,15 @@ class InertObject:
     def attributes(self) -> dict[Any, Any] | None:
         """What the object's state says of its attributes; None where it has no such state."""
         state = self.__dict__.get("state")
+        if type(state) is dict:
+            return state
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
             first = state[0] if isinstance(state[0], dict) else {}
             state = first | state[1]  # an object with __slots__ pickles as (dict, slots)
         return state if isinstance(state, dict) else None
 
     def __getattr__(self, name: str) -> Any:
+        """Attribute `name`; who wants several of one of very many objects takes its `attributes`."""
         attributes = self.attributes()
         if attributes is not None and name in attributes:
             return attributes[name]

@@ -104,7 +104,8 @@ def _fused(
 ) -> StoredTensor:
     """The tensor `name` of its stored halves, gate rows first, or as it is."""
     if None in parts and len(parts) == 1:
-        return replace(parts[None], interleave=interleave)
+        whole = parts[None]
+        return whole if interleave is None else replace(whole, interleave=interleave)
     if set(parts) != {0, 1} or parts[0].shape != parts[1].shape or parts[0].dtype != parts[1].dtype:
         raise CheckpointError(
             "the halves of a fused gate and up projection do not belong together",

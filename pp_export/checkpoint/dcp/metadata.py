@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from pp_export.checkpoint.catalog import StoredBox, StoredItem, StoredTensor
 from pp_export.core import dtypes
@@ -20,6 +21,15 @@ _KEY = re.compile(r"[A-Za-z0-9_.\-]+")
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
 
 
+class StoredInfo(NamedTuple):
+    """Where in which file an entry lies, and what it went through on the way there."""
+
+    relative_path: Any
+    offset: Any
+    length: Any
+    transform_descriptors: Any
+
+
 class StoredEntries:
     """The entries of `.metadata`, sorted into tensors of the model (by key), items that are no tensors, and
     the rest. `infos` says by (key, offset) where each of them lies; `files` and `stored_items` are those of
@@ -27,11 +37,9 @@ class StoredEntries:
     """
 
     def __init__(self, metadata: Any) -> None:
-        self.infos = {
-            (index.fqn, None if index.get("offset") is None else tuple(index.offset)): info
-            for index, info in metadata.storage_data.items()
-        }
+        self.infos = dict(map(_info, metadata.storage_data.items()))
         self._shapes = _shapes_before_flattening(metadata)
+        self._boxes: dict[Box, Box] = {}  # of a million, most are equal to another
         self.files: dict[str, int] = {}
         self.stored_items: list[StoredItem] = []
         self.tensors: dict[str, Any] = {}
@@ -68,26 +76,47 @@ class StoredEntries:
                 got=f"shape {list(shape)}",
                 advice="load and save it once with the release that wrote it and without FSDP",
             )
-        boxes = tuple(self._box(key, Box(tuple(part.offsets), tuple(part.sizes))) for part in meta.chunks)
+        boxes = tuple(self._box(key, _fields(part)) for part in meta.chunks)
         check_coverage(key, shape, [stored.box for stored in boxes])
         return StoredTensor(name, shape, dtype, boxes)
 
-    def _box(self, key: str, box: Box) -> StoredBox:
+    def _box(self, key: str, part: Mapping[str, Any]) -> StoredBox:
+        box = Box(tuple(part["offsets"]), tuple(part["sizes"]))
+        box = self._boxes.setdefault(box, box)
         info = self.infos.get((key, box.offset))
         if info is None:
             raise CheckpointError(
                 "a box of a tensor is stored nowhere", where={"tensor": key}, got=f"offset {box.offset}"
             )
-        if info.get("transform_descriptors"):
+        if info.transform_descriptors:
             raise CheckpointError(
                 "the tensor is stored through a transform (compression or encryption)",
                 where={"tensor": key},
                 got=info.transform_descriptors,
                 advice="save the checkpoint without the storage writer's extensions",
             )
-        file = self.files.setdefault(file_name(info.relative_path), len(self.files))
+        file = self.files.get(info.relative_path)
+        if file is None:
+            file = self.files[file_name(info.relative_path)] = len(self.files)
         self.stored_items.append(StoredItem(file, int(info.offset), int(info.length)))
         return StoredBox(box, len(self.stored_items) - 1)
+
+
+def _info(entry: tuple[Any, Any]) -> tuple[tuple[Any, Any], StoredInfo]:
+    """An entry of `storage_data`: its key and offset, and where it lies."""
+    index, where = _fields(entry[0]), _fields(entry[1])
+    offset = index.get("offset")
+    return (index["fqn"], None if offset is None else tuple(offset)), StoredInfo(
+        where["relative_path"], where["offset"], where["length"], where.get("transform_descriptors")
+    )
+
+
+def _fields(record: Any) -> Mapping[str, Any]:
+    """All fields of an object that torch pickled, taken at once: there are millions of them."""
+    found: Mapping[str, Any] | None = record.attributes()
+    if found is None:
+        raise ValueError(f"{record!r} has no fields")
+    return found
 
 
 def file_name(path: Any) -> str:

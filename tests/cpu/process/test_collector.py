@@ -1,0 +1,70 @@
+"""Claims of `pp_export.process.collector`: collections stop, go on, and are afterwards as they were."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from pp_export.process.collector import paused_collector
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Whatever a test does to the collector is undone."""
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def num_collections() -> int:
+    return sum(generation["collections"] for generation in gc.get_stats())
+
+
+def make_values() -> list[list[int]]:
+    return [[number] for number in range(50_000)]
+
+
+def test_nothing_is_collected_before_it_is_resumed() -> None:
+    """Many values are made without a collection; afterwards there are collections again, which don't look at
+    what was made, and at the end all is as it was.
+    """
+    with paused_collector() as resume:
+        before = num_collections()
+        values = make_values()
+        assert num_collections() == before
+        resume()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > len(values)
+        assert make_values()
+        assert num_collections() > before
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_failure_leaves_the_collector_as_it_was() -> None:
+    """Also where it was never resumed."""
+    with pytest.raises(ValueError, match="broken"), paused_collector():
+        raise ValueError("broken")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_job_s_own_choice_stays() -> None:
+    """A job that runs without collections, or has frozen values, finds both as they were."""
+    gc.freeze()
+    count = gc.get_freeze_count()
+    with paused_collector() as resume:
+        made = make_values()
+        resume()
+        assert gc.isenabled()
+    assert made
+    assert 0 < gc.get_freeze_count() <= count
+    gc.disable()
+    with paused_collector() as resume:
+        resume()
+        assert not gc.isenabled()
+    assert not gc.isenabled()
