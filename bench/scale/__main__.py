@@ -18,6 +18,7 @@ WORLDS = (1, 8, 128, 1024, 16384)
 DESCRIBED = ("16x100", "163x100")
 """Models of 10^4 and 10^5 boxes whose `.metadata` is written and read."""
 
+_TITLE = "Rank 0, CPU seconds of each step; memory beside that of the imports"
 _STEPS = ("account", "slices", "plan", "parts", "images")
 
 
@@ -47,9 +48,7 @@ def _run(model: str, ranks: int) -> dict[str, Any]:
 
 
 def _planned(runs: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title="Rank 0, CPU seconds of each step; memory beside that of the imports", title_justify="left"
-    )
+    table = Table(title=_TITLE, title_justify="left")
     for heading in (
         "model",
         "boxes",
@@ -58,7 +57,7 @@ def _planned(runs: list[dict[str, Any]]) -> Table:
         "in all",
         "peak MB",
         "parts MB",
-        "largest KB",
+        "largest",
         "its s",
     ):
         table.add_column(heading, justify="left" if heading == "model" else "right")

@@ -12,7 +12,7 @@ from operator import attrgetter
 from pp_export.planning import part_image, proof
 from pp_export.planning.assignment import connected
 from pp_export.planning.proof import ProvedPart
-from pp_export.planning.rank_plan import FileToVerify, RankPlan
+from pp_export.planning.rank_plan import DESCRIBED_BOX_BYTES, TENSOR_BYTES, FileToVerify, RankPlan
 from pp_export.planning.rounds import Link, Round, links_of, rounds_of
 from pp_export.planning.shard_plan import ShardPlan
 
@@ -110,9 +110,18 @@ class ExportPlan:
                 group=group_of.get(rank, (rank,)),
                 links=links.get(rank, {}),
                 to_verify=tuple(to_verify.get(rank, ())),
+                described_bytes=0 if rank else self._described_bytes,
             )
             for rank in range(self.world_size)
         )
+
+    @cached_property
+    def _described_bytes(self) -> int:
+        """The memory that rank 0 needs to describe and plan all of it."""
+        parts = (part for shard in self.shards for bucket in shard.buckets for part in bucket.parts)
+        num_boxes = len({slice_.item for part in parts for slice_ in part.slices})
+        num_tensors = sum(len(shard.tensors) for shard in self.shards)
+        return num_boxes * DESCRIBED_BOX_BYTES + num_tensors * TENSOR_BYTES
 
     def verifiers(self) -> list[int]:
         """The rank that re-reads each of the `files`: never one that wrote it, unless there is no other."""

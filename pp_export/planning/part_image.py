@@ -36,7 +36,14 @@ def to_bytes(part: RankPlan) -> bytes:
         for each in part.rounds
     ]
     value = [
-        [part.rank, part.world_size, part.num_links, part.num_files_in_ranges, part.shards_in_flight],
+        [
+            part.rank,
+            part.world_size,
+            part.num_links,
+            part.num_files_in_ranges,
+            part.shards_in_flight,
+            part.described_bytes,
+        ],
         _runs(part.group),
         [[*link, count] for link, count in part.links.items()],
         [
@@ -60,7 +67,7 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
     of the original.
     """
     head, group, links, to_verify, _, led_told, rounds_told, *tables = json.loads(image)
-    rank, world_size, num_links, num_files_in_ranges, shards_in_flight = head
+    rank, world_size, num_links, num_files_in_ranges, shards_in_flight, described_bytes = head
     heard = _Hearing(rank, *tables)
     led = tuple(map(heard.shard, led_told))
     taken = iter([LedBucket(shard, bucket) for shard in led for bucket in shard.buckets])
@@ -83,6 +90,7 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
             FileToVerify(file, size, tuple(writers), None if first is None else first.encode("latin-1"))
             for file, size, writers, first in to_verify
         ),
+        described_bytes=described_bytes,
     )
 
 

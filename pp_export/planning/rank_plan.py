@@ -11,6 +11,12 @@ from pp_export.planning.shard_plan import Contribution, ShardPlan
 from pp_export.process.ring_buffer import pages
 
 BASE_BYTES = 300 << 20
+BOX_BYTES, TENSOR_BYTES = 1200, 700
+"""What a rank holds of each box that it reads, and of each tensor that it makes; `python -m bench.scale`
+measures it.
+"""
+DESCRIBED_BOX_BYTES = 2400
+"""What rank 0 needs for each stored box of the whole, from the checkpoint's own description to the parts."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class RankPlan:
     `links` the bytes that go from it to others and from others to it; `to_verify` the files that it re-reads,
     never one that it wrote, unless there is no other rank. `num_links` counts those of the whole plan: where
     there are none, no rank sends to another; `num_files_in_ranges` the files of the whole plan that several
-    ranks write.
+    ranks write. `described_bytes` is the memory that describing and planning the whole takes, on the rank
+    that does.
 
     Slices that it reads name their item by its number in the catalog that goes along; those that others
     read for it name none that it knows.
@@ -56,6 +63,7 @@ class RankPlan:
     group: tuple[int, ...]
     links: Mapping[Link, int]
     to_verify: tuple[FileToVerify, ...]
+    described_bytes: int = 0
 
     @property
     def senders(self) -> list[int]:
@@ -96,10 +104,26 @@ class RankPlan:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """Planned peak of anonymous memory: a constant for the interpreter and libraries, the shards in
-        flight, the rounds read ahead, those that are being received, and what is being encoded.
+        """Planned peak of anonymous memory: a constant for the interpreter and libraries, what describes the
+        work, the shards in flight, the rounds read ahead, those that are being received, and what is being
+        encoded.
         """
-        return BASE_BYTES + self.image_bytes + self.ahead_bytes + self.incoming_bytes + self.scratch_bytes
+        return (
+            BASE_BYTES
+            + self.metadata_bytes
+            + self.image_bytes
+            + self.ahead_bytes
+            + self.incoming_bytes
+            + self.scratch_bytes
+        )
+
+    @cached_property
+    def metadata_bytes(self) -> int:
+        """Memory for what describes the work: the rank's part of the catalog and of the plan, or all of them
+        on the rank that plans.
+        """
+        own = len(self.items) * BOX_BYTES + sum(len(shard.tensors) for shard in self.led) * TENSOR_BYTES
+        return max(own, self.described_bytes)
 
     @cached_property
     def image_bytes(self) -> int:
