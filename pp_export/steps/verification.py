@@ -46,7 +46,7 @@ def verify_shards(
         if first.is_whole:
             faults = verify_staged_shard(staging, file, count)
         else:
-            sha256_of[file], faults = digest_staged_shard(staging, file, first.header, count)
+            sha256_of[file], faults = digest_staged_shard(staging, file, count)
         if faults:
             raise VerificationError(
                 "what is on disk is not what was frozen in memory",
