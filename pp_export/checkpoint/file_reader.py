@@ -90,6 +90,8 @@ class FileReader:
         self._files: dict[int, FileBytes] = {}
         self._open: dict[int, _Open] = {}
 
+    allows_threads = True
+
     def read(self, slice_: Slice, *into: memoryview) -> None:
         """Fill `into`, one after another (together exactly the slice's bytes), with the slice in C order."""
         file = self._catalog.stored_items[slice_.item].file

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroupGloo
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import at_peer, first_line
 from pp_export.distributed.membership import Membership
-from pp_export.distributed.wire import Message, Place
+from pp_export.distributed.wire import Message, Place, as_tensor
 
 # Waiting is bounded by lack of progress (see Watchdog), so the clock of a transfer only has to be far away.
 _EVER = timedelta(days=7)
@@ -41,17 +41,17 @@ class GlooWire:
             ) from error
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
-        works = []
+        works, memory = [], as_tensor(into)
         for place in places:
-            values, peer = [into[place.begin : place.end]], self._member.number_of[place.peer]
+            values, peer = [memory[place.begin : place.end]], self._member.number_of[place.peer]
             with at_peer(place.peer):
                 works.append((place.peer, self._group.recv(values, peer, _TAG)))
         for message in sent:
             with at_peer(message.peer):
                 peer = self._member.number_of[message.peer]
-                works.append((message.peer, self._group.send([message.values], peer, _TAG)))
+                works.append((message.peer, self._group.send([as_tensor(message.values)], peer, _TAG)))
         for number, work in works:
             with at_peer(number):
                 work.wait(_EVER)

@@ -68,6 +68,15 @@ class Crew:
         """One more worker, which does `work` under this name."""
         self._works.append((name, work))
 
+    def exhaust(self, name: str, items: Iterable[object]) -> None:
+        """One more worker, which takes all items, so that they are made."""
+
+        def take() -> None:
+            for _ in items:
+                pass
+
+        self.add(name, take)
+
     def ahead(self, name: str, items: Iterable[Item], limit: int = 0) -> Iterator[Item]:
         """The same items, made by a worker of their own while whoever takes them is busy with earlier ones.
 
