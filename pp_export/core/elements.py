@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +11,9 @@ import numpy.typing as npt
 from pp_export.core.tensors import Shape
 from pp_export.core.views import View
 
-Elements = npt.NDArray[np.unsignedinteger[npt.NBitBase]]
+Elements = npt.NDArray[Any]
 
-_WORDS: dict[int, type[np.unsignedinteger[npt.NBitBase]]] = {
-    1: np.uint8,
-    2: np.uint16,
-    4: np.uint32,
-    8: np.uint64,
-}
+_WORDS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _BLOCK = 128
 
 

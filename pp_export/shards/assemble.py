@@ -30,7 +30,7 @@ class FrozenShard:
 
     @property
     def file(self) -> str:
-        return self.range.layout.file
+        return self.range.file
 
     @property
     def data(self) -> memoryview:

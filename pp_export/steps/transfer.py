@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,11 +97,10 @@ class Transfer:
         staging: Path,
         progress: Progress,
         *,
-        threads: int,
         values_on: torch.device | None,
     ) -> None:
         self._plan, self._world, self._rank = plan, world, world.rank
-        self._staging, self._progress, self._threads = staging, progress, threads
+        self._staging, self._progress, self._threads = staging, progress, plan.capacity.threads
         self._span = progress.recorder.span
         self._crew = Crew(world)
         is_nccl, self._is_from_device = backend.name == NCCL, values_on is not None
@@ -132,9 +132,9 @@ class Transfer:
         """Everything that this rank was dealt, round by round."""
         placed = self._place(reader)
         if reader.allows_threads:
-            read = self._crew.in_parallel("reader", placed, lambda each: self._read(reader, each), self._threads)
+            read = self._crew.in_parallel("reader", placed, partial(self._read, reader), self._threads)
         else:
-            read = self._crew.ahead("reader", (self._read(reader, each) for each in placed), LOOK_AHEAD)
+            read = self._crew.ahead("reader", map(partial(self._read, reader), placed), LOOK_AHEAD)
         return self._checked(read, reader)
 
     def gather(self, read: Iterable[ReadRound]) -> Iterator[GatheredRound]:
@@ -200,7 +200,8 @@ class Transfer:
         return GrowingShard(shard, assembler, image, scratch)
 
     def _place_of(self, given: Given, growing: GrowingShard | None, reader: Reader) -> _Place:
-        part, pieces = given.part, ()
+        part = given.part
+        pieces: tuple[list[memoryview] | None, ...] = ()
         if given.shard.leader == self._rank:
             assert growing is not None
             # Memory that a GPU writes to is pinned, and that of images is not.
@@ -209,12 +210,15 @@ class Transfer:
             if None not in pieces:
                 return _Place(given, None, pieces)
         elif self._sends_from_device:
-            values = []
+            found: list[torch.Tensor] = []
             for slice_ in part.slices:
                 with self._reading(given, slice_):
-                    values.append(reader.on_device(slice_))
-            if None not in values:
-                return _Place(given, on_device=tuple(values))
+                    values = reader.on_device(slice_)
+                if values is None:
+                    break
+                found.append(values)
+            else:
+                return _Place(given, on_device=tuple(found))
         return _Place(given, self._ahead.take(part.num_bytes, self._crew.check), pieces)
 
     def _read(self, reader: Reader, placed: _PlacedRound) -> ReadRound:
@@ -261,8 +265,9 @@ class Transfer:
     @contextmanager
     def _reading(self, given: Given, slice_: Slice) -> Iterator[None]:
         """What a reader does for a slice, seen from outside."""
+        label = given.shard
         self._progress.doing(f"reading {slice_.name}")
-        with self._located(operation="read", stage=given.shard.stage, tensor=slice_.name, unit=given.shard.unit):
+        with self._located(operation="read", stage=label.stage, tensor=slice_.name, unit=label.unit):
             yield
 
     def _gather(self, walked: Iterator[GatheredRound]) -> Iterator[GatheredRound]:

@@ -43,7 +43,6 @@ def verify_joined(
     staging: Path,
     plan: RankPlan,
     progress: Progress,
-    threads: int,
     on_poll: Callable[[], None],
 ) -> Mapping[str, str]:
     """Re-read the files of several ranges, which exist only once rank 0 has joined them; called by all ranks.
@@ -57,6 +56,6 @@ def verify_joined(
         def verify(file: FileToVerify) -> None:
             sums[file.file] = verify_file(world.rank, staging, file, progress)
 
-        crew.exhaust("finisher", crew.in_parallel("verifier", joined, verify, threads))
+        crew.exhaust("finisher", crew.in_parallel("verifier", joined, verify, plan.capacity.threads))
         crew.run(on_poll)
     return sums
