@@ -79,11 +79,12 @@ class Exchange:
     def _connect(self) -> Wire:
         """The wire of this rank's group, warmed up: a byte has gone over every link before values do."""
         group, rank, links = self._plan.group_of(self._rank), self._rank, self._plan.links
-        peers = ", ".join(str(member) for member in group if member != rank)
-        self._progress.doing("exchanger", f"connecting with {peers} over {self._backend.name}")
         assert self._backend.name is not None
         senders = [sender for sender, receiver in links if receiver == rank]
         receivers = [receiver for sender, receiver in links if sender == rank]
+        peers = sorted({*senders, *receivers})
+        told = ", ".join(map(str, peers))
+        self._progress.doing("exchanger", f"connecting with {told} over {self._backend.name}")
         bounds = Group(
             group,
             f"{self._name}/{group[0]}",
@@ -92,6 +93,7 @@ class Exchange:
             alignment=ALIGNMENT,
             look_ahead=LOOK_AHEAD,
             device=self._device,
+            peers=tuple(peers),
         )
         wire = self._world.data.connect(bounds, self._backend.name, self._crew.check)
         byte = torch.zeros(1, dtype=torch.uint8)
