@@ -29,6 +29,7 @@ class Place(NamedTuple):
 class Group:
     """The ranks that a wire is for, what their store keys begin with, and the bounds that the plan sets.
 
+    `peers` are those that this rank sends to or receives from (None: all others).
     `incoming_bytes` is the memory of the largest round of this rank, `packed_bytes` the most that it sends in
     one round from where it can't be sent directly, each message at a multiple of `alignment`; `look_ahead` is
     how many rounds may be under way. `device` is this rank's GPU, for a wire that needs one.
@@ -41,6 +42,11 @@ class Group:
     alignment: int = 64
     look_ahead: int = 2
     device: torch.device | None = None
+    peers: tuple[int, ...] | None = None
+
+    def peers_of(self, rank: int) -> tuple[int, ...]:
+        """The ranks that `rank`, whose group this is, has a link with."""
+        return self.peers if self.peers is not None else tuple(r for r in self.ranks if r != rank)
 
 
 class Wire(Protocol):

@@ -94,8 +94,9 @@ class Exchange:
     def _connect(self) -> Wire:
         """The wire of this rank's group, warmed up: a byte has gone over every link before values do."""
         group, senders, receivers = self._plan.group, self._plan.senders, self._plan.receivers
-        peers = ", ".join(map(str, sorted({*senders, *receivers})))
-        self._progress.doing(f"connecting with {peers} over {self._backend.name}")
+        peers = sorted({*senders, *receivers})
+        told = ", ".join(map(str, peers))
+        self._progress.doing(f"connecting with {told} over {self._backend.name}")
         assert self._backend.name is not None
         bounds = Group(
             group,
@@ -105,6 +106,7 @@ class Exchange:
             alignment=ALIGNMENT,
             look_ahead=LOOK_AHEAD,
             device=self._device,
+            peers=tuple(peers),
         )
         wire = self._world.data.connect(bounds, self._backend.name, self._crew.check)
         byte = memoryview(bytearray(1))
