@@ -26,8 +26,9 @@ class Failure:
     error: dict[str, Any]
 
     def heard(self) -> PeerError:
-        """What another rank raises that hears of it."""
-        return PeerError(f"rank {self.rank} failed: {self.error['what']}", where={"rank": self.rank})
+        """What another rank raises that hears of it. It names the rank where that one saw the cause."""
+        where = self.error["where"].get("rank", self.rank)
+        return PeerError(f"rank {self.rank} failed: {self.error['what']}", where={"rank": where})
 
     @property
     def is_origin(self) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from pp_export.distributed.world import World
 from tests.fixtures.worlds import Town, error_of
 
 SIZES = [(7, 3), (9, 3), (4, 1), (5, 4), (3, 8)]
-"""Ranks, and ranks per block: with a smaller last block, even, of one each, with a last one alone, one block."""
+"""Ranks, and ranks per block: the last block is smaller, alike, or of one rank, or there is one block."""
 
 
 @pytest.mark.parametrize(("size", "block"), SIZES)
@@ -105,10 +105,6 @@ def test_a_failure_anywhere_ends_all_with_one_error(guilty: int) -> None:
     assert town.main.num_keys() == 0
 
 
-class Silent(Exception):
-    """Ends a rank without a word, as SIGKILL does."""
-
-
 def ends(town: Town, guilty: int, how: Callable[[World], None]) -> list[ExportError | None]:
     """The errors of all ranks when one does not take the second step."""
 
@@ -123,9 +119,9 @@ def ends(town: Town, guilty: int, how: Callable[[World], None]) -> list[ExportEr
 
 
 @pytest.mark.parametrize("guilty", [0, 1, 3, 4, 6])
-def test_a_silent_rank_is_named(guilty: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank whose main thread does nothing any more is named after the stall time, be it rank 0, the first of
-    a block, or any other; nobody else is.
+def test_a_silent_rank_is_named(guilty: int) -> None:
+    """A rank whose main thread does nothing any more is named after the stall time, be it rank 0, the first
+    of a block, or any other; nobody else is.
     """
     town = Town(7, 3, stall_seconds=1.0)
 
@@ -137,7 +133,7 @@ def test_a_silent_rank_is_named(guilty: int, monkeypatch: pytest.MonkeyPatch) ->
     for rank, error in enumerate(errors):
         if rank != guilty:
             assert error is not None
-            assert error.to_json() == errors[5].to_json()
+            assert error.to_json() == next(e.to_json() for e in errors if e is not None)
             assert "no progress for 1 s" in error.what
             assert f"rank {guilty} ended without a word" in str(error.findings)
             assert guilty == 0 or error.where["rank"] == str(guilty)
@@ -252,8 +248,8 @@ class Counting(SharedKeys):
     counted: their number is a matter of time.
     """
 
-    requests: Counter[object] = Counter()
-    clients: Counter[object] = Counter()
+    requests: ClassVar[Counter[object]] = Counter()
+    clients: ClassVar[Counter[object]] = Counter()
     lock = threading.Lock()
 
     def __init__(self, store: Any, **how: Any) -> None:
