@@ -6,6 +6,7 @@ import os
 
 # Torch looks up the name of every peer's address; a machine whose name server is slow shall not be measured.
 os.environ.setdefault("RES_OPTIONS", "attempts:1 timeout:1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import argparse
 import platform
