@@ -27,7 +27,7 @@ from pp_export.distributed.world import World
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from pp_export.planning.rank_grid import RankGrid
-from pp_export.steps.exchange import GatheredBucket
+from pp_export.steps.exchange import GatheredRound
 from pp_export.steps.transfer import Transfer
 from pp_export.steps.workers import Progress
 from tests.fixtures.catalogs import ToyDecoder
@@ -42,8 +42,11 @@ class Source:
     every page, as untouched pages would all be the kernel's one page of zeros.
     """
 
-    def read(self, slice_: Slice, into: memoryview) -> None:
-        torch.frombuffer(into, dtype=torch.uint8)[::_PAGE] = 1
+    allows_threads = True
+
+    def read(self, slice_: Slice, *into: memoryview) -> None:
+        for piece in into:
+            torch.frombuffer(piece, dtype=torch.uint8)[::_PAGE] = 1
 
     def settle(self) -> None:
         """Everything is there at once."""
@@ -76,7 +79,7 @@ def plan_of(num_layers: int, size: int, leaders: int | None) -> ExportPlan:
 def bare_rounds(plan: ExportPlan, rank: int) -> list[BareRound]:
     """The same bytes between the same ranks, round by round."""
     rounds = []
-    for each in plan.rounds_of(rank):
+    for each in plan.part_of(rank).rounds:
         sends: Counter[int] = Counter()
         receives: Counter[int] = Counter()
         for given in each.gives:
@@ -108,14 +111,16 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
     world.liveness.counters = progress.snapshot
     ended: list[tuple[float, float]] = []
 
-    def taken(gathered: Iterable[GatheredBucket]) -> Iterator[None]:
+    def taken(gathered: Iterable[GatheredRound]) -> Iterator[None]:
         for each in gathered:
             each.arrived()
             each.done()
         ended.append(now())
         yield from ()
 
-    with Transfer(plan, world, Backend(GLOO, ""), Path(), progress, values_on=None) as transfer:
+    with Transfer(
+        plan.part_of(world.rank), world, Backend(GLOO, ""), Path(), progress, values_on=None
+    ) as transfer:
         dist.barrier()
         begun = now()
         # `finish` makes what it is given durable; there is nothing in what it is given here.
@@ -161,7 +166,7 @@ def main() -> None:
                     {"ranks": size, "leaders": text, "repetition": repetition, "way": way, **measured}
                     | {
                         "wire_bytes": num_bytes,
-                        "rounds": len(plan.rounds_of(0)),
+                        "rounds": len(plan.part_of(0).rounds),
                         "model_bytes": plan.total_size,
                     }
                 )

@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo  # type: ignore[attr
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import at_peer, first_line
 from pp_export.distributed.membership import Membership
-from pp_export.distributed.wire import Message, Place
+from pp_export.distributed.wire import Message, Place, as_tensor
 
 # Waiting is bounded by lack of progress (see Watchdog), so the clock of a transfer only has to be far away.
 _EVER = timedelta(days=7)
@@ -52,17 +52,17 @@ class GlooWire:
             ) from error
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
-        works = []
+        works, memory = [], as_tensor(into)
         for peer, begin, end in places:
             with at_peer(peer):
                 number = _number(peer, self._member.rank)
-                works.append((peer, self._links[peer].recv([into[begin:end]], number, _TAG)))
+                works.append((peer, self._links[peer].recv([memory[begin:end]], number, _TAG)))
         for peer, values in sent:
             with at_peer(peer):
                 number = _number(peer, self._member.rank)
-                works.append((peer, self._links[peer].send([values], number, _TAG)))
+                works.append((peer, self._links[peer].send([as_tensor(values)], number, _TAG)))
         for peer, work in works:
             with at_peer(peer):
                 work.wait(_EVER)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Message(NamedTuple):
-    """Values for rank `peer`: contiguous or not, in host memory or, where the wire says so, on its device."""
+    """Values for rank `peer`: bytes in host memory, or a tensor, contiguous or not, on the wire's device."""
 
     peer: int
-    values: torch.Tensor
+    values: memoryview | torch.Tensor
 
 
 class Place(NamedTuple):
@@ -59,10 +60,10 @@ class Wire(Protocol):
         """Connect the members, who all do so at once; nothing but an end of a member can hold it up."""
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
-        """One round. `into` (uint8, host memory) is filled when the function that this returns has returned;
-        what was `sent` from host memory may be reused at once.
+        """One round. `into` (bytes in host memory) is filled when what this returns has been called and has
+        returned; what was `sent` from host memory may be reused at once.
         """
 
     def finish(self) -> None:
@@ -73,3 +74,12 @@ class Wire(Protocol):
 
     def close(self) -> None:
         """Give back what was taken to make it."""
+
+
+def as_tensor(values: memoryview | torch.Tensor) -> torch.Tensor:
+    """The same memory as torch sees it: bytes as a tensor of uint8."""
+    import torch  # a rank that exchanges nothing need not wait for it
+
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.frombuffer(values, dtype=torch.uint8) if values else torch.empty(0, dtype=torch.uint8)

@@ -31,13 +31,15 @@ class ShardManifest:
     """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
     last. `not_finite` counts the NaNs and infinities of the tensors that have any.
 
-    `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not yet
-    read back.
+    The fast digests of header and tensors cover every byte of the file: what is read back is held against
+    them. `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not
+    yet read back.
     """
 
     file: str
     bytes: int
     sha256: str
+    header_xxh3_128: str
     tensors: tuple[TensorManifest, ...]
     not_finite: Mapping[str, int] = field(default_factory=dict)
 
@@ -46,7 +48,14 @@ class ShardManifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
-        return cls(value["file"], value["bytes"], value["sha256"], _tensors(value), value["not_finite"])
+        return cls(
+            value["file"],
+            value["bytes"],
+            value["sha256"],
+            value["header_xxh3_128"],
+            _tensors(value),
+            value["not_finite"],
+        )
 
 
 @dataclass(frozen=True)

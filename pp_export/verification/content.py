@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -23,26 +23,25 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Promise:
-    """What is recorded of one file: its SHA-256, by each source that names one, and its tensors if any.
-
-    Of a file whose SHA-256 nobody knows yet, its `header`, with which the tensors make up all of it.
+    """What is recorded of one file: its SHA-256, by each source that names one, and its header and tensors if
+    it has any. `with_sha256` is False where these tell all and nobody needs the SHA-256.
     """
 
     file: str
     sha256_by_source: dict[str, str]
     claim: ShardClaim | None = None
-    header: bytes = b""
+    with_sha256: bool = True
 
 
 @dataclass(frozen=True)
 class Digests:
-    """What one pass over a file found."""
+    """What one pass over a file found: SHA-256, empty if nobody needs it, and XXH3-128 of the parts, by
+    tensor, or None for the header.
+    """
 
     num_bytes: int
     sha256: str
-    tensors: dict[str, str] = field(default_factory=dict)
-    head: bytes = b""
-    """As many bytes as the promised header has."""
+    parts: dict[str | None, str]
 
 
 class Reader:
@@ -102,18 +101,19 @@ class Reader:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
         _forget(file)
         buffer = memoryview(bytearray(STEP_BYTES))
-        whole, tensors, position, head = sha256(), _TensorDigests(promise.claim), 0, b""
+        whole = sha256() if promise.with_sha256 else None
+        parts, position = _PartDigests(promise.claim), 0
         while True:
             try:
                 num_bytes = _read_step(file, buffer)
             except OSError as error:
                 return error
             if not num_bytes or self._is_over.is_set():
-                return Digests(position, whole.hexdigest(), tensors.finish(), head)
+                return Digests(position, whole.hexdigest() if whole else "", parts.finish())
             step = buffer[:num_bytes]
-            head += bytes(step[: len(promise.header) - len(head)])
-            whole.update(step)
-            tensors.update(position, step)
+            if whole:
+                whole.update(step)
+            parts.update(position, step)
             if position:  # the header is read again
                 _forget(file, position, num_bytes)
             position += num_bytes
@@ -126,28 +126,29 @@ class Reader:
                 self._on_bytes(num_bytes)
 
 
-class _TensorDigests:
-    """XXH3-128 of tensors that lie one after another, from bytes that come in file order."""
+class _PartDigests:
+    """XXH3-128 of header and tensors, which lie one after another, from bytes that come in file order."""
 
     def __init__(self, claim: ShardClaim | None) -> None:
-        known = claim if claim is not None and claim.is_contiguous else None
-        start = known.data_begin if known else 0
-        self._ends = [(entry.name, start + entry.end) for entry, _ in known.tensors] if known else []
-        self._start, self._next = start, 0
+        self._ends: list[tuple[str | None, int]] = []
+        if claim is not None and claim.is_contiguous:
+            start = claim.data_begin
+            self._ends = [(None, start), *((entry.name, start + entry.end) for entry, _ in claim.tensors)]
+        self._next = 0
         self._running = xxhash.xxh3_128()
-        self._done: dict[str, str] = {}
+        self._done: dict[str | None, str] = {}
 
     def update(self, position: int, step: memoryview) -> None:
         """Bytes of the file from `position` on."""
-        at, stop = max(position, self._start), position + len(step)
+        at, stop = position, position + len(step)
         while self._next < len(self._ends) and at < stop:
             end = min(self._ends[self._next][1], stop)
             self._running.update(step[at - position : end - position])
             at = end
             self._close(at)
 
-    def finish(self) -> dict[str, str]:
-        """The digests by tensor; of tensors that the file did not reach, those of the bytes that it had."""
+    def finish(self) -> dict[str | None, str]:
+        """The digests by part; of parts that the file did not reach, those of the bytes that it had."""
         while self._next < len(self._ends):
             self._close(self._ends[self._next][1])
         return self._done
@@ -171,21 +172,21 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
     file, claim = promise.file, promise.claim
     wrong = {source: digest for source, digest in promise.sha256_by_source.items() if digest != found.sha256}
     is_right = len(wrong) < len(promise.sha256_by_source)
-    claimed = {entry.name: digest for entry, digest in claim.tensors} if claim else {}
-    damaged = [name for name, digest in found.tensors.items() if claimed[name] != digest]
+    claimed: dict[str | None, str] = {entry.name: each for entry, each in claim.tensors} if claim else {}
+    claimed[None] = claim.header_digest if claim else ""
+    damaged = [name for name, digest in found.parts.items() if claimed[name] != digest]
     faults = []
-    if found.head != promise.header:
-        faults.append(Fault("wrong-digest", file, None, "its header is not the one that was planned"))
     for name in damaged:
-        text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {claimed[name]}"
+        what = "bytes" if name is not None else "header"
+        text = f"XXH3-128 of its {what} is {found.parts[name]}, recorded is {claimed[name]}"
         if is_right:
             text += "; the file's SHA-256 is right, so the record is wrong"
         faults.append(Fault("wrong-digest", file, name, text))
     if wrong and (is_right or not damaged):
         claims = ", ".join(f"{source} says {digest}" for source, digest in wrong.items())
         text = f"SHA-256 is {found.sha256}; {claims}"
-        if claim and found.tensors and not is_right and found.num_bytes == claim.whole.num_bytes:
-            text += "; every tensor matches, so the header or the recorded digest is wrong"
+        if claim and found.parts and not is_right and found.num_bytes == claim.whole.num_bytes:
+            text += "; header and every tensor match, so the recorded digest is wrong"
         faults.append(Fault("wrong-digest", file, None, text))
     return faults
 

@@ -99,19 +99,25 @@ def verify_staged_shard(
 ) -> list[Fault]:
     """The shard `file` of the staging folder `folder` against the JSON that its writer left beside it.
 
-    For a rank that did not write the file: the kernel is asked to forget its pages, then every byte is read.
-    `on_bytes` is told the size of every read; what it raises is passed on.
+    For a rank that did not write the file: every byte is read from the disk, and header and tensors, which
+    are all of it, must have the XXH3-128 that was taken in memory. `on_bytes` is told the size of every read;
+    what it raises is passed on.
     """
-    return digest_staged_shard(folder, file, b"", on_bytes)[1]
+    return _check_staged(Path(folder), file, on_bytes, with_sha256=False)[1]
 
 
 def digest_staged_shard(
-    folder: Path, file: str, header: bytes, on_bytes: Callable[[int], None] | None = None
+    folder: Path, file: str, on_bytes: Callable[[int], None] | None = None
 ) -> tuple[str, list[Fault]]:
-    """The same for a shard that several ranks wrote, so that its JSON has no SHA-256: `header` is what the
-    file must begin with. Gives the SHA-256 of what was read too: the shard's where there are no faults.
+    """The same for a shard that several ranks wrote, so that nobody knows its SHA-256. Gives that of what was
+    read too: the shard's where there are no faults.
     """
-    folder = Path(folder)
+    return _check_staged(Path(folder), file, on_bytes, with_sha256=True)
+
+
+def _check_staged(
+    folder: Path, file: str, on_bytes: Callable[[int], None] | None, *, with_sha256: bool
+) -> tuple[str, list[Fault]]:
     claim = _read_shard_claim(folder, file)
     if isinstance(claim, Fault):
         return "", [claim]
@@ -126,16 +132,16 @@ def digest_staged_shard(
         return "", [Fault("missing-file", file, None, "it is not there")]
     except OSError as error:
         return "", [Fault("unreadable-file", file, None, f"it cannot be read: {error.strerror}")]
-    if not claim.whole.sha256 and not (header and claim.data_begin == len(header) and claim.is_contiguous):
-        text = "its JSON: without SHA-256, a header and tensors that follow it without a gap must tell all"
-        return "", [*faults, Fault("bad-manifest", file, None, text)]
     if found is not None:
         faults += claim_faults(found, claim)
     if num_bytes != claim.whole.num_bytes:
         text = f"it has {num_bytes} bytes; its JSON says {claim.whole.num_bytes}"
         faults.append(Fault("wrong-size", file, None, text))
-    sources = {"its JSON": claim.whole.sha256} if claim.whole.sha256 else {}
-    sha256, wrong = Reader(folder, on_bytes).digest(Promise(file, sources, claim, header))
+    if not claim.is_contiguous:
+        text = "its JSON: header and tensors don't follow each other without a gap, so they don't tell all"
+        return "", once([*faults, Fault("bad-manifest", file, None, text)])
+    promise = Promise(file, {}, claim, with_sha256=with_sha256)
+    sha256, wrong = Reader(folder, on_bytes).digest(promise)
     return sha256, once([*faults, *wrong])
 
 
