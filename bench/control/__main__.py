@@ -60,7 +60,7 @@ def _rows(num_ranks: int, times: int, value_bytes: int) -> list[tuple[str, ...]]
             circles.append(
                 measure_circle(port, seat.num_blocks, is_block=False, value_bytes=packed, times=times)
             )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in circles[0]:
         parts: list[Measured] = [circle[name] for circle in circles]
         rows.append(

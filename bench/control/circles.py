@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pp_export.distributed.blocks import Blocks
 from pp_export.distributed.shared_keys import SharedKeys
+from pp_export.distributed.store import Store
 from pp_export.distributed.world import World
 
 STEPS: Mapping[str, Callable[[World, bytes], object]] = {
@@ -156,5 +157,5 @@ def _client(port: int) -> TCPStore:
     return TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
 
 
-def _never(address: str, **_: Sequence[object]) -> Any:
+def _never(address: str, *, whose: str, meanwhile: Callable[[], None]) -> Store:
     raise AssertionError("a block of one rank has no other")

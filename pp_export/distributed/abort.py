@@ -79,10 +79,6 @@ class Abort:
                 return heard
         return None
 
-    def in_world(self) -> Failure | None:
-        """The failure that the world's store knows of; any thread may ask."""
-        return _Ear(self._store, 0.0).hear() if self._member.size > 1 else None
-
     def elect_reporter(self, grace_seconds: float) -> bool:
         """Whether this rank cleans up and reports after the failure: rank 0, or, where that gives no sign of
         life during the grace, the first rank that asks.
@@ -150,6 +146,13 @@ class _Ear:
         if not self.store.check(_FIRST):
             return None
         return _from_bytes(self.store.get(_failed(int(self.store.get(_FIRST)))))
+
+
+def check(store: Store) -> None:
+    """Raise PeerError if a store knows of a failure; any thread may call."""
+    failure = _Ear(store, 0.0).hear()
+    if failure is not None:
+        raise failure.heard()
 
 
 def _failed(rank: int) -> str:

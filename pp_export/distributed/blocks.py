@@ -48,6 +48,10 @@ class BlockStores:
         self._main.store.set(_address(self._seat.block), address.encode())
         return store
 
+    def of_rank(self, rank: int, *, seconds: float) -> Store:
+        """The store of a rank's block."""
+        return self.of(rank // self._seat.block_size, seconds)
+
     def of(self, block: int, seconds: float) -> Store:
         """The store of a block, connected; raises PeerError where it isn't served within `seconds`."""
         if block not in self._opened:

@@ -17,20 +17,44 @@ from pp_export.distributed.tree import Seat, Tree
 T = TypeVar("T")
 
 
+class Waiting:
+    """How a rank waits for others: it polls, posts its progress, and raises PeerError as soon as one of them
+    failed, or when nobody makes progress any more.
+    """
+
+    def __init__(self, liveness: Liveness, abort: Abort, poll_seconds: float) -> None:
+        self._liveness, self._abort, self._poll_seconds = liveness, abort, poll_seconds
+        self.step = 0
+
+    def __call__(self, done: Callable[[], bool], awaited: Callable[[], list[int]]) -> None:
+        """Return when `done` is true; meanwhile watch the ranks that are still `awaited`."""
+        self._liveness.step = self.step
+        watchdog = Watchdog(self._liveness)
+        for pause in pauses(self._poll_seconds):
+            if done():
+                return
+            self.check()
+            self._liveness.post_progress()
+            watchdog.look(awaited)
+            time.sleep(pause)
+
+    def check(self) -> None:
+        """Raise PeerError if a rank has failed."""
+        failure = self._abort.first_failure()
+        if failure is not None:
+            raise failure.heard()
+
+
 class Control:
     """The steps that all ranks take together, in the same order; main thread only. A step costs each store as
-    many requests as it has members, a few times.
-
-    A wait only polls: it posts this rank's progress, raises PeerError as soon as another rank failed, and
-    also when nobody makes progress any more.
+    many requests as it has members, a few times. Every wait is a `Waiting`.
     """
 
     def __init__(self, seat: Seat, main: Store, block: Store, liveness: Liveness, abort: Abort) -> None:
-        self._seat, self._liveness, self._abort = seat, liveness, abort
-        self._num_steps = 0
+        self._seat = seat
         members = seat.members
         own = Member(seat.rank - members[0], len(members), block)
-        self._poll_seconds = max(0.02, own.size / 2560)
+        self._wait = Waiting(liveness, abort, poll_seconds=max(0.02, own.size / 2560))
         firsts = None
         if seat.is_first and seat.num_blocks > 1:
             member = Member(seat.block, seat.num_blocks, main)
@@ -105,9 +129,7 @@ class Control:
 
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
-        failure = self._abort.first_failure()
-        if failure is not None:
-            raise failure.heard()
+        self._wait.check()
 
     def leave(self, keys: list[str], seconds: float) -> list[str] | None:
         """Say that this rank takes no more steps, and which keys of the world's store are its own. On rank 0
@@ -117,17 +139,5 @@ class Control:
         return self._tree.leave(keys, seconds)
 
     def _next_step(self) -> str:
-        self._num_steps += 1
-        return f"{self._num_steps}"
-
-    def _wait(self, done: Callable[[], bool], awaited: Callable[[], list[int]]) -> None:
-        """Poll `done`, and meanwhile watch the ranks that are still `awaited`."""
-        self._liveness.step = self._num_steps
-        watchdog = Watchdog(self._liveness)
-        for pause in pauses(self._poll_seconds):
-            if done():
-                return
-            self.check()
-            self._liveness.post_progress()
-            watchdog.look(awaited)
-            time.sleep(pause)
+        self._wait.step += 1
+        return f"{self._wait.step}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ class Liveness:
         """The step that this rank has come to."""
         self._main, self._block = main, block
         self._posted, self._num_posts = 0.0, 0
+        self._looked, self._seen = -math.inf, dict[int, dict[str, Any]]()
         self._own = _Posts(block, [_of_rank(rank) for rank in seat.members])
         self._all_posts = [self._own] if self.rank == 0 else []
         if self.rank == 0 and seat.num_blocks > 1:
@@ -50,13 +52,18 @@ class Liveness:
 
     def progress_of(self, ranks: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The last progress that the given ranks posted; on rank 0."""
+        now = time.monotonic()
+        if now - self._looked >= self.size / 8192:  # as often as a block's first rank posts
+            self._looked, self._seen = now, self._look()
+        return {rank: self._seen[rank] for rank in ranks if rank in self._seen}
+
+    def _look(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        wanted = set(ranks)
         for posts in self._all_posts:
             for key, value in posts.read().items():
                 many = _unbundle(value) if key.startswith(_of_block("")) else {key: json.loads(value)}
                 found.update({int(of.rpartition("/")[2]): progress for of, progress in many.items()})
-        return {rank: found[rank] for rank in sorted(wanted & found.keys())}
+        return found
 
     def last_beat(self) -> bytes:
         """What rank 0 posted last as a sign of life."""

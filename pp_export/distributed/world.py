@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 
 from pp_export.core.errors import PeerError
+from pp_export.distributed import abort
 from pp_export.distributed.abort import Abort
 from pp_export.distributed.announcements import Announcements
 from pp_export.distributed.blocks import Blocks, BlockStores
@@ -40,7 +42,8 @@ class World:
         self._seat = seat = Seat(rank, size, size if blocks is None else blocks.size)
         self.rank, self.size, self._store = rank, size, store
         self.abort = Abort(member)
-        self._stores = BlockStores(seat, member, blocks, self._check)
+        # Nothing here refers back to its owner, so a closed world ends where Python's collector is off.
+        self._stores = BlockStores(seat, member, blocks, partial(abort.check, store))
         try:
             self.run_id, block = self._come_in(member, stall_seconds)
         except PeerError as error:
@@ -48,7 +51,8 @@ class World:
             raise
         self.liveness = Liveness(seat, store, block, stall_seconds)
         self.control = Control(seat, store, block, self.liveness, self.abort)
-        self.announcements = Announcements(rank, self._store_of if size > 1 else lambda _: None)
+        stores = partial(self._stores.of_rank, seconds=stall_seconds) if size > 1 else None
+        self.announcements = Announcements(rank, stores)
         self.data = Data(connect)
 
     def close(self, seconds: float = 10.0) -> None:
@@ -84,12 +88,3 @@ class World:
         block = self._stores.serve({_RUN: run_id})
         self.abort.listen_in(block, is_first=True)
         return run_id.decode(), block
-
-    def _store_of(self, rank: int) -> Store:
-        return self._stores.of(rank // self._seat.block_size, self.liveness.stall_seconds)
-
-    def _check(self) -> None:
-        """Raise PeerError if the world's store knows of a failure; any thread may call."""
-        failure = self.abort.in_world()
-        if failure is not None:
-            raise failure.heard()

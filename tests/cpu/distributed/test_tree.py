@@ -4,8 +4,10 @@ sees all of them.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -241,6 +243,38 @@ def test_a_first_rank_that_never_comes_is_named() -> None:
     with pytest.raises(PeerError, match="rank 2 has not come within 0 s") as caught:
         town.world_of(3)
     assert caught.value.where == {"rank": "2"}
+
+
+def test_a_closed_world_ends_without_a_collector() -> None:
+    """Nothing of a closed world, its connections included, waits for Python's collector, which training jobs
+    turn off.
+    """
+    town, kept = Town(4, 2), list[weakref.ref[object]]()
+
+    class Kept(SharedKeys):
+        def __init__(self, store: Any, **how: Any) -> None:
+            super().__init__(store, **how)
+            kept.append(weakref.ref(self))
+
+    town.keys = Kept
+
+    def act(world: World) -> None:
+        kept.extend(map(weakref.ref, (world, world.control, world.liveness, world.abort)))
+        world.announcements.post(f"{world.rank}")
+        world.control.together(lambda: None)
+        assert world.announcements.has("0", 0)
+        world.control.together(lambda: None)
+
+    gc.disable()
+    try:
+        town.on_all(act)
+        deadline = time.monotonic() + 5
+        while any(each() is not None for each in kept) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [each() for each in kept if each() is not None] == []
+    finally:
+        gc.enable()
+    assert len(kept) == 4 * 4 + 4 + 2, "worlds and roles; a connection each, and both ends of a block's"
 
 
 class Counting(SharedKeys):
