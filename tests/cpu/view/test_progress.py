@@ -12,7 +12,7 @@ import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pp_export.distributed.liveness import Liveness
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.store import Member
 from pp_export.distributed.world import World
 from pp_export.view import progress
