@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
+_BATCH_BYTES = 64 << 10  # a server reads a batch anew with each part of it that arrives
 _MAX_KEYS = 1024
 _WHOLE, _PIECES = b"=", b"#"
 _LOOK_SECONDS = 1.0
@@ -27,7 +28,7 @@ _LOOK_SECONDS = 1.0
 class SharedKeys:
     """A store that lives with another process, so whatever goes wrong with it is a PeerError.
 
-    torch's TCPStore takes 8 MB per value and breaks the connection above, so larger values go in pieces. Its
+    torch's TCPStore takes 8 MB per value and breaks the connection above, so large values go in pieces. Its
     calls never return while the process that serves it is stopped. So where `patience_seconds` is given, a
     thread makes them, and the caller waits that long for an answer; `meanwhile` is called every second of it,
     and may raise. `whose` store it is stands in errors.
@@ -58,10 +59,10 @@ class SharedKeys:
         batch: dict[str, bytes] = {}
         num_bytes = 0
         for key, value in values.items():
-            if len(value) > _PIECE_BYTES:
+            if len(value) > _BATCH_BYTES:
                 self.set(key, value)
                 continue
-            if batch and (num_bytes + len(value) > _PIECE_BYTES or len(batch) == _MAX_KEYS):
+            if batch and (num_bytes + len(value) > _BATCH_BYTES or len(batch) == _MAX_KEYS):
                 self._set_batch(batch)
                 batch, num_bytes = {}, 0
             batch[key] = _WHOLE + value
