@@ -31,6 +31,7 @@ def test_values_of_any_size_are_kept(store: Store, monkeypatch: pytest.MonkeyPat
     when its setter's keys are deleted.
     """
     monkeypatch.setattr(shared_keys, "_PIECE_BYTES", 10)
+    monkeypatch.setattr(shared_keys, "_BATCH_BYTES", 10)
     keys, value = SharedKeys(store), bytes(range(size))
     keys.set("k", value)
     keys.set_many({"a": value, "b": b"small", "c": value})

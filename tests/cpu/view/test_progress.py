@@ -13,7 +13,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.shared_keys import SharedKeys
-from pp_export.distributed.store import Member
+from pp_export.distributed.tree import Seat
 from pp_export.distributed.world import World
 from pp_export.view import progress
 from pp_export.view.progress import ExportView
@@ -25,7 +25,8 @@ class Posted(Liveness):
     """Progress is what the test says it is."""
 
     def __init__(self, world: OneOfFour) -> None:
-        super().__init__(Member(0, 1, SharedKeys(HashStore())), stall_seconds=60)
+        keys = SharedKeys(HashStore())
+        super().__init__(Seat(0, 1, 1), keys, keys, stall_seconds=60)
         self._world = world
 
     def progress_of(self, ranks: Any) -> dict[int, dict[str, Any]]:
