@@ -87,17 +87,14 @@ def export_checkpoint(
         return BackgroundExport(chosen)
 
     from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.distributed import process_groups
+    from pp_export.distributed.alone import alone
     from pp_export.export import export
-    from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
-    world = process_groups.alone(stall_seconds=chosen.stall_seconds)
-    pending = PendingInputs.start(chosen)
+    world = alone(stall_seconds=chosen.stall_seconds)
     try:
-        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending))
+        return _reporting(chosen, world, partial(export, source, chosen, world))
     finally:
-        pending.cancel()
         world.close()
 
 
@@ -128,7 +125,6 @@ def export_model(
     from pp_export.distributed import process_groups
     from pp_export.export import export
     from pp_export.steps.failure import abort
-    from pp_export.steps.pending import PendingInputs
     from pp_export.view.in_job import JobProgress
 
     values = {"reference": reference, "output": output, **options}
@@ -136,19 +132,15 @@ def export_model(
     patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
     world = process_groups.beside(stall_seconds=patience)
     shown = JobProgress(world) if show_progress and world.rank == 0 else None
-    pending = None
     try:
         if isinstance(chosen, OptionError):
             raise abort(world, None, chosen)
-        pending = PendingInputs.start(chosen) if world.rank == 0 else None
         source = ModelSource(_parts(model))
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
-        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending, **callbacks))
+        return _reporting(chosen, world, partial(export, source, chosen, world, **callbacks))
     finally:
         if shown is not None:
             shown.close()
-        if pending is not None:
-            pending.cancel()
         world.close()
 
 
@@ -212,7 +204,7 @@ def verify(
     >>> pp_export.verify("/exports/run").ok
     True
     """
-    from pp_export.reference.definition import PendingDefinition
+    from pp_export.reference.pending_definition import PendingDefinition
     from pp_export.verification import verify_folder
 
     return verify_folder(

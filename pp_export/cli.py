@@ -142,28 +142,30 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
+    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
+    if is_first:
+        _say("exporting %s as %s to %s", options.checkpoint, options.reference, options.output)
+    gc.disable()  # imports make much and leave no garbage
     from pp_export.steps import report
     from pp_export.steps.pending import PendingInputs
 
     if is_first:
         report.check_path(options)
-    # Its seconds and those of `import torch` overlap.
+    # What transformers says of the model may take seconds, and so may the import of torch.
     pending = PendingInputs.start(options) if is_first else None
+    try:
+        from pp_export.checkpoint.folder_source import CheckpointSource
+        from pp_export.export import export
+        from pp_export.view.progress import ExportView
 
-    gc.disable()  # an import makes much and leaves no garbage
-    import torch
-
-    from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.distributed import process_groups
-    from pp_export.export import export
-    from pp_export.view.progress import ExportView
-    from pp_export.view.tables import print_export
-
+        world = _join(options.stall_seconds)
+    except BaseException:
+        if pending is not None:
+            pending.cancel()
+        raise
     gc.freeze()
     gc.enable()
-    torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    world = process_groups.join(stall_seconds=options.stall_seconds)
     try:
         with ExportView(world) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
@@ -175,11 +177,24 @@ def _export(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
+        from pp_export.view.tables import print_export
+
         if options.report is not None:
             report.write_report(options.report, done.to_json())
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
+
+
+def _join(stall_seconds: float) -> World:
+    """The ranks that a launcher started, or this one alone, which needs no torch."""
+    from pp_export.distributed.alone import alone, is_alone
+
+    if is_alone():
+        return alone(stall_seconds=stall_seconds)
+    from pp_export.distributed import process_groups
+
+    return process_groups.join(stall_seconds=stall_seconds)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

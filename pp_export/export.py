@@ -12,7 +12,8 @@
 10. published  the staging folder gets the target's name                           (disk.publish)
 
 Steps 3 to 7 run side by side: each gives its results one by one, and begins as soon as the one before
-gives any.
+gives any. Beside them a child process may still be finding out what the model's own definition says; rank 0
+holds the inputs against it as soon as it is known, and nothing is published before  (steps.confirmation).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report
+from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
 from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
-from pp_export.steps.pending import PendingInputs
+from pp_export.steps.pending import PendingInputs, asking
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
@@ -52,19 +54,24 @@ def export(
 
     Returns the report (complete on rank 0). If anything fails on any rank, raises the same ExportError on
     every rank; the target is then what it was before, and nothing is left beside it. `pending` is rank
-    0's, if it was started ahead. `on_plan` and `on_poll` are for showing progress.
+    0's, if it was started ahead; it is ended here. `on_plan` and `on_poll` are for showing progress.
     """
     target = Target.of(options, world.run_id)
-    with ending_together(world, target.staging):
+    with ending_together(world, target.staging), asking(world, options, pending) as library:
         clock, progress = Clock(), Progress()
         world.liveness.counters = progress.snapshot
 
-        inputs = describe(source, target, options, world, pending)  # 1
+        inputs = describe(source, target, options, world, library)  # 1
+        confirmation = Confirmation(inputs, library)
         plan = agree_on_plan(inputs, options, world)  # 2
         backend = agree_on_backend(source, plan, options, world)
         on_plan(inputs, plan)
         staging = make_staging_folder(world, target, plan)
         clock.lap("plan")
+
+        def poll(phase: str) -> None:
+            confirmation.look()
+            on_poll(phase)
 
         transferring = Transfer(plan, world, backend, staging, progress, values_on=source.device)
         with transferring as transfer, source.open(inputs.catalog) as reader:
@@ -73,19 +80,20 @@ def export(
             mapped = transfer.map(gathered)  # 5
             frozen = transfer.freeze(mapped)  # 6
             written = transfer.write(frozen)  # 7
-            transfer.finish(written, lambda: on_poll("export"))
+            transfer.finish(written, lambda: poll("export"))
         clock.lap("export")
 
         indexed = index_folder(world, staging, plan, inputs, options)  # 8
         phase = "verify" if options.verify else "digest"
         digests = verify_shards(  # 9
-            world, staging, plan, progress, lambda: on_poll(phase), all_files=options.verify
+            world, staging, plan, progress, lambda: poll(phase), all_files=options.verify
         )
-        seal(world, indexed, digests, provenance(inputs, plan, options))
+        inputs = confirmation.wait(world)
+        sealed = seal(world, indexed, inputs, digests, provenance(inputs, plan, options))
         clock.lap("verify")
 
         own = Measured(report.peak_anonymous_bytes(), transfer.sent)
         measured = world.control.gather(own.to_bytes())
-        completed = publish_folder(world, target, indexed, options)  # 10
+        completed = publish_folder(world, target, sealed, options)  # 10
         clock.lap("publish")
         return report.succeeded(inputs, plan, options, backend, completed, measured, clock.laps)

@@ -41,6 +41,7 @@ class TargetKeywords(ResultKeywords, total=False):
     require_finite: bool
     require_tokenizer: bool
     verify: bool
+    cache: bool
     report: Folder | None
 
 

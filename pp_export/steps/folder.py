@@ -29,7 +29,9 @@ _SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class IndexedFolder:
-    """A staging folder with all that belongs into it but the manifest; known on rank 0."""
+    """A staging folder with all that belongs into it but config.json and manifest, at last with both; known
+    on rank 0.
+    """
 
     staging: Path
     plan: ExportPlan
@@ -62,16 +64,14 @@ def make_staging_folder(world: World, target: Target, plan: ExportPlan) -> Path:
 def index_folder(
     world: World, staging: Path, plan: ExportPlan, inputs: ExportInputs, options: TargetOptions
 ) -> IndexedFolder | None:
-    """Step 8, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
-    it made.
-    """
+    """Step 8, called by all ranks: the index over all shards, and the assets. On rank 0, what it made."""
 
     def complete() -> IndexedFolder:
         shards = index.merge_shards(staging, plan)
         index.write_index(staging, plan, shards)
         not_finite = {name: count for shard in shards for name, count in shard.not_finite.items()}
         _check_finite(not_finite, options)
-        completed = Completed() if options.weights_only else _add_model_files(staging, inputs)
+        completed = Completed() if options.weights_only else _add_assets(staging, inputs)
         completed = replace(completed, not_finite=not_finite)
         return IndexedFolder(staging, plan, options.contents, tuple(shards), completed)
 
@@ -88,41 +88,42 @@ def _check_finite(not_finite: Mapping[str, int], options: TargetOptions) -> None
         )
 
 
-def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
-    reference, model = inputs.reference, inputs.model
+def _add_assets(staging: Path, inputs: ExportInputs) -> Completed:
+    reference = inputs.reference
     assert reference is not None
-    assert model is not None
     copy_assets(reference, staging)
-    files.write_file(staging / file_names.CONFIG, [model.config.image])
-    return Completed(
-        corrections=model.config.corrections,
-        additions=model.config.additions,
-        assets=reference.assets,
-        left=reference.left,
-        notes=reference.notes,
-    )
+    return Completed(assets=reference.assets, left=reference.left, notes=reference.notes)
 
 
 def seal(
     world: World,
     indexed: IndexedFolder | None,
+    inputs: ExportInputs,
     digests: Mapping[str, str],
     provenance: Mapping[str, Any],
-) -> None:
-    """The end of step 9, called by all ranks: manifest and SHA256SUMS, then the structure of the whole
-    folder. `digests` are the SHA-256 of the files that several ranks wrote; known on rank 0.
+) -> IndexedFolder | None:
+    """The end of step 9, called by all ranks: config.json, manifest and SHA256SUMS, then the structure of the
+    whole folder. `digests` are the SHA-256 of the files that several ranks wrote; known on rank 0. On rank 0,
+    what it made.
     """
 
-    def prove() -> None:
+    def prove() -> IndexedFolder:
         assert indexed is not None
+        completed = indexed.completed
+        if indexed.contents != "weights":
+            assert inputs.model is not None
+            config = inputs.model.config
+            files.write_file(indexed.staging / file_names.CONFIG, [config.image])
+            completed = replace(completed, corrections=config.corrections, additions=config.additions)
         shards = [replace(shard, sha256=digests.get(shard.file, shard.sha256)) for shard in indexed.shards]
         index.seal(indexed.staging, indexed.plan, shards, provenance, indexed.contents)
         faults = verify_structure(indexed.staging)
         if faults:
             findings = [str(fault) for fault in faults]
             raise VerificationError("the finished folder has faults", findings=findings)
+        return replace(indexed, shards=tuple(shards), completed=completed)
 
-    world.control.on_first(prove)
+    return world.control.on_first(prove)
 
 
 def publish_folder(

@@ -8,7 +8,7 @@ the reference's own weights stand for it, and everything is settled again with t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pp_export.architecture import accounting, meaning, vocabulary
@@ -83,7 +83,7 @@ class SettledModel:
     args_unknown: tuple[str, ...]
     notes: tuple[str, ...]
     is_cached: bool
-    awaited: tuple[Config, ...]
+    awaited: tuple[Config, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def settle_so_far(stated: Stated, pending: PendingInputs, planned: Settled | Non
         if not awaited:
             raise
         return SoFar(None, tuple(awaited))
-    return SoFar(settled, tuple(awaited))
+    return SoFar(replace(settled, model=replace(settled.model, awaited=tuple(awaited))), tuple(awaited))
 
 
 def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None = None) -> Settled:
@@ -162,7 +162,6 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     catalog, architecture, reference = stated.catalog, stated.architecture, stated.reference
     options, size = stated.options, stated.vocab_size
     args = catalog.description.args
-    awaited: list[Config] = []
     first = answer = ask(question)
     library = None if first is None or first.definition is None else first.definition.config
     correct = options.config_from == "checkpoint"
@@ -170,8 +169,6 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     final = question_of(settled.config, size)
     if not _is_answered(final, question, library):
         answer = ask(final)
-        awaited += [final] if answer is None else []
-    awaited += [question] if first is None else []
     source = "config.json" if args is None else "training args"
     sizes = model_sizes(settled.values, source=source, vocab_size=size, padded_vocab_size=stated.num_rows)
     expected = _expected(answer, reference)
@@ -188,8 +185,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         *token_id_notes(reference.tokenizer, size),
     )
     is_cached = answer is not None and answer.definition is not None and answer.is_cached
-    model = SettledModel(stated, settled, config, tuple(unknown), notes, is_cached, tuple(awaited))
-    return Settled(sizes, account, model)
+    return Settled(sizes, account, SettledModel(stated, settled, config, tuple(unknown), notes, is_cached))
 
 
 def _is_answered(final: Config, question: Config, library: Config | None) -> bool:
