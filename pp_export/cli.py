@@ -11,14 +11,18 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, flag
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.process import log, signals
+
+if TYPE_CHECKING:
+    from pp_export.distributed.world import World
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,27 +148,26 @@ def _export(arguments: argparse.Namespace) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     if is_first:
-        _say("exporting %s as %s to %s", options.checkpoint, options.reference, options.output)
-    gc.disable()  # imports make much and leave no garbage
-    from pp_export.steps import report
-    from pp_export.steps.pending import PendingInputs
+        log.logger.info("exporting %s to %s", options.checkpoint, options.output)
+    with _importing():
+        from pp_export.steps import report
+        from pp_export.steps.pending import PendingInputs
 
-    if is_first:
-        report.check_path(options)
-    # What transformers says of the model may take seconds, and so may the import of torch.
-    pending = PendingInputs.start(options) if is_first else None
-    try:
-        from pp_export.checkpoint.folder_source import CheckpointSource
-        from pp_export.export import export
-        from pp_export.view.progress import ExportView
+        if is_first:
+            report.check_path(options)
+        # What transformers says of the model may take seconds, and so may the import of torch.
+        pending = PendingInputs.start(options) if is_first else None
+        try:
+            from pp_export.checkpoint.folder_source import CheckpointSource
+            from pp_export.export import export
+            from pp_export.view.progress import ExportView
+            from pp_export.view.tables import print_export
 
-        world = _join(options.stall_seconds)
-    except BaseException:
-        if pending is not None:
-            pending.cancel()
-        raise
-    gc.freeze()
-    gc.enable()
+            world = _join(options.stall_seconds)
+        except BaseException:
+            if pending is not None:
+                pending.cancel()
+            raise
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     try:
         with ExportView(world) as view:
@@ -177,13 +180,22 @@ def _export(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
-        from pp_export.view.tables import print_export
-
         if options.report is not None:
             report.write_report(options.report, done.to_json())
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports make much and leave no garbage: a quarter of their time would go into looking for it."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _join(stall_seconds: float) -> World:
@@ -198,15 +210,18 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
     from pp_export.view.tables import print_plan
 
-    report = plan_checkpoint(_options(arguments), arguments.world_size)
+    report = plan_checkpoint(options, arguments.world_size)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    log.logger.info("reading the metadata of %s", arguments.checkpoint)
     from pp_export import api
     from pp_export.view.tables import print_checkpoint
 
@@ -216,11 +231,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    subset = _subset(arguments.subset) if arguments.subset else None
+    log.logger.info("verifying %s", arguments.folder)
     from pp_export import api
     from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_verification
 
-    subset = _subset(arguments.subset) if arguments.subset else None
     with bytes_bar("verifying") as on_bytes:
         result = api.verify(
             arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
@@ -230,6 +246,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
     from pp_export.view.tables import print_difference
 
@@ -239,6 +256,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing the logits of %s with %s", arguments.folder, arguments.recording)
     from pp_export import api
     from pp_export.view.tables import print_logits
 

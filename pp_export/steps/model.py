@@ -167,7 +167,8 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     correct = options.config_from == "checkpoint"
     settled = meaning.settle(architecture, stated.trained, reference.config, library, correct=correct)
     final = question_of(settled.config, size)
-    if not _is_answered(final, question, library):
+    is_unknown = first is not None and first.definition is None  # a class that the library doesn't have
+    if not is_unknown and not _is_answered(final, question, library):
         answer = ask(final)
     source = "config.json" if args is None else "training args"
     sizes = model_sizes(settled.values, source=source, vocab_size=size, padded_vocab_size=stated.num_rows)
