@@ -1,4 +1,4 @@
-"""Claims of `pp_export.disk.cache`: what is kept is private, bounded and whole, and nothing is ever an error."""
+"""Claims of `pp_export.disk.cache`: what is kept is private, bounded and whole, and nothing raises."""
 
 from __future__ import annotations
 
