@@ -1,4 +1,4 @@
-"""The model's own definition, heard while the bytes are on their way, or before the folder is sealed.
+"""The model's own definition, heard while the bytes are on their way, or before the folder is completed.
 
 An export is planned with what the files say. Whatever the definition refutes ends it; what it says besides
 (values in effect, the words of config.json) is in the inputs that come out here.
@@ -10,50 +10,51 @@ from dataclasses import replace
 
 from pp_export.core.errors import AccountingError
 from pp_export.distributed.world import World
-from pp_export.steps.inputs import ExportInputs
+from pp_export.steps.inputs import Whole
 from pp_export.steps.model import Settled, settle_so_far
 from pp_export.steps.pending import PendingInputs
 
 
 class Confirmation:
-    """The definition's word on the `inputs` of an export; main thread only. Ranks other than 0 have no
-    `pending`, and nothing to hear.
+    """The definition's word on what is exported; main thread only. Ranks other than 0 have neither `whole`
+    nor `pending`, and hear nothing.
     """
 
-    def __init__(self, inputs: ExportInputs, pending: PendingInputs | None) -> None:
-        self._inputs, self._pending = inputs, pending
-        self._awaited = () if inputs.model is None else inputs.model.awaited
+    def __init__(self, whole: Whole | None, pending: PendingInputs | None) -> None:
+        self._whole, self._pending = whole, pending
+        self._awaited = () if whole is None else whole.inputs.model.awaited
 
     def look(self) -> None:
         """Take up what is new; cheap enough to be called in every poll. Raises what the definition refutes,
         as soon as it is known.
         """
-        pending, inputs = self._pending, self._inputs
-        if pending is None or not any(map(pending.is_here, self._awaited)):
-            return
-        assert inputs.model is not None
+        if self._awaited and self._pending is not None and any(map(self._pending.is_here, self._awaited)):
+            self._hear(self._pending)
+
+    def wait(self, world: World) -> Whole | None:
+        """The whole with the inputs as they are at last; called by all ranks, of which rank 0 waits for the
+        definition.
+        """
+        world.control.on_first(lambda: self._wait(world))
+        return self._whole
+
+    def _wait(self, world: World) -> None:
+        while self._awaited and self._pending is not None:
+            self._pending.wait(self._awaited[0], world.control.check)
+            self.look()
+
+    def _hear(self, pending: PendingInputs) -> None:
+        assert self._whole is not None
+        inputs = self._whole.inputs
         planned = Settled(inputs.sizes, inputs.account, inputs.model)
         found = settle_so_far(inputs.model.stated, pending, planned)
         self._awaited = found.awaited
         if found.settled is not None and not found.awaited:
             _check_same(planned, found.settled)
-            self._inputs = replace(
-                inputs,
-                sizes=found.settled.sizes,
-                account=found.settled.account,
-                model=found.settled.model,
+            sizes, account, model = found.settled.sizes, found.settled.account, found.settled.model
+            self._whole = replace(
+                self._whole, inputs=replace(inputs, sizes=sizes, account=account, model=model)
             )
-
-    def wait(self, world: World) -> ExportInputs:
-        """The inputs as they are at last; called by all ranks, of which rank 0 waits for the definition."""
-        world.control.on_first(lambda: self._wait(world))
-        return self._inputs
-
-    def _wait(self, world: World) -> None:
-        assert self._pending is not None
-        while self._awaited:
-            self._pending.waited(self._awaited[0], world.control.check)
-            self.look()
 
 
 def _check_same(planned: Settled, found: Settled) -> None:

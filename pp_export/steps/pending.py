@@ -66,16 +66,21 @@ class PendingInputs:
         asked = self._of(question)
         return asked.answer() if asked.is_here else None
 
-    def waited(self, question: Config, check: Callable[[], None] = lambda: None) -> Answer:
-        """The same, waited for; meanwhile `check` is called now and then, and may raise."""
-        asked = self._of(question)
-        while not asked.is_here:
+    def waited(self, question: Config) -> Answer:
+        """The same, waited for."""
+        self.wait(question, lambda: None)
+        return self._of(question).answer()
+
+    def wait(self, question: Config, check: Callable[[], None]) -> None:
+        """Return when there is news about a question; meanwhile `check` is called now and then, and may
+        raise.
+        """
+        while not self.is_here(question):
             check()
             time.sleep(_LOOK_SECONDS)
-        return asked.answer()
 
     def is_here(self, question: Config) -> bool:
-        """Whether there is news about a question that was asked."""
+        """Whether there is news about a question: an answer, or the reason why there is none."""
         return self._of(question).is_here
 
     def cancel(self) -> None:
