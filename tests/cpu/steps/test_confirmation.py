@@ -20,12 +20,14 @@ from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, ReferenceFolderError
 from pp_export.distributed.alone import alone
+from pp_export.distributed.world import World
 from pp_export.export import export
 from pp_export.options.kinds import ExportOptions
 from pp_export.reference.definition import Definition, define
 from pp_export.reference.definition_cache import Answer
 from pp_export.steps import model, pending
-from pp_export.steps.inputs import ExportInputs
+from pp_export.steps.confirmation import Confirmation
+from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.report import ExportReport
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of
@@ -97,30 +99,19 @@ def nothing_is_left(options: dict[str, Any]) -> bool:
     return not any(options["output"].parent.iterdir())
 
 
-def in_phase(phases: list[str], wanted: str, act: Callable[[], None]) -> Callable[[str], None]:
-    def on_poll(phase: str) -> None:
-        phases.append(phase)
-        if phase == wanted:
-            act()
-
-    return on_poll
-
-
 def test_the_plan_waits_for_nobody(options: dict[str, Any]) -> None:
     """The plan is made, by the table alone, before there is an answer; the answer that comes while shards are
     written is what the report and the folder tell, as if it had been there at once.
     """
     planned: list[ExportInputs] = []
-    phases: list[str] = []
     with late() as definition:
         report = exported(
             options,
             on_plan=lambda inputs, _: planned.append(inputs),
-            on_poll=in_phase(phases, "export", definition.let_go.set),
+            on_poll=definition.let_go.set,
         )
     assert planned[0].account.truth == "the table itself"
     assert report.expected_from == "the model's own definition (transformers)"
-    assert "verify" in phases
     late_files = files_of(options["output"])
     at_once = export_here(**options | {"output": options["output"].with_name("at_once")})
     assert files_of(options["output"].with_name("at_once")) == late_files
@@ -132,44 +123,42 @@ def test_the_plan_waits_for_nobody(options: dict[str, Any]) -> None:
 def test_an_answer_after_the_last_byte_is_waited_for(options: dict[str, Any]) -> None:
     """Nothing is published before the definition was heard, however long everything else is done."""
     seen: list[bool] = []
-    with late() as definition:
-        waited = pending.PendingInputs.waited
+    wait = pending.PendingInputs.wait
 
-        def let_go(self: Any, *arguments: Any) -> Answer:
-            seen.append(options["output"].exists() or definition.let_go.is_set())
-            definition.let_go.set()
-            return waited(self, *arguments)
+    def let_go(self: Any, *arguments: Any) -> None:
+        seen.append(options["output"].exists() or definition.let_go.is_set())
+        definition.let_go.set()
+        wait(self, *arguments)
 
-        with patch.object(pending.PendingInputs, "waited", let_go):
-            report = exported(options)
+    with late() as definition, patch.object(pending.PendingInputs, "wait", let_go):
+        report = exported(options)
     assert seen == [False]
     assert report.expected_from == "the model's own definition (transformers)"
     config = json.loads((options["output"] / file_names.CONFIG).read_text())
     assert config["architectures"] == ["Qwen2ForCausalLM"]
 
 
-@pytest.mark.parametrize("when", ["export", "verify", "at last"])
-def test_what_the_definition_refutes_ends_the_export(options: dict[str, Any], when: str) -> None:
-    """Whenever the answer comes, the error is that of the account, and nothing is left."""
-    phases: list[str] = []
-    with late(without("model.norm.weight")) as definition:
-        callbacks = {"on_poll": in_phase(phases, when, definition.let_go.set)}
-        if when == "at last":
-            make = pending.PendingInputs.waited
-            let_go = lambda self, *rest: (definition.let_go.set(), make(self, *rest))[1]  # noqa: E731
-            with (
-                patch.object(pending.PendingInputs, "waited", let_go),
-                pytest.raises(AccountingError) as caught,
-            ):
-                exported(options)
-        else:
-            with pytest.raises(AccountingError) as caught:
-                exported(options, **callbacks)
+@pytest.mark.parametrize("is_late", [False, True], ids=["beside", "at last"])
+def test_what_the_definition_refutes_ends_the_export(options: dict[str, Any], is_late: bool) -> None:
+    """Whenever the answer comes, the error is that of the account, nothing is left, and no child either; an
+    answer that comes beside the transfer ends that.
+    """
+    is_finished: list[bool] = []
+    wait = Confirmation.wait
+
+    def at_last(self: Confirmation, world: World) -> Whole | None:
+        is_finished.append(True)
+        definition.let_go.set()
+        return wait(self, world)
+
+    with late(without("model.norm.weight")) as definition, patch.object(Confirmation, "wait", at_last):
+        poll = (lambda: None) if is_late else definition.let_go.set
+        with pytest.raises(AccountingError) as caught:
+            exported(options, on_poll=poll)
     assert any("model.norm.weight" in finding for finding in caught.value.findings)
     assert caught.value.where["expected from"] == "the model's own definition (transformers)"
     assert nothing_is_left(options)
-    if when == "export":
-        assert "verify" not in phases, "the export went on after it was refuted"
+    assert bool(is_finished) is is_late
     assert all(each.is_closed for each in definition.asked)
 
 
@@ -182,7 +171,7 @@ def test_a_class_that_refuses_ends_the_export(options: dict[str, Any]) -> None:
 
         definition.change = staticmethod(refuse)
         with pytest.raises(ReferenceFolderError, match="can't make"):
-            exported(options, on_poll=in_phase([], "export", definition.let_go.set))
+            exported(options, on_poll=definition.let_go.set)
     assert nothing_is_left(options)
 
 
@@ -200,7 +189,7 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
             is_heard = definition.let_go.is_set()
             return replace(found, values={**found.values, **halved}) if is_heard else found
 
-        poll = in_phase([], "export", definition.let_go.set)
+        poll = definition.let_go.set
         with patch.object(model, "model_sizes", sizes), pytest.raises(AccountingError) as caught:
             exported(options, on_poll=poll)
     assert "other values than config.json" in caught.value.what
@@ -253,7 +242,7 @@ def test_a_corrected_config_is_asked_about_beside_as_well(options: dict[str, Any
         report = exported(
             values,
             on_plan=lambda *_: at_plan.append(len(definition.asked)),
-            on_poll=in_phase([], "export", definition.let_go.set),
+            on_poll=definition.let_go.set,
         )
     assert at_plan == [2]
     assert [each.is_answered for each in definition.asked] == [True, True]
