@@ -52,7 +52,7 @@ def _merge(staging: Path, ranges: Sequence[ShardPlan]) -> tuple[ShardManifest, l
         for place in each.tensors
     }
     recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
-    with safe_open(staging / file, framework="pt") as opened:
+    with safe_open(staging / file, framework="numpy") as opened:
         parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
         on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
     return shard, [
