@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pp_export.process.log import logger
-from pp_export.view.text import human_bytes
+from pp_export.view.text import human_bytes, prepare
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,6 +71,8 @@ class ExportView:
             return
         begun = self._begun = self._begun or now
         self._shown = now
+        if begun == now:
+            prepare()
         if self._bars is None and begun == now:
             return
         posted = self._world.liveness.progress_of(range(self._world.size))

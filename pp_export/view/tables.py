@@ -44,7 +44,7 @@ def print_export(report: ExportReport) -> None:
     rows = {
         "model": f"{report.architecture}, {report.total_parameters:,} parameters",
         "files": f"{report.num_files} shards, {human_bytes(report.total_size)}",
-        "accounted": _accounted(report.expected_from),
+        "accounted": _accounted(report.expected_from, report.expected_cached),
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "dropped": ", ".join(report.dropped) or "nothing",
         "source": _CHECKED[report.source_checked],
@@ -70,11 +70,11 @@ def _sent(report: ExportReport) -> str:
     return f"{total} over {report.backend}: {report.backend_reason}"
 
 
-def _accounted(truth: str) -> str:
+def _accounted(truth: str, is_cached: bool) -> str:
     """A table that nothing else confirms proves nothing but itself."""
     if truth == TABLE:
         return f"every tensor once, by {truth}: nothing independent confirms it"
-    return f"every tensor once, against {truth}"
+    return f"every tensor once, against {truth}{', from the cache' if is_cached else ''}"
 
 
 def _function(settings: Mapping[str, Any], unchecked: Sequence[str], unknown: Sequence[str]) -> str:
@@ -139,7 +139,7 @@ def print_plan(report: PlanReport) -> None:
     _print_ranks(report)
     dropped = "; ".join(f"{name} ({why})" for name, why in report.dropped.items()) or "nothing"
     lines = {
-        "accounted": f"{_accounted(report.expected_from)}; dropped: {dropped}",
+        "accounted": f"{_accounted(report.expected_from, report.expected_cached)}; dropped: {dropped}",
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "config.json": _config(report.config_corrections, report.config_additions),
         **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},

@@ -34,6 +34,11 @@ def console() -> Console:
     return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
+def prepare() -> None:
+    """Import what tables are shown with, ahead of the moment in which somebody waits for one."""
+    from rich import console, table  # noqa: F401
+
+
 def empty_table(**settings: Any) -> Table:
     """An empty table."""
     from rich.table import Table
