@@ -191,6 +191,7 @@ def verify(
     quick: bool = False,
     subset: tuple[int, int] | None = None,
     load: bool = False,
+    cache: bool = True,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Verification:
@@ -198,7 +199,8 @@ def verify(
     digests, and names, shapes and types against the definition of the model's class.
 
     Called by one process, offline. For the definition a child process builds the class of config.json in
-    transformers, without weights and without code of the folder; a note says why where that can't be done.
+    transformers, without weights and without code of the folder, unless the user's `cache` has its answer; a
+    note says why where that can't be done.
     `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
     loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
     raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
@@ -216,7 +218,7 @@ def verify(
         load=load,
         threads=threads,
         on_bytes=on_bytes,
-        ask=PendingDefinition.start,
+        ask=partial(PendingDefinition.start, cache=cache),
     )
 
 

@@ -32,16 +32,13 @@ class Confirmation:
             self._hear(self._pending)
 
     def wait(self, world: World) -> Whole | None:
-        """The whole with the inputs as they are at last; called by all ranks, of which rank 0 waits for the
-        definition.
+        """The whole with the inputs as they are at last. Called by all ranks; rank 0 waits for the definition,
+        and the others for rank 0 in their next step.
         """
-        world.control.on_first(lambda: self._wait(world))
-        return self._whole
-
-    def _wait(self, world: World) -> None:
         while self._awaited and self._pending is not None:
             self._pending.wait(self._awaited[0], world.control.check)
             self.look()
+        return self._whole
 
     def _hear(self, pending: PendingInputs) -> None:
         assert self._whole is not None
