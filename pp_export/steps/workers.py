@@ -19,8 +19,8 @@ _LOOK_SECONDS = 0.1
 
 
 class Progress:
-    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`; and
-    the `recorder` of what they did when.
+    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`;
+    and the `recorder` of what they did when.
     """
 
     def __init__(self) -> None:
