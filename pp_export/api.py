@@ -87,17 +87,14 @@ def export_checkpoint(
         return BackgroundExport(chosen)
 
     from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.distributed import process_groups
+    from pp_export.distributed.alone import alone
     from pp_export.export import export
-    from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
-    world = process_groups.alone(stall_seconds=chosen.stall_seconds)
-    pending = PendingInputs.start(chosen)
+    world = alone(stall_seconds=chosen.stall_seconds)
     try:
-        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending))
+        return _reporting(chosen, world, partial(export, source, chosen, world))
     finally:
-        pending.cancel()
         world.close()
 
 
@@ -128,28 +125,24 @@ def export_model(
     from pp_export.distributed import process_groups
     from pp_export.export import export
     from pp_export.steps.failure import abort
-    from pp_export.steps.pending import PendingInputs
     from pp_export.view.in_job import JobProgress
 
     values = {"reference": reference, "output": output, **options}
     chosen = _checked(values)
     patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
     world = process_groups.beside(stall_seconds=patience)
-    shown = pending = None
+    shown = None
     try:
         if isinstance(chosen, OptionError):
             raise abort(world, None, chosen)
         if show_progress and world.rank == 0:
             shown = JobProgress(world, verifies=chosen.verify)
-        pending = PendingInputs.start(chosen) if world.rank == 0 else None
         source = ModelSource(_parts(model))
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
-        return _reporting(chosen, world, partial(export, source, chosen, world, pending=pending, **callbacks))
+        return _reporting(chosen, world, partial(export, source, chosen, world, **callbacks))
     finally:
         if shown is not None:
             shown.close()
-        if pending is not None:
-            pending.cancel()
         world.close()
 
 
@@ -198,6 +191,7 @@ def verify(
     quick: bool = False,
     subset: tuple[int, int] | None = None,
     load: bool = False,
+    cache: bool = True,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Verification:
@@ -205,7 +199,8 @@ def verify(
     digests, and names, shapes and types against the definition of the model's class.
 
     Called by one process, offline. For the definition a child process builds the class of config.json in
-    transformers, without weights and without code of the folder; a note says why where that can't be done.
+    transformers, without weights and without code of the folder, unless the user's `cache` has its answer; a
+    note says why where that can't be done.
     `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
     loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
     raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
@@ -213,7 +208,7 @@ def verify(
     >>> pp_export.verify("/exports/run").ok
     True
     """
-    from pp_export.reference.definition import PendingDefinition
+    from pp_export.reference.pending_definition import PendingDefinition
     from pp_export.verification import verify_folder
 
     return verify_folder(
@@ -223,7 +218,7 @@ def verify(
         load=load,
         threads=threads,
         on_bytes=on_bytes,
-        ask=PendingDefinition.start,
+        ask=partial(PendingDefinition.start, cache=cache),
     )
 
 

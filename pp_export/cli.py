@@ -11,14 +11,18 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, flag
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.process import log, signals
+
+if TYPE_CHECKING:
+    from pp_export.distributed.world import World
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
     verify.add_argument("--load", action="store_true", help="also load the model with transformers")
+    verify.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
+    )
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
@@ -142,28 +149,29 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
-    from pp_export.steps import report
-    from pp_export.steps.pending import PendingInputs
-
+    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     if is_first:
-        report.check_path(options)
-    # Its seconds and those of `import torch` overlap.
-    pending = PendingInputs.start(options) if is_first else None
+        log.logger.info("exporting %s to %s", options.checkpoint, options.output)
+    with _importing():
+        from pp_export.steps import report
+        from pp_export.steps.pending import PendingInputs
 
-    gc.disable()  # an import makes much and leaves no garbage
-    import torch
+        if is_first:
+            report.check_path(options)
+        # What transformers says of the model may take seconds, and so may the import of torch.
+        pending = PendingInputs.start(options) if is_first else None
+        try:
+            from pp_export.checkpoint.folder_source import CheckpointSource
+            from pp_export.export import export
+            from pp_export.view.progress import ExportView
+            from pp_export.view.tables import print_export
 
-    from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.distributed import process_groups
-    from pp_export.export import export
-    from pp_export.view.progress import ExportView
-    from pp_export.view.tables import print_export
-
-    gc.freeze()
-    gc.enable()
-    torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
+            world = _join(options.stall_seconds)
+        except BaseException:
+            if pending is not None:
+                pending.cancel()
+            raise
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    world = process_groups.join(stall_seconds=options.stall_seconds)
     try:
         with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
@@ -182,16 +190,41 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports make much and leave no garbage: a quarter of their time would go into looking for it."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _join(stall_seconds: float) -> World:
+    """The ranks that a launcher started, or this one alone, which needs no torch."""
+    from pp_export.distributed.alone import alone, is_alone
+
+    if is_alone():
+        return alone(stall_seconds=stall_seconds)
+    from pp_export.distributed import process_groups
+
+    return process_groups.join(stall_seconds=stall_seconds)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
     from pp_export.view.tables import print_plan
 
-    report = plan_checkpoint(_options(arguments), arguments.world_size)
+    report = plan_checkpoint(options, arguments.world_size)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    log.logger.info("reading the metadata of %s", arguments.checkpoint)
     from pp_export import api
     from pp_export.view.tables import print_checkpoint
 
@@ -201,20 +234,27 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    subset = _subset(arguments.subset) if arguments.subset else None
+    log.logger.info("verifying %s", arguments.folder)
     from pp_export import api
     from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_verification
 
-    subset = _subset(arguments.subset) if arguments.subset else None
     with bytes_bar("verifying") as on_bytes:
         result = api.verify(
-            arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
+            arguments.folder,
+            quick=arguments.quick,
+            subset=subset,
+            load=arguments.load,
+            cache=arguments.cache,
+            on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
     from pp_export.view.tables import print_difference
 
@@ -224,6 +264,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing the logits of %s with %s", arguments.folder, arguments.recording)
     from pp_export import api
     from pp_export.view.tables import print_logits
 

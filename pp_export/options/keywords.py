@@ -43,6 +43,7 @@ class TargetKeywords(ResultKeywords, total=False):
     require_finite: bool
     require_tokenizer: bool
     verify: bool
+    cache: bool
     report: Folder | None
 
 

@@ -194,6 +194,11 @@ class RunOptions(Options):
         " case, for their SHA-256",
         True,
     )
+    cache: bool = _option(
+        "take what transformers says of the model from the user's cache folder, and keep it there; else ask"
+        " transformers",
+        True,
+    )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
 
     def __post_init__(self) -> None:

@@ -72,6 +72,7 @@ class PlanReport:
 
     architecture: str
     expected_from: str
+    expected_cached: bool
     dropped: Mapping[str, str]
     sizes: Mapping[str, int]
     sizes_from: str
@@ -116,7 +117,11 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
     from pp_export.steps.pending import PendingInputs
 
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    inputs = read_inputs(source, options, PendingInputs.start(options))
+    pending = PendingInputs.start(options)
+    try:
+        inputs = read_inputs(source, options, pending, wait=True)
+    finally:
+        pending.cancel()
     return plan_report(inputs, plan_export(inputs, options, world_size), options.backend)
 
 
@@ -127,6 +132,7 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanRepor
     return PlanReport(
         architecture=inputs.architecture.name,
         expected_from=inputs.account.truth,
+        expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
         sizes={**inputs.sizes.values, "padded_vocab_size": inputs.sizes.padded_vocab_size},
         sizes_from=inputs.sizes.source,

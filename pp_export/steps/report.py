@@ -93,7 +93,8 @@ class ExportReport:
     words, `other_dtypes` those of all others. `source_checked` is None where there was no file to check.
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
-    and that no table knows. `backend` is what carried values between ranks (None: nothing did), for the
+    and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
+    `backend` is what carried values between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. What grows with the tensors or
     the ranks (`dropped`, `other_dtypes`, `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`)
     is empty on the other ranks than 0 of a live export.
@@ -106,6 +107,7 @@ class ExportReport:
     args: Mapping[str, Any] | None
     architecture: str
     expected_from: str
+    expected_cached: bool
     dropped: Mapping[str, str]
     options: Mapping[str, Any]
     plan_fingerprint: str
@@ -205,6 +207,7 @@ def succeeded(
         args=to_json_value(description.args),
         architecture=inputs.architecture.name,
         expected_from=inputs.account.truth,
+        expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
         options=options.to_json(),
         plan_fingerprint=plan.fingerprint,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from pp_export.architecture.accounting import TABLE
-from pp_export.view.text import console, human_bytes
+from pp_export.view.text import console, empty_table, human_bytes
 
 if TYPE_CHECKING:
     from pp_export.steps.checkpoint_report import CheckpointReport
@@ -42,11 +40,11 @@ def print_export(report: ExportReport) -> None:
     peaks = ", ".join(human_bytes(peak) for peak in report.peak_anonymous_bytes[:_MAX_PEAKS])
     verified = "every byte re-read from the disk" if report.verified else "NOT verified"
     out = console()
-    table = Table(title=f"exported to {report.output}", show_header=False)
+    table = empty_table(title=f"exported to {report.output}", show_header=False)
     rows = {
         "model": f"{report.architecture}, {report.total_parameters:,} parameters",
         "files": f"{report.num_files} shards, {human_bytes(report.total_size)}",
-        "accounted": _accounted(report.expected_from),
+        "accounted": _accounted(report.expected_from, report.expected_cached),
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "dropped": ", ".join(report.dropped) or "nothing",
         "source": _CHECKED[report.source_checked],
@@ -72,11 +70,11 @@ def _sent(report: ExportReport) -> str:
     return f"{total} over {report.backend}: {report.backend_reason}"
 
 
-def _accounted(truth: str) -> str:
+def _accounted(truth: str, is_cached: bool) -> str:
     """A table that nothing else confirms proves nothing but itself."""
     if truth == TABLE:
         return f"every tensor once, by {truth}: nothing independent confirms it"
-    return f"every tensor once, against {truth}"
+    return f"every tensor once, against {truth}{', from the cache' if is_cached else ''}"
 
 
 def _function(settings: Mapping[str, Any], unchecked: Sequence[str], unknown: Sequence[str]) -> str:
@@ -115,7 +113,7 @@ def print_plan(report: PlanReport) -> None:
         f" ({report.backend or 'nothing'}: {report.backend_reason})",
         soft_wrap=True,
     )
-    loads = Table()
+    loads = empty_table()
     for column in ("one rank", "most", "median"):
         loads.add_column(column, justify="right")
     for name, load in {
@@ -126,7 +124,7 @@ def print_plan(report: PlanReport) -> None:
     }.items():
         loads.add_row(name, human_bytes(load.most), human_bytes(load.median))
     out.print(loads)
-    shards = Table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
+    shards = empty_table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
         shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
     for shard in report.shards[:_MAX_ROWS]:
@@ -141,7 +139,7 @@ def print_plan(report: PlanReport) -> None:
     _print_ranks(report)
     dropped = "; ".join(f"{name} ({why})" for name, why in report.dropped.items()) or "nothing"
     lines = {
-        "accounted": f"{_accounted(report.expected_from)}; dropped: {dropped}",
+        "accounted": f"{_accounted(report.expected_from, report.expected_cached)}; dropped: {dropped}",
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "config.json": _config(report.config_corrections, report.config_additions),
         **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},
@@ -156,7 +154,7 @@ def _print_ranks(report: PlanReport) -> None:
     if len(shown) > _MAX_RANKS:
         busiest = sorted(shown, key=lambda rank: (-rank.written_bytes, -rank.read_bytes, rank.rank))
         shown, title = tuple(busiest[:_MAX_RANKS]), f"the {_MAX_RANKS} busiest ranks (--json lists all)"
-    ranks = Table(title=title)
+    ranks = empty_table(title=title)
     for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
         ranks.add_column(column, justify="right")
     for rank in shown:
@@ -178,7 +176,7 @@ def print_checkpoint(report: CheckpointReport) -> None:
     sizes = ", ".join(f"{name} {args[name]}" for name in _SIZES if args.get(name) is not None)
     layout = ", ".join(f"{short}{args[name]}" for short, name in _LAYOUT if args.get(name) is not None)
     keys = f"one key for {'all layers' if report.stacked else 'each layer'}"
-    about = Table(title=report.folder, show_header=False)
+    about = empty_table(title=report.folder, show_header=False)
     rows = {
         "format": f"{report.format}, {'one file per rank' if report.one_file_per_rank else keys}",
         "written by": report.writer,
@@ -196,7 +194,7 @@ def print_checkpoint(report: CheckpointReport) -> None:
     for name, text in rows.items():
         about.add_row(name, text)
     out.print(about)
-    tensors = Table()
+    tensors = empty_table()
     for column in ("stored key", "type", "shape", "boxes"):
         tensors.add_column(column, overflow="fold")
     for key, tensor in report.tensors.items():
@@ -243,7 +241,7 @@ def print_logits(result: LogitComparison) -> None:
     out, worst, share = console(), result.worst, f"{result.required_share:.0%}"
     what = f"{result.batch} x {result.sequence} positions, {result.num_columns:,} logits each"
     padding = f"; {result.num_padding_columns:,} padding columns left out" * bool(result.num_padding_columns)
-    table = Table(title=result.folder, show_header=False)
+    table = empty_table(title=result.folder, show_header=False)
     rows = {
         "recording": f"{result.recording}: {what}{padding}",
         "precision": f"{result.precision} (recorded as {result.recorded_dtype})",

@@ -1,10 +1,16 @@
-"""How sizes are said, and the consoles that text goes to."""
+"""How sizes are said, and what text is shown with.
+
+rich is imported when it is needed: what prints JSON, or nothing yet, doesn't wait for it.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _WIDTH_OF_FILES = 200
 
@@ -22,5 +28,19 @@ def console() -> Console:
     """stdout, for text that is shown as it is: names may look like markup. What is no terminal is wide, so
     that names stay whole for whoever searches in it.
     """
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
     return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def prepare() -> None:
+    """Import what tables are shown with, ahead of the moment in which somebody waits for one."""
+    from rich import console, table  # noqa: F401
+
+
+def empty_table(**settings: Any) -> Table:
+    """An empty table."""
+    from rich.table import Table
+
+    return Table(**settings)
