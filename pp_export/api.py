@@ -206,12 +206,15 @@ def verify(
     Called by one process, offline. For the definition a child process builds the class of config.json in
     transformers, without weights and without code of the folder; a note says why where that can't be done.
     `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
-    loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
-    raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
+    loads the model with transformers. `threads` is how many cores digest; all that this process may use if
+    None. Files are read past the page cache, and `on_bytes` is told the bytes of every read. Faults are
+    returned, not raised; raises OptionError for options that make no sense, and VerificationError where there
+    is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.reference.definition import PendingDefinition
     from pp_export.verification import verify_folder
 
@@ -220,7 +223,7 @@ def verify(
         quick=quick,
         subset=subset,
         load=load,
-        threads=threads,
+        threads=usable_cores() if threads is None else threads,
         on_bytes=on_bytes,
         ask=PendingDefinition.start,
     )

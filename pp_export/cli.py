@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
     verify.add_argument("--load", action="store_true", help="also load the model with transformers")
+    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
@@ -208,7 +209,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     subset = _subset(arguments.subset) if arguments.subset else None
     with bytes_bar("verifying") as on_bytes:
         result = api.verify(
-            arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
+            arguments.folder,
+            quick=arguments.quick,
+            subset=subset,
+            load=arguments.load,
+            threads=arguments.threads,
+            on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
