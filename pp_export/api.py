@@ -229,18 +229,29 @@ def verify(
     )
 
 
-def diff(a: Folder, b: Folder, *, on_tensor: Callable[[str], None] | None = None) -> Difference:
+def diff(
+    a: Folder,
+    b: Folder,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Difference:
     """Two Hugging Face folders compared tensor by tensor, bit by bit, however each is cut into files.
 
-    Called by one process; one tensor of each side is in memory at a time. `on_tensor` is told each common
-    name once it is compared. Raises VerificationError where a folder can't be read.
+    Called by one process; a few MiB of each side are in memory for each of `threads` threads, one per core
+    that this process may use if None. Every byte is read, past the page cache, and `on_bytes` is told the
+    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of both
+    folders. Raises VerificationError where a folder can't be read.
 
     >>> pp_export.diff("/exports/run", "/exports/other").identical
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.verification.diff import diff_folders
 
-    return diff_folders(Path(a), Path(b), on_tensor)
+    threads = usable_cores() if threads is None else threads
+    return diff_folders(Path(a), Path(b), quick=quick, threads=threads, on_bytes=on_bytes)
 
 
 def record_logits(
