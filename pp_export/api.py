@@ -202,12 +202,15 @@ def verify(
     transformers, without weights and without code of the folder, unless the user's `cache` has its answer; a
     note says why where that can't be done.
     `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
-    loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
-    raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
+    loads the model with transformers. `threads` is how many cores digest; all that this process may use if
+    None. Files are read past the page cache, and `on_bytes` is told the bytes of every read. Faults are
+    returned, not raised; raises OptionError for options that make no sense, and VerificationError where there
+    is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.reference.pending_definition import PendingDefinition
     from pp_export.verification import verify_folder
 
@@ -216,24 +219,35 @@ def verify(
         quick=quick,
         subset=subset,
         load=load,
-        threads=threads,
+        threads=usable_cores() if threads is None else threads,
         on_bytes=on_bytes,
         ask=partial(PendingDefinition.start, cache=cache),
     )
 
 
-def diff(a: Folder, b: Folder, *, on_tensor: Callable[[str], None] | None = None) -> Difference:
+def diff(
+    a: Folder,
+    b: Folder,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Difference:
     """Two Hugging Face folders compared tensor by tensor, bit by bit, however each is cut into files.
 
-    Called by one process; one tensor of each side is in memory at a time. `on_tensor` is told each common
-    name once it is compared. Raises VerificationError where a folder can't be read.
+    Called by one process; a few MiB of each side are in memory for each of `threads` threads, one per core
+    that this process may use if None. Every byte is read, past the page cache, and `on_bytes` is told the
+    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of both
+    folders. Raises VerificationError where a folder can't be read.
 
     >>> pp_export.diff("/exports/run", "/exports/other").identical
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.verification.diff import diff_folders
 
-    return diff_folders(Path(a), Path(b), on_tensor)
+    threads = usable_cores() if threads is None else threads
+    return diff_folders(Path(a), Path(b), quick=quick, threads=threads, on_bytes=on_bytes)
 
 
 def record_logits(

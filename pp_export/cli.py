@@ -84,11 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
     )
+    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
     diff.add_argument("first", type=Path)
     diff.add_argument("second", type=Path)
+    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
+    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
     diff.set_defaults(run=_diff)
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
@@ -247,6 +250,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             subset=subset,
             load=arguments.load,
             cache=arguments.cache,
+            threads=arguments.threads,
             on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
@@ -256,9 +260,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
+    from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_difference
 
-    result = api.diff(arguments.first, arguments.second)
+    with bytes_bar("comparing") as on_bytes:
+        result = api.diff(
+            arguments.first,
+            arguments.second,
+            quick=arguments.quick,
+            threads=arguments.threads,
+            on_bytes=on_bytes,
+        )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.identical else 1
 

@@ -233,7 +233,12 @@ def print_difference(result: Difference) -> None:
             soft_wrap=True,
         )
     verdict = "identical" if result.identical else "different"
-    out.print(f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal)", soft_wrap=True)
+    unread = f", {result.num_equal_by_digest:,} of them by the digests that both record, unread"
+    out.print(
+        f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal"
+        f"{unread * bool(result.num_equal_by_digest)}; {human_bytes(result.num_bytes_read)} read)",
+        soft_wrap=True,
+    )
 
 
 def print_logits(result: LogitComparison) -> None:

@@ -16,7 +16,8 @@ from pp_export.steps.plan_report import plan_report
 from pp_export.steps.report import Completed, Measured
 from pp_export.verification import Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
-from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
+from pp_export.verification.diff import Difference, SpecDifference
+from pp_export.verification.side_by_side import ValueDifference
 from pp_export.view import tables
 from pp_export.view.text import human_bytes
 from tests.cpu.conftest import Checkpoint
@@ -167,6 +168,8 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         (SpecDifference("cut", "F32[2]", "F32[3]"),),
         (ValueDifference("off", 1000, 7, 2, 0.25), ValueDifference("near", 10, 1, 0, 1e-6)),
         5,
+        0,
+        3 * 10**9,
     )
     tables.print_difference(result)
     assert capsys.readouterr().out.splitlines() == [
@@ -175,10 +178,14 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         "SHAPE or type: cut: F32[2], F32[3]",
         "VALUES: off: 7 of 1,000 differ, by up to 0.25; 2 not finite",
         "VALUES: near: 1 of 10 differ, by up to 1e-06",
-        "A and B: different (5 tensors equal)",
+        "A and B: different (5 tensors equal; 3 GB read)",
     ]
-    tables.print_difference(replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=()))
-    assert capsys.readouterr().out == "A and B: identical (5 tensors equal)\n"
+    same = replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=())
+    tables.print_difference(same)
+    assert capsys.readouterr().out == "A and B: identical (5 tensors equal; 3 GB read)\n"
+    tables.print_difference(replace(same, num_equal_by_digest=4))
+    words = "5 tensors equal, 4 of them by the digests that both record, unread; 3 GB read"
+    assert capsys.readouterr().out == f"A and B: identical ({words})\n"
 
 
 def test_a_comparison_of_logits_is_shown_with_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
