@@ -84,7 +84,7 @@ def export(
         seal(world, indexed, digests, provenance(inputs, plan, options))
         clock.lap("verify")
 
-        own = Measured(report.peak_anonymous_bytes(), transfer.sent)
+        own = Measured.of(world, progress.recorder, transfer.sent)
         measured = world.control.gather(own.to_bytes())
         completed = publish_folder(world, target, indexed, options)  # 10
         clock.lap("publish")

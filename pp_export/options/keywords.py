@@ -42,6 +42,7 @@ class TargetKeywords(ResultKeywords, total=False):
     require_tokenizer: bool
     verify: bool
     report: Folder | None
+    html: Folder | None
 
 
 class ExportKeywords(TargetKeywords, total=False):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.core.json_values import to_json_value
+from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
 from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
@@ -21,7 +22,9 @@ from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
     from pp_export.distributed.backends import Backend
+    from pp_export.distributed.world import World
     from pp_export.planning.export_plan import ExportPlan
+    from pp_export.process.recorder import Recorder
     from pp_export.steps.inputs import ExportInputs
 
 SCHEMA_VERSION = 1
@@ -42,21 +45,30 @@ class Clock:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rank measured of itself: the peak of its anonymous memory, and the bytes that it sent to each
-    other rank.
+    """What a rank measured of itself: the peak of its anonymous memory, the bytes that it sent to each other
+    rank, and what it did when, if it is one of those whose timeline is kept.
     """
 
     peak_anonymous_bytes: int
     sent: Mapping[int, int]
+    timeline: RankTimeline | None = None
+
+    @classmethod
+    def of(cls, world: World, recorder: Recorder, sent: Mapping[int, int]) -> Measured:
+        """What this rank measured until now."""
+        is_shown = world.rank in shown_ranks(world.size)
+        timeline = recorder.timeline(world.rank).coarse(SPANS_SHOWN) if is_shown else None
+        return cls(peak_anonymous_bytes(), sent, timeline)
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.peak_anonymous_bytes, list(self.sent.items())]).encode()
+        timeline = None if self.timeline is None else self.timeline.to_json()
+        return json.dumps([self.peak_anonymous_bytes, list(self.sent.items()), timeline]).encode()
 
     @classmethod
     def from_bytes(cls, image: bytes) -> Measured:
         """What another rank measured."""
-        peak, sent = json.loads(image)
-        return cls(peak, dict(sent))
+        peak, sent, timeline = json.loads(image)
+        return cls(peak, dict(sent), None if timeline is None else RankTimeline.from_json(timeline))
 
 
 @dataclass(frozen=True)
@@ -83,9 +95,9 @@ class ExportReport:
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `backend` is what carried values between ranks (None: nothing did), for the
-    `backend_reason`; `links` are the bytes that were sent from rank to rank. What rank 0 alone knows (the
-    three of the args, `config_*`, `assets_*`, `not_finite`, `links`, `peak_anonymous_bytes`) is empty on the
-    other ranks of a live export.
+    `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
+    `core.timeline.Timeline` as JSON. What rank 0 alone knows (the three of the args, `config_*`, `assets_*`,
+    `not_finite`, `links`, `peak_anonymous_bytes`, `timeline`) is empty on the other ranks of a live export.
     """
 
     output: str
@@ -124,6 +136,7 @@ class ExportReport:
     seconds: Mapping[str, float]
     peak_anonymous_bytes: tuple[int, ...]
     planned_peak_bytes: tuple[int, ...]
+    timeline: Mapping[str, Any]
 
     def __repr__(self) -> str:
         seconds = sum(self.seconds.values())
@@ -217,7 +230,20 @@ def succeeded(
         seconds=dict(seconds),
         peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in of_ranks),
         planned_peak_bytes=tuple(plan.peak_bytes(rank) for rank in range(plan.world_size)),
+        timeline=_timeline([one.timeline for one in of_ranks if one.timeline is not None], seconds),
     )
+
+
+def _timeline(ranks: Sequence[RankTimeline], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The timeline of some ranks, with rank 0's phases; those began when its recorder did."""
+    if not ranks:
+        return Timeline({}, ()).to_json()
+    at = (ranks[0].began_ns - min(rank.began_ns for rank in ranks)) / 1e9
+    phases = {}
+    for name, lasted in seconds.items():
+        phases[name] = (round(at, 6), round(at + lasted, 6))
+        at += lasted
+    return Timeline.of(ranks, phases).to_json()
 
 
 def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
@@ -243,16 +269,19 @@ def write_failure(error: ExportError, options: TargetOptions) -> None:
 
 
 def check_path(options: RunOptions) -> None:
-    """Raise OptionError where a report could not be written: that must not be found out at the end."""
-    if options.report is None:
-        return
-    folder, output = options.report.absolute().parent, options.output.absolute()
-    if not folder.is_dir():
-        raise OptionError("the report's folder does not exist", where={"--report": options.report})
-    if output in (folder, *folder.parents):
-        raise OptionError(
-            "the report lies in the output, which holds the model only", where={"--report": options.report}
-        )
+    """Raise OptionError where a report, or its page, could not be written: that must not be found out at the
+    end.
+    """
+    for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
+        if path is None:
+            continue
+        folder, output = path.absolute().parent, options.output.absolute()
+        if not folder.is_dir():
+            raise OptionError(f"the {what}'s folder does not exist", where={name: path})
+        if output in (folder, *folder.parents):
+            raise OptionError(
+                f"the {what} lies in the output, which holds the model only", where={name: path}
+            )
 
 
 def write_report(path: Path, value: dict[str, Any]) -> None:

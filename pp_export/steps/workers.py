@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from pp_export.distributed.world import World
+from pp_export.process.recorder import Recorder
 
 Item = TypeVar("Item")
 
@@ -17,9 +18,12 @@ _LOOK_SECONDS = 0.1
 
 
 class Progress:
-    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`."""
+    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`;
+    and the `recorder` of what they did when.
+    """
 
     def __init__(self) -> None:
+        self.recorder = Recorder()
         self._lock = threading.Lock()
         self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0}
         self._doing: dict[str, str] = {}
