@@ -17,10 +17,14 @@ _WORKERS: dict[Word, str] = {
     "reads": "reader",
     "sends": "sender",
     "pastes": "paster",
+    "encodes": "encoder",
     "hashes": "hasher",
     "writes": "writer",
     "verifies": "verifier",
 }
+_PIECE_BYTES = 64 << 20
+"""What is read, sent and pasted at once. Buckets are smaller, and many more."""
+
 _ORDER = {word: number for number, word in enumerate(_WORKERS)}
 
 
@@ -82,38 +86,46 @@ class _Tasks:
         for file in self._work.files:
             written: list[Task] = []
             for shard in file.shards:
-                # The memory of an earlier shard is free when that is hashed and written.
-                held = in_flight[shard.leader]
-                freed = held.popleft() if len(held) == self._work.shards_in_flight else []
+                rank, name = shard.leader, file.file
+                # One shard is filled while each thread hashes and writes another; then memory is free again.
+                held = in_flight[rank]
+                freed = held.popleft() if len(held) == self._num_threads + 1 else []
                 gathered: list[Task] = []
                 for each in self._gathering(shard, freed):
                     yield each
                     gathered.append(each.task)
-                rank, size = shard.leader, shard.num_bytes
-                paste = self._of(rank, "pastes", shard.pasted_bytes, file.file, costs.pastes, gathered)
-                after = [paste.task]
-                hash_ = self._of(rank, "hashes", size, file.file, costs.hashes, after)
-                write = self._of(rank, "writes", size, file.file, costs.writes, after, self._writing)
-                yield from (paste, hash_, write)
+                encode = self._of(rank, "encodes", shard.encoded_bytes, name, costs.encodes, gathered)
+                after, size = [encode.task], shard.num_bytes
+                hash_ = self._of(rank, "hashes", size, name, costs.hashes, after)
+                write = self._of(rank, "writes", size, name, costs.writes, after, self._writing)
+                yield from (encode, hash_, write)
                 held.append([hash_.task, write.task])
                 written += held[-1]
-            if (rank_ := file.verifier) is not None:
-                size = file.num_bytes
-                yield self._of(rank_, "verifies", size, file.file, costs.verifies, written, self._reading)
+            if (verifier := file.verifier) is not None:
+                size, cost = file.num_bytes, costs.verifies
+                yield self._of(verifier, "verifies", size, file.file, cost, written, self._reading)
 
     def _gathering(self, shard: ShardWork, freed: list[Task]) -> Iterator[_Done]:
-        """Each part of a shard is read by its rank and, if that isn't the leader, sent."""
-        costs, to = self._costs, self._node(shard.leader)
-        for rank, size in shard.read_by:
-            read = self._of(rank, "reads", size, shard.file, costs.reads, freed, self._reading)
-            yield read
-            if rank != shard.leader:
-                node = self._node(rank)
-                uses = [(self._cores[each], size / GB * costs.sends) for each in (node, to)]
-                if node != to:
-                    uses += [(self._network[each], float(size)) for each in (node, to)]
-                task = Task(self._worker(rank, "sends"), uses, [read.task])
-                yield _Done(task, rank, "sends", size, shard.file)
+        """Each part of a shard is read by its rank, piece by piece, and goes to its place; if that rank isn't
+        the leader, it is sent and pasted.
+        """
+        costs, file = self._costs, shard.file
+        for rank, part in shard.read_by:
+            for begin in range(0, part, _PIECE_BYTES):
+                size = min(_PIECE_BYTES, part - begin)
+                read = self._of(rank, "reads", size, file, costs.reads, freed, self._reading)
+                yield read
+                if rank != shard.leader:
+                    send = self._sending(rank, shard.leader, size, file, read.task)
+                    yield send
+                    yield self._of(shard.leader, "pastes", size, file, costs.pastes, [send.task])
+
+    def _sending(self, rank: int, leader: int, num_bytes: int, file: str, read: Task) -> _Done:
+        nodes = (self._node(rank), self._node(leader))
+        uses = [(self._cores[node], num_bytes / GB * self._costs.sends) for node in nodes]
+        if nodes[0] != nodes[1]:
+            uses += [(self._network[node], float(num_bytes)) for node in nodes]
+        return _Done(Task(self._worker(rank, "sends"), uses, [read]), rank, "sends", num_bytes, file)
 
     def _of(
         self,

@@ -15,17 +15,18 @@ class Costs:
     """CPU seconds of one core for each GB (1e9 bytes) that passes, one field for each pass; seconds for each
     stored box, and those that a run takes whatever it moves.
 
-    A rank `reads` with the source's CRC-32 along, `pastes` what doesn't lie in its file as it lies in the
-    checkpoint, `hashes` (SHA-256), `writes` with XXH3 along and `verifies` by XXH3 what it reads back. What
-    it `sends` costs as much again where it is received.
+    What a rank `reads`, with the source's CRC-32 along, goes to its place in the shard. What another has read
+    it `sends`, which costs as much again where it is received, and `pastes`. What is cast it `encodes`. It
+    `hashes` (SHA-256) and `writes`, with XXH3 along, and `verifies` by XXH3 what it reads back.
     """
 
     reads: float = 0.20
+    sends: float = 0.30
     pastes: float = 0.19
+    encodes: float = 0.50
     hashes: float = 0.56
     writes: float = 0.10
     verifies: float = 0.18
-    sends: float = 0.30
     box_seconds: float = 60e-6
     rank_cpu_seconds: float = 2.0
     start_seconds: float = 1.5
@@ -50,5 +51,5 @@ class Machine:
         return rank * self.nodes // world_size
 
     def threads(self, world_size: int) -> int:
-        """The cores that one rank has to itself, at least one."""
+        """The cores that one rank has to itself, at least one: as many workers as it has of each kind."""
         return max(1, self.cores * self.nodes // max(self.nodes, world_size))

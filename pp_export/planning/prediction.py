@@ -82,7 +82,7 @@ def _bounds(work: Work, machine: Machine) -> dict[str, float]:
     for file in work.files:
         for shard in file.shards:
             size, to = shard.num_bytes, machine.node_of(shard.leader, work.world_size)
-            cpu[to] += shard.pasted_bytes * costs.pastes + size * (costs.hashes + costs.writes)
+            cpu[to] += size * (costs.hashes + costs.writes) + shard.encoded_bytes * costs.encodes
             network[to] += size
             writing += size
             for rank, part in shard.read_by:
@@ -92,7 +92,7 @@ def _bounds(work: Work, machine: Machine) -> dict[str, float]:
                 network[node] += part
                 if rank != shard.leader:
                     cpu[node] += part * costs.sends
-                    cpu[to] += part * costs.sends
+                    cpu[to] += part * (costs.sends + costs.pastes)
                 if node != to:
                     network[node] += part
                     network[to] += part

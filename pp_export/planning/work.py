@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pp_export.planning.export_plan import SHARDS_IN_FLIGHT, ExportPlan
+from pp_export.planning.export_plan import ExportPlan
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard: its leader, its bytes, how many of them each rank reads, its leader among them, and how many
-    are pasted.
+    """A shard: its leader, its bytes, how many of them are encoded, and how many bytes of the checkpoint each
+    rank reads for it, its leader among them.
     """
 
     file: str
     leader: int
     num_bytes: int
-    pasted_bytes: int
+    encoded_bytes: int
     read_by: tuple[tuple[int, int], ...]
 
 
@@ -36,11 +36,10 @@ class FileWork:
 
 @dataclass(frozen=True)
 class Work:
-    """All files, in order. A leader has `shards_in_flight` at once."""
+    """All files, in order, of a checkpoint of so many stored boxes."""
 
     world_size: int
     num_boxes: int
-    shards_in_flight: int
     files: tuple[FileWork, ...]
 
 
@@ -56,10 +55,8 @@ def work_of(plan: ExportPlan, num_boxes: int, *, verify: bool) -> Work:
             for bucket in shard.buckets:
                 for part in bucket.parts:
                     read_by[part.rank] += part.value_bytes
-            pasted = sum(read_by.values())
-            shards.append(
-                ShardWork(shard.file, shard.leader, shard.num_bytes, pasted, tuple(sorted(read_by.items())))
-            )
+            parts = tuple(sorted(read_by.items()))
+            shards.append(ShardWork(shard.file, shard.leader, shard.num_bytes, shard.scratch_bytes, parts))
         is_read_back = verify or len(ranges) > 1
         files.append(FileWork(ranges[0].file, tuple(shards), verifier if is_read_back else None))
-    return Work(plan.world_size, num_boxes, SHARDS_IN_FLIGHT, tuple(files))
+    return Work(plan.world_size, num_boxes, tuple(files))
