@@ -135,11 +135,12 @@ def export_model(
     chosen = _checked(values)
     patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
     world = process_groups.beside(stall_seconds=patience)
-    shown = JobProgress(world) if show_progress and world.rank == 0 else None
-    pending = None
+    shown = pending = None
     try:
         if isinstance(chosen, OptionError):
             raise abort(world, None, chosen)
+        if show_progress and world.rank == 0:
+            shown = JobProgress(world, verifies=chosen.verify)
         pending = PendingInputs.start(chosen) if world.rank == 0 else None
         source = ModelSource(_parts(model))
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}

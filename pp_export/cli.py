@@ -185,7 +185,7 @@ def _export(arguments: argparse.Namespace) -> int:
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     world = process_groups.join(stall_seconds=options.stall_seconds)
     try:
-        with ExportView(world) as view:
+        with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
         if world.abort.is_reporter:

@@ -1,18 +1,18 @@
 """The story of an export, in ten steps. Every rank runs `export`; what rank 0 does alone, the steps say.
 
 1. described   rank 0 reads the metadata: which slices are stored, of which model  (steps.inputs, checkpoint)
-2. planned     every rank derives the same plan; fingerprints are compared         (steps.inputs, planning)
+2. planned     rank 0 makes the plan; each rank gets its part, proved to be of it  (steps.inputs, planning)
 3. read        each rank reads the slices it was dealt, checking their CRC-32      (checkpoint)
 4. gathered    they travel as packed bytes to the leader of their shard            (distributed)
 5. mapped      every view of them goes to its place in the Hugging Face tensors    (shards.assemble)
 6. frozen      a full shard is encoded and becomes read-only                       (shards.encode)
 7. written     file and shard JSON, both from the frozen shard                     (shards.write)
-8. indexed     rank 0 joins ranges, and merges headers, shard JSONs and plan       (shards.index, shards.join)
-9. verified    every shard is re-read by a rank that did not write it              (verification)
+8. verified    every shard is re-read by a rank that did not write it              (verification)
+9. indexed     rank 0 joins ranges, and merges headers, shard JSONs and plan       (shards.index, shards.join)
 10. published  the staging folder gets the target's name                           (disk.publish)
 
-Steps 3 to 7 run side by side: each gives its results one by one, and begins as soon as the one before
-gives any.
+Steps 3 to 8 run side by side: each gives its results one by one, and begins as soon as the one before
+gives any. A file that several ranks write exists only when it is joined, and is re-read then.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
 from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
 from pp_export.steps.pending import PendingInputs
-from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
 from pp_export.steps.transfer import Transfer
-from pp_export.steps.verification import verify_shards
+from pp_export.steps.verification import verify_joined
 from pp_export.steps.workers import Progress
 
 OnPlan = Callable[[ExportInputs, ExportPlan], None]
-OnPoll = Callable[[str], None]
+OnPoll = Callable[[], None]
 
 
 def export(
@@ -46,13 +45,13 @@ def export(
     *,
     pending: PendingInputs | None = None,
     on_plan: OnPlan = lambda *_: None,
-    on_poll: OnPoll = lambda _: None,
+    on_poll: OnPoll = lambda: None,
 ) -> ExportReport:
     """Export what `source` has to `options.output`; called by all ranks of `world`, which share a filesystem.
 
-    Returns the report (complete on rank 0). If anything fails on any rank, raises the same ExportError on
+    Returns the report (whole on rank 0). If anything fails on any rank, raises the same ExportError on
     every rank; the target is then what it was before, and nothing is left beside it. `pending` is rank
-    0's, if it was started ahead. `on_plan` and `on_poll` are for showing progress.
+    0's, if it was started ahead. `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
     """
     target = Target.of(options, world.run_id)
     with ending_together(world, target.staging):
@@ -60,32 +59,34 @@ def export(
         world.liveness.counters = progress.snapshot
 
         inputs = describe(source, target, options, world, pending)  # 1
-        plan = agree_on_plan(inputs, options, world)  # 2
-        backend = agree_on_backend(source, plan, options, world)
-        on_plan(inputs, plan)
-        staging = make_staging_folder(world, target, plan)
+        own, whole = agree_on_plan(inputs, options, world)  # 2
+        backend = agree_on_backend(source, own.plan, whole, options, world)
+        if whole is not None:
+            on_plan(whole.inputs, whole.plan)
+        staging = make_staging_folder(world, target, whole)
         clock.lap("plan")
 
-        transferring = Transfer(plan, world, backend, staging, progress, values_on=source.device)
-        with transferring as transfer, source.open(inputs.catalog) as reader:
+        transferring = Transfer(own.plan, world, backend, staging, progress, values_on=source.device)
+        with transferring as transfer, source.open(own.catalog) as reader:
             read = transfer.read(reader)  # 3
             gathered = transfer.gather(read)  # 4
             mapped = transfer.map(gathered)  # 5
             frozen = transfer.freeze(mapped)  # 6
             written = transfer.write(frozen)  # 7
-            transfer.finish(written, lambda: on_poll("export"))
+            committed = transfer.commit(written)
+            verified = transfer.verify(committed) if options.verify else committed  # 8
+            transfer.finish(verified, on_poll)
         clock.lap("export")
 
-        indexed = index_folder(world, staging, plan, inputs, options)  # 8
-        phase = "verify" if options.verify else "digest"
-        digests = verify_shards(  # 9
-            world, staging, plan, progress, lambda: on_poll(phase), all_files=options.verify
-        )
-        seal(world, indexed, digests, provenance(inputs, plan, options))
-        clock.lap("verify")
+        indexed = index_folder(world, staging, whole, options)  # 9
+        digests = verify_joined(world, staging, own.plan, progress, on_poll)
+        facts = Measured.of(world, progress.recorder, transfer.sent, digests)
+        measured = [Measured.from_bytes(image) for image in world.control.gather(facts.to_bytes())]
+        seal(world, indexed, measured)
+        clock.lap("index")
 
-        own = Measured.of(world, progress.recorder, transfer.sent)
-        measured = world.control.gather(own.to_bytes())
         completed = publish_folder(world, target, indexed, options)  # 10
         clock.lap("publish")
-        return report.succeeded(inputs, plan, options, backend, completed, measured, clock.laps)
+        return report.share(
+            world, lambda: report.succeeded(whole, options, backend, completed, measured, clock.laps)
+        )

@@ -76,7 +76,7 @@ def plan_of(num_layers: int, size: int, leaders: int | None) -> ExportPlan:
 def bare_rounds(plan: ExportPlan, rank: int) -> list[BareRound]:
     """The same bytes between the same ranks, round by round."""
     rounds = []
-    for each in plan.rounds_of(rank):
+    for each in plan.part_of(rank).rounds:
         sends: Counter[int] = Counter()
         receives: Counter[int] = Counter()
         for given in each.gives:
@@ -115,7 +115,9 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
         ended.append(now())
         yield from ()
 
-    with Transfer(plan, world, Backend(GLOO, ""), Path(), progress, values_on=None) as transfer:
+    with Transfer(
+        plan.part_of(world.rank), world, Backend(GLOO, ""), Path(), progress, values_on=None
+    ) as transfer:
         dist.barrier()
         begun = now()
         # `finish` makes what it is given durable; there is nothing in what it is given here.
@@ -161,7 +163,7 @@ def main() -> None:
                     {"ranks": size, "leaders": text, "repetition": repetition, "way": way, **measured}
                     | {
                         "wire_bytes": num_bytes,
-                        "rounds": len(plan.rounds_of(0)),
+                        "rounds": len(plan.part_of(0).rounds),
                         "model_bytes": plan.total_size,
                     }
                 )

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -141,6 +141,38 @@ class Catalog:
             for stored in tensor.boxes
             if self.stored_items[stored.item].crc is None
         }
+
+    def restricted_to(self, items: Sequence[int]) -> Catalog:
+        """What a rank needs to read `items`, which are numbered anew in this order: their bytes, keys and
+        shapes. Of the description the folder and the reader stay.
+        """
+        used = [self.stored_items[item] for item in items]
+        files: dict[int, int] = {}
+        found: dict[int, list[StoredBox]] = {}
+        for number, (item, stored) in enumerate(zip(items, used)):
+            files.setdefault(stored.file, len(files))
+            for tensor, box in self._boxes_of_item[item]:
+                found.setdefault(tensor, []).append(replace(box, item=number))
+        names = self.files if self.holders is None else self.holders
+        kept: tuple[Any, ...] = tuple(names[file] for file in files)
+        whole = self.description
+        return Catalog(
+            Description(whole.folder, whole.format, "", None, None, {}, {}, reader=whole.reader),
+            kept if self.holders is None else (),
+            tuple(replace(stored, file=files[stored.file]) for stored in used),
+            tuple(replace(self.tensors[number], boxes=tuple(boxes)) for number, boxes in found.items()),
+            None if self.holders is None else kept,
+            self.is_one_file_per_rank,
+        )
+
+    @cached_property
+    def _boxes_of_item(self) -> dict[int, list[tuple[int, StoredBox]]]:
+        """The boxes in each item, with the numbers of their tensors."""
+        found: defaultdict[int, list[tuple[int, StoredBox]]] = defaultdict(list)
+        for number, tensor in enumerate(self.tensors):
+            for stored in tensor.boxes:
+                found[stored.item].append((number, stored))
+        return found
 
     def check_names(self) -> None:
         """Raise CheckpointError if stacked and single keys give one canonical name twice."""

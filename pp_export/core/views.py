@@ -7,9 +7,11 @@ It is geometry only: whether views fill a tensor exactly is proved on shapes, be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import Box, Shape, Span, check_spans, dense_strides
@@ -100,6 +102,50 @@ class Overlap:
         """The same elements of another view with the dims of the first."""
         offset = view.offset + sum(at * stride for at, stride in zip(self.begin, view.strides))
         return View(offset, self.shape, view.strides)
+
+    def runs(self, box: Shape, target: View) -> Runs:
+        """The same as runs: from a dense array of the values of a box of shape `box` to `target`."""
+        strides = dense_strides(box)
+        begin = sum(cut.start * stride for cut, stride in zip(self.index, strides))
+        dims = [
+            (count, self.index[axis].step * strides[axis], stride)
+            for count, axis, stride in zip(self.shape, self.order, target.strides)
+            if count != 1
+        ]
+        length = 1
+        while dims and dims[-1][1:] == (length, length):
+            length *= dims.pop()[0]
+        return Runs(begin, target.offset, length, tuple(dims))
+
+
+class Run(NamedTuple):
+    """Elements that lie one after another in two places, from number `begin` of one and `at` of the other."""
+
+    begin: int
+    at: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one `length`, the first from `begin` to `at`; each of the `dims` repeats them: how often, and how
+    far apart in either place.
+    """
+
+    begin: int
+    at: int
+    length: int
+    dims: tuple[tuple[int, int, int], ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(count for count, _, _ in self.dims)
+
+    def __iter__(self) -> Iterator[Run]:
+        for position in product(*(range(count) for count, _, _ in self.dims)):
+            begin = sum(index * step for index, (_, step, _) in zip(position, self.dims))
+            at = sum(index * step for index, (_, _, step) in zip(position, self.dims))
+            yield Run(self.begin + begin, self.at + at, self.length)
 
 
 def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pp_export.core.errors import ExportError, PeerError
@@ -42,6 +42,20 @@ class Control:
             return value
         self._wait(lambda: self._store.check(name), lambda: [0])
         return self._store.get(name)
+
+    def scatter(self, make: Callable[[], Sequence[bytes]]) -> bytes:
+        """This rank's own of the values that `make` gives on rank 0, one for each rank; called by all. A
+        failure of rank 0 reaches all.
+        """
+        name, rank = self._next_step(), self._member.rank
+        if rank == 0:
+            values = make()
+            assert len(values) == self._member.size
+            for other in range(1, self._member.size):
+                self._store.set(f"{name}/{other}", values[other])
+            return values[0]
+        self._wait(lambda: self._store.check(f"{name}/{rank}"), lambda: [0])
+        return self._store.get(f"{name}/{rank}")
 
     def on_first(self, act: Callable[[], T]) -> T | None:
         """Rank 0 acts, and nobody goes on before it has; called by all. Its value on rank 0, None elsewhere.

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed.abort import Abort
+from pp_export.distributed.announcements import Announcements
 from pp_export.distributed.control import Control
 from pp_export.distributed.data import Connect, Data
 from pp_export.distributed.liveness import Liveness
@@ -38,6 +39,7 @@ class World:
         self.abort = Abort(member, self.liveness)
         self.control = Control(member, self.liveness, self.abort)
         self.data = Data(connect)
+        self.announcements = Announcements(member)
         self._store = store
 
     def close(self, seconds: float = 10.0) -> None:

@@ -186,6 +186,17 @@ class RunOptions(Options):
         "auto",
         choices=("auto", "gloo", "nccl"),
     )
+    threads: int | None = _option(
+        "threads that a rank keeps busy with reading, hashing, writing and verifying; default: its share of the"
+        " node's cores",
+        None,
+        positive=True,
+    )
+    memory_limit: str | None = _option(
+        "memory that a rank may take, as far as fewer shards in flight need less; default: its share of a"
+        " quarter of the node's memory",
+        None,
+    )
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
     require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
     require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)
@@ -202,6 +213,8 @@ class RunOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_leaders(self.leaders_per_stage)
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,15 +44,24 @@ class FileLayout:
     def num_bytes(self) -> int:
         return len(self.header) + self.tensors[-1].end
 
+    def range(self, number: int, count: int, tensors: tuple[TensorPlace, ...]) -> FileRange:
+        """Range `number` of `count`, in which `tensors` lie."""
+        header = b"" if number else self.header
+        return FileRange(self.file, self.num_bytes, len(self.header), header, number, count, tensors)
+
 
 @dataclass(frozen=True)
 class FileRange:
     """What one leader makes of a file: range `number` (from 0) of `count`, in which `tensors` lie.
 
-    Its bytes are [begin, end) of the file. The first range begins with the header; most files are one range.
+    Its bytes are [begin, end) of the file, which has `file_bytes`. The first range begins with the `header`,
+    of `header_bytes`; the others have none. Most files are one range.
     """
 
-    layout: FileLayout
+    file: str
+    file_bytes: int
+    header_bytes: int
+    header: bytes
     number: int
     count: int
     tensors: tuple[TensorPlace, ...]
@@ -60,24 +69,19 @@ class FileRange:
     @classmethod
     def whole(cls, layout: FileLayout) -> FileRange:
         """The only range of a file."""
-        return cls(layout, 0, 1, layout.tensors)
+        return layout.range(0, 1, layout.tensors)
 
     @property
     def is_whole(self) -> bool:
         return self.count == 1
 
     @property
-    def header(self) -> bytes:
-        """The header of the file, where the range has it."""
-        return b"" if self.number else self.layout.header
-
-    @property
     def begin(self) -> int:
-        return len(self.layout.header) + self.tensors[0].begin if self.number else 0
+        return self.header_bytes + self.tensors[0].begin if self.number else 0
 
     @property
     def end(self) -> int:
-        return len(self.layout.header) + self.tensors[-1].end
+        return self.header_bytes + self.tensors[-1].end
 
     @property
     def num_bytes(self) -> int:

@@ -39,7 +39,7 @@ def cut_ranges(
             load = 0
         runs[-1] += group
         load += weight
-    return [FileRange(layout, number, len(runs), tuple(places)) for number, places in enumerate(runs)]
+    return [layout.range(number, len(runs), tuple(places)) for number, places in enumerate(runs)]
 
 
 def _groups(

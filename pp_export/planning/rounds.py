@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
-from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
+from pp_export.planning.shard_plan import Bucket, Contribution, ShardLabel, ShardPlan
 
 LOOK_AHEAD = 2
 """Rounds whose memory a rank holds at once: one that travels or is pasted, one that is being read."""
@@ -31,10 +31,9 @@ class LedBucket(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a rank reads for a bucket; for one of another leader, it is sent there."""
+    """What a rank reads for a bucket of a shard; for one of another leader, it is sent there."""
 
-    shard: ShardPlan
-    bucket: Bucket
+    shard: ShardLabel
     part: Contribution
 
 
@@ -96,7 +95,7 @@ def rounds_of(group: Sequence[int], led_by: Mapping[int, Sequence[ShardPlan]]) -
         for each in filter(None, buckets):
             takes[each.shard.leader] = each
             for part in each.bucket.parts:
-                gives[part.rank].append(Given(each.shard, each.bucket, part))
+                gives[part.rank].append(Given(each.shard.label, part))
         for rank in sorted({*gives, *takes}):
             found[rank].append(Round(number, tuple(gives[rank]), takes.get(rank)))
     return dict(found)

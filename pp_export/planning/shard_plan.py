@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
@@ -48,6 +49,15 @@ class Bucket:
     parts: tuple[Contribution, ...]
 
 
+class ShardLabel(NamedTuple):
+    """Which shard it is, for those who only give to it."""
+
+    leader: int
+    file: str
+    stage: int
+    unit: str
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """What one leader makes: an output file, or a range of a large one; and the buckets that fill it.
@@ -65,9 +75,13 @@ class ShardPlan:
     shapes: Mapping[str, Shape]
     buckets: tuple[Bucket, ...]
 
+    @cached_property
+    def label(self) -> ShardLabel:
+        return ShardLabel(self.leader, self.file, self.stage, self.unit)
+
     @property
     def file(self) -> str:
-        return self.range.layout.file
+        return self.range.file
 
     @property
     def tensors(self) -> tuple[TensorPlace, ...]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-_OWN_GROUP, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+from pp_export.process.control_groups import settings
 
 
 def usable_cores() -> int:
@@ -16,7 +15,7 @@ def usable_cores() -> int:
 
     All ranks of a node that share a mask or a group get the same number: dividing it is for those who call.
     """
-    quota = min(_quotas(_OWN_GROUP, _MOUNT), default=math.inf)
+    quota = min(_quotas(settings("cpu.max")), default=math.inf)
     return max(1, math.ceil(min(_affinity(), quota)))
 
 
@@ -26,25 +25,9 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quotas(own_group: Path, mount: Path) -> Iterator[float]:
-    """Cores that each control group from the process's own up to the root of `mount` allows, where it limits
-    them. A container may see its own group as the root, under a name that leads nowhere there.
-    """
-    for line in _read(own_group).splitlines():
-        number, _, path = line.split(":", 2)
-        if number != "0":  # version 1 of control groups
-            continue
-        group = mount / path.lstrip("/")
-        for each in (group, *group.parents):
-            quota, _, period = _read(each / "cpu.max").partition(" ")
-            if quota.isdecimal():
-                yield int(quota) / int(period)
-            if each == mount:
-                break
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
+def _quotas(limits: Iterable[str]) -> Iterator[float]:
+    """Cores that each control group allows, where it limits them."""
+    for limit in limits:
+        quota, _, period = limit.partition(" ")
+        if quota.isdecimal():
+            yield int(quota) / int(period)

@@ -44,15 +44,19 @@ def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
 
 def _merge(staging: Path, ranges: Sequence[ShardPlan]) -> tuple[ShardManifest, list[str]]:
     """The manifest of one file, joined if it has several ranges, and where it differs from the plan."""
-    layout = ranges[0].range.layout
-    shard = read_manifest(staging, layout.file) if len(ranges) == 1 else join_file(staging, ranges)
-    planned = {place.name: (place.spec.dtype.safetensors_name, place.spec.shape) for place in layout.tensors}
+    file = ranges[0].file
+    shard = read_manifest(staging, file) if len(ranges) == 1 else join_file(staging, ranges)
+    planned = {
+        place.name: (place.spec.dtype.safetensors_name, place.spec.shape)
+        for each in ranges
+        for place in each.tensors
+    }
     recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard.tensors}
-    with safe_open(staging / layout.file, framework="pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    with safe_open(staging / file, framework="pt") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
         on_disk = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
     return shard, [
-        f"{layout.file}: {name} differs between plan, shard JSON and header"
+        f"{file}: {name} differs between plan, shard JSON and header"
         for name in sorted({*planned, *recorded, *on_disk})
         if not planned.get(name) == recorded.get(name) == on_disk.get(name)
     ]

@@ -28,21 +28,21 @@ def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
 
     Raises VerificationError for a range that is missing or is not the one that was planned.
     """
-    layout = ranges[0].range.layout
+    file, num_bytes = ranges[0].file, ranges[0].range.file_bytes
     found = [_read_range(staging, shard) for shard in ranges]
     edges = [
         edge for each in found for edge in ((each.begin, each.head), (each.end - len(each.tail), each.tail))
     ]
-    shared_file.join_ranges(staging / layout.file, layout.num_bytes, edges)
+    shared_file.join_ranges(staging / file, num_bytes, edges)
     manifest = ShardManifest(
-        layout.file,
-        layout.num_bytes,
+        file,
+        num_bytes,
         "",
         tensor_digest(ranges[0].range.header),
         tuple(tensor for each in found for tensor in each.tensors),
         {name: count for each in found for name, count in each.not_finite.items()},
     )
-    files.write_file(staging / shard_json(layout.file), [json.dumps(manifest.to_json()).encode()])
+    files.write_file(staging / shard_json(file), [json.dumps(manifest.to_json()).encode()])
     return manifest
 
 

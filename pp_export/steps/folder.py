@@ -5,7 +5,7 @@ Rank 0 does all of this alone, while the others wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.reference.reference_folder import copy_assets
 from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
-from pp_export.steps.inputs import ExportInputs
-from pp_export.steps.report import Completed
+from pp_export.steps.inputs import ExportInputs, Whole
+from pp_export.steps.provenance import provenance
+from pp_export.steps.report import Completed, Measured
 from pp_export.steps.target import Target
 from pp_export.verification import verify_structure
 
@@ -36,13 +37,15 @@ class IndexedFolder:
     contents: str
     shards: tuple[ShardManifest, ...]
     completed: Completed
+    provenance: Mapping[str, Any]
 
 
-def make_staging_folder(world: World, target: Target, plan: ExportPlan) -> Path:
+def make_staging_folder(world: World, target: Target, whole: Whole | None) -> Path:
     """Rank 0 makes it, called by all ranks; one that does not see it does not share the filesystem."""
 
     def make() -> None:
-        files.check_space(target.folder, sum(shard.num_bytes for shard in plan.shards) + _SPARE_BYTES)
+        assert whole is not None
+        files.check_space(target.folder, sum(shard.num_bytes for shard in whole.plan.shards) + _SPARE_BYTES)
         files.make_folder(target.staging)
         files.make_folder(target.staging / file_names.SHARD_JSONS)
 
@@ -60,20 +63,23 @@ def make_staging_folder(world: World, target: Target, plan: ExportPlan) -> Path:
 
 
 def index_folder(
-    world: World, staging: Path, plan: ExportPlan, inputs: ExportInputs, options: TargetOptions
+    world: World, staging: Path, whole: Whole | None, options: TargetOptions
 ) -> IndexedFolder | None:
     """Step 8, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
     it made.
     """
 
     def complete() -> IndexedFolder:
+        assert whole is not None
+        plan, inputs = whole.plan, whole.inputs
         shards = index.merge_shards(staging, plan)
         index.write_index(staging, plan, shards)
         not_finite = {name: count for shard in shards for name, count in shard.not_finite.items()}
         _check_finite(not_finite, options)
         completed = Completed() if options.weights_only else _add_model_files(staging, inputs)
         completed = replace(completed, not_finite=not_finite)
-        return IndexedFolder(staging, plan, options.contents, tuple(shards), completed)
+        told = provenance(inputs, plan, options)
+        return IndexedFolder(staging, plan, options.contents, tuple(shards), completed, told)
 
     return world.control.on_first(complete)
 
@@ -90,8 +96,6 @@ def _check_finite(not_finite: Mapping[str, int], options: TargetOptions) -> None
 
 def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     reference, model = inputs.reference, inputs.model
-    assert reference is not None
-    assert model is not None
     copy_assets(reference, staging)
     files.write_file(staging / file_names.CONFIG, [model.config.image])
     return Completed(
@@ -103,20 +107,16 @@ def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     )
 
 
-def seal(
-    world: World,
-    indexed: IndexedFolder | None,
-    digests: Mapping[str, str],
-    provenance: Mapping[str, Any],
-) -> None:
+def seal(world: World, indexed: IndexedFolder | None, measured: Sequence[Measured]) -> None:
     """The end of step 9, called by all ranks: manifest and SHA256SUMS, then the structure of the whole
-    folder. `digests` are the SHA-256 of the files that several ranks wrote; known on rank 0.
+    folder. What all ranks `measured`, the SHA-256 of files of several ranges too, is known on rank 0.
     """
 
     def prove() -> None:
         assert indexed is not None
+        digests = {file: sha256 for each in measured for file, sha256 in each.sha256_of.items()}
         shards = [replace(shard, sha256=digests.get(shard.file, shard.sha256)) for shard in indexed.shards]
-        index.seal(indexed.staging, indexed.plan, shards, provenance, indexed.contents)
+        index.seal(indexed.staging, indexed.plan, shards, indexed.provenance, indexed.contents)
         faults = verify_structure(indexed.staging)
         if faults:
             findings = [str(fault) for fault in faults]

@@ -4,12 +4,11 @@ here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pp_export.architecture import rules, table_files
+from pp_export.architecture import table_files
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
@@ -22,12 +21,16 @@ from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
+from pp_export.planning import part_image
 from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan, unit_bytes
+from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
+from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference
-from pp_export.steps.model import NOTHING_EXPECTED, SettledModel, settle_account, settle_model
+from pp_export.steps.capacity import capacity_of
+from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
 from pp_export.steps.target import Target
 
@@ -37,43 +40,38 @@ class ExportInputs:
     """What is exported: the checkpoint's catalog, the model that it is, and the account of one against the
     other.
 
-    Made on rank 0, where everything is checked. The other ranks get `to_bytes`, the table included, and have
-    neither `model` nor `reference`: nothing they decide depends on what is in them.
+    Made on rank 0, where everything is checked, and known there only.
     """
 
     catalog: Catalog
     architecture: Architecture
     sizes: ModelSizes
     account: Account
-    model: SettledModel | None = None
-    reference: Reference | None = None
+    model: SettledModel
+    reference: Reference
 
-    def to_bytes(self) -> bytes:
-        architecture = {"name": self.architecture.name, "table": self.architecture.table}
-        head = json.dumps({"sizes": asdict(self.sizes), "architecture": architecture}).encode()
-        return len(head).to_bytes(8, "little") + head + self.catalog.to_bytes()
 
-    @classmethod
-    def from_bytes(cls, image: bytes, options: ResultOptions) -> ExportInputs:
-        """The same inputs on another rank."""
-        end = 8 + int.from_bytes(image[:8], "little")
-        head = json.loads(image[8:end])
-        architecture = rules.checked(**head["architecture"])
-        catalog = Catalog.from_bytes(image[end:])
-        sizes = ModelSizes(**head["sizes"])
-        return cls(
-            catalog,
-            architecture,
-            sizes,
-            settle_account(catalog, architecture, sizes, NOTHING_EXPECTED, options),
-        )
+@dataclass(frozen=True)
+class OwnPart:
+    """What a rank reads, sends, gathers and writes, and the catalog of what it reads."""
+
+    plan: RankPlan
+    catalog: Catalog
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is exported, and the plan for it; known on rank 0."""
+
+    inputs: ExportInputs
+    plan: ExportPlan
 
 
 def describe(
     source: Source, target: Target, options: TargetOptions, world: World, pending: PendingInputs | None
-) -> ExportInputs:
+) -> ExportInputs | None:
     """Step 1, called by all ranks. Rank 0 checks the target, then reads and checks all metadata; the others
-    get what they need of it. `pending` is rank 0's, if it was started ahead.
+    only hear that this went well. `pending` is rank 0's, if it was started ahead.
     """
     world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
     if options.backend == backends.NCCL:
@@ -87,13 +85,12 @@ def describe(
     def read() -> bytes:
         target.check(options, source.folders)
         mine.append(read_inputs(source, options, pending or PendingInputs.start(options), announced))
-        return mine[0].to_bytes() if world.size > 1 else b""
+        return json_digest(mine[0].architecture.table).encode()
 
-    image = world.control.share(read)
-    inputs = mine[0] if mine else ExportInputs.from_bytes(image, options)
+    digest = world.control.share(read).decode()
     if options.architecture is not None:
-        world.control.together(lambda: _check_own_table(inputs.architecture, options.architecture))
-    return inputs
+        world.control.together(lambda: _check_own_table(digest, options.architecture))
+    return mine[0] if mine else None
 
 
 def read_inputs(
@@ -109,30 +106,59 @@ def read_inputs(
         pending.cancel()
 
 
-def agree_on_plan(inputs: ExportInputs, options: TargetOptions, world: World) -> ExportPlan:
-    """Step 2, called by all ranks: the plan, the same on all of them or an error on all of them."""
-    plan = plan_export(inputs, options, world.size)
-    world.control.same({"the plan": plan.fingerprint})
-    return plan
+def agree_on_plan(
+    inputs: ExportInputs | None, options: TargetOptions, world: World
+) -> tuple[OwnPart, Whole | None]:
+    """Step 2, called by all ranks: rank 0 makes the plan of its `inputs`, and each rank gets its own part of
+    it, proved to belong to the whole. Rank 0 keeps the whole too.
+    """
+    made: list[Whole] = []
+
+    def make() -> Sequence[bytes]:
+        assert inputs is not None
+        plan = plan_export(inputs, options, world.size)
+        made.append(Whole(inputs, plan))
+        return [_image(plan, inputs.catalog, rank) if rank else b"" for rank in range(world.size)]
+
+    image = world.control.scatter(make)
+    if made:
+        whole = made[0]
+        world.control.same({"the plan": whole.plan.fingerprint})
+        return OwnPart(whole.plan.part_of(0), whole.inputs.catalog), whole
+    begin = 8 + int.from_bytes(image[:8], "little")
+    proved = ProvedPart.from_bytes(image[8:begin])
+    fingerprint = proved.fingerprint(world.rank, world.size)
+    world.control.same({"the plan": fingerprint})
+    part = part_image.from_bytes(proved.body, fingerprint)
+    return OwnPart(replace(part, capacity=capacity_of(options)), Catalog.from_bytes(image[begin:])), None
 
 
-def agree_on_backend(source: Source, plan: ExportPlan, options: TargetOptions, world: World) -> Backend:
+def _image(plan: ExportPlan, catalog: Catalog, rank: int) -> bytes:
+    """The part of a rank, and what it needs of the catalog."""
+    own = plan.image_of(rank)
+    return len(own).to_bytes(8, "little") + own + catalog.restricted_to(plan.part_of(rank).items).to_bytes()
+
+
+def agree_on_backend(
+    source: Source, own: RankPlan, whole: Whole | None, options: TargetOptions, world: World
+) -> Backend:
     """The end of step 2, called by all ranks: what carries the values. Rank 0 chooses, once it knows what
     the ranks are; where nothing is sent, nobody is asked.
     """
-    if not plan.groups:
+    if not own.num_links:
         return backends.expected(options.backend, ())
     facts = world.control.gather(backends.facts(source.device).to_bytes())
 
     def choose() -> bytes:
+        assert whole is not None
         ranks = [RankFacts.from_bytes(image) for image in facts]
-        return backends.choose(options.backend, plan.groups, ranks).to_bytes()
+        return backends.choose(options.backend, whole.plan.groups, ranks).to_bytes()
 
     return Backend.from_bytes(world.control.share(choose))
 
 
 def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -> ExportPlan:
-    """The plan for `world_size` ranks; pure, so that every rank comes to the same."""
+    """The plan for `world_size` ranks; pure."""
     pipeline, tensor, expert = asked = [
         getattr(options, f"{axis}_parallel", None) for axis in ("pipeline", "tensor", "expert")
     ]
@@ -152,21 +178,22 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         holders=holders,
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
         basis=json_digest([VERSION, result]),
+        capacity=capacity_of(options),
     )
 
 
-def _check_own_table(shared: Architecture, table: str | None) -> None:
-    """Rank 0's table counts. Where this rank sees a file of that name too, it must mean the same: another
-    one tells of nodes that were not set up alike.
+def _check_own_table(digest: str, table: str | None) -> None:
+    """Rank 0's table counts, whose digest is given. Where this rank sees a file of that name too, it must
+    mean the same: another one tells of nodes that were not set up alike.
     """
     if table is None or not Path(table_file(table)).is_file():
         return
     own = table_files.load(table_file(table))
-    if json_digest(own.table) != json_digest(shared.table):
+    if json_digest(own.table) != digest:
         raise RuleError(
             "the architecture table is another one on this rank",
             where={"table": Path(table_file(table)).absolute()},
-            expected=f"digest {json_digest(shared.table)} (rank 0)",
+            expected=f"digest {digest} (rank 0)",
             got=f"digest {json_digest(own.table)}",
             advice="give all nodes the same file, or put it on a filesystem that they share",
         )

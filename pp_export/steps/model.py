@@ -32,8 +32,6 @@ from pp_export.steps.pending import PendingInputs
 Expected = tuple[Mapping[str, Shape | None] | None, str]
 """Names and shapes (None where not known), and where they are from; None where nothing is known."""
 
-NOTHING_EXPECTED: Expected = (None, accounting.TABLE)
-
 
 @dataclass(frozen=True)
 class FinalConfig:

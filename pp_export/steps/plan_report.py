@@ -134,8 +134,6 @@ def plan_report(
     num_boxes = sum(map(len, inputs.catalog.slices.values()))
     backend = expected(asked, plan.groups)
     model, reference = inputs.model, inputs.reference
-    assert model is not None
-    assert reference is not None
     return PlanReport(
         architecture=inputs.architecture.name,
         expected_from=inputs.account.truth,
@@ -167,23 +165,24 @@ def plan_report(
                 tuple(
                     PlannedRange(each.stage, each.leader, each.range.begin, each.range.end) for each in ranges
                 ),
-                ranges[0].range.layout.num_bytes,
+                ranges[0].range.file_bytes,
                 {
                     place.name: PlannedTensor(place.spec.dtype.torch_name, place.spec.shape)
-                    for place in ranges[0].range.layout.tensors
+                    for each in ranges
+                    for place in each.tensors
                 },
             )
             for ranges in plan.files
         ),
         ranks=tuple(
             PlannedRank(
-                rank,
-                plan.stage_of_rank.get(rank),
-                plan.read_bytes(rank),
-                plan.sent_bytes(rank),
-                plan.written_bytes(rank),
-                plan.peak_bytes(rank),
+                part.rank,
+                plan.stage_of_rank.get(part.rank),
+                part.read_bytes,
+                part.sent_bytes,
+                part.written_bytes,
+                part.peak_bytes,
             )
-            for rank in range(plan.world_size)
+            for part in plan.parts
         ),
     )

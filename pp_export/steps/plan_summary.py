@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import median_low
@@ -44,23 +44,22 @@ class PlanSummary:
 
 def summarize(plan: ExportPlan) -> PlanSummary:
     """The summary of a plan; pure."""
-    idle = set(plan.idle_ranks)
-    busy = [rank for rank in range(plan.world_size) if rank not in idle]
+    busy = [part for part in plan.parts if not part.is_idle]
 
-    def load(of_rank: Callable[[int], int]) -> Load:
-        found = [of_rank(rank) for rank in busy]
+    def load(name: str) -> Load:
+        found = [getattr(part, name) for part in busy]
         most, median = max(found), median_low(found)
-        return Load(most, busy[found.index(most)], median, busy[found.index(median)])
+        return Load(most, busy[found.index(most)].rank, median, busy[found.index(median)].rank)
 
     return PlanSummary(
         num_leaders=_num_leaders(plan),
         num_busy_ranks=len(busy),
         idle_ranks=plan.idle_ranks,
-        total_sent_bytes=sum(map(plan.sent_bytes, busy)),
-        read_bytes=load(plan.read_bytes),
-        sent_bytes=load(plan.sent_bytes),
-        written_bytes=load(plan.written_bytes),
-        peak_bytes=load(plan.peak_bytes),
+        total_sent_bytes=sum(plan.links.values()),
+        read_bytes=load("read_bytes"),
+        sent_bytes=load("sent_bytes"),
+        written_bytes=load("written_bytes"),
+        peak_bytes=load("peak_bytes"),
     )
 
 

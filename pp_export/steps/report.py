@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,20 @@ from pp_export.steps.versions import versions
 if TYPE_CHECKING:
     from pp_export.distributed.backends import Backend
     from pp_export.distributed.world import World
-    from pp_export.planning.export_plan import ExportPlan
     from pp_export.process.recorder import Recorder
-    from pp_export.steps.inputs import ExportInputs
+    from pp_export.steps.inputs import Whole
 
 SCHEMA_VERSION = 1
+
+_RANK_0_ONLY: Mapping[str, Any] = {
+    "dropped": {},
+    "other_dtypes": {},
+    "not_finite": {},
+    "links": (),
+    "peak_anonymous_bytes": (),
+    "planned_peak_bytes": (),
+    "timeline": {"words": [], "phases": {}, "ranks": []},
+}
 
 
 class Clock:
@@ -45,30 +54,36 @@ class Clock:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rank measured of itself: the peak of its anonymous memory, the bytes that it sent to each other
-    rank, and what it did when, if it is one of those whose timeline is kept.
+    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank, the
+    SHA-256 of those files of several ranges that it re-read, and what it did when, if it is one of those
+    whose timeline is kept.
     """
 
     peak_anonymous_bytes: int
     sent: Mapping[int, int]
+    sha256_of: Mapping[str, str]
     timeline: RankTimeline | None = None
 
     @classmethod
-    def of(cls, world: World, recorder: Recorder, sent: Mapping[int, int]) -> Measured:
+    def of(
+        cls, world: World, recorder: Recorder, sent: Mapping[int, int], sha256_of: Mapping[str, str]
+    ) -> Measured:
         """What this rank measured until now."""
         is_shown = world.rank in shown_ranks(world.size)
         timeline = recorder.timeline(world.rank).coarse(SPANS_SHOWN) if is_shown else None
-        return cls(peak_anonymous_bytes(), sent, timeline)
+        return cls(peak_anonymous_bytes(), sent, sha256_of, timeline)
 
     def to_bytes(self) -> bytes:
         timeline = None if self.timeline is None else self.timeline.to_json()
-        return json.dumps([self.peak_anonymous_bytes, list(self.sent.items()), timeline]).encode()
+        value = [self.peak_anonymous_bytes, list(self.sent.items()), dict(self.sha256_of), timeline]
+        return json.dumps(value).encode()
 
     @classmethod
     def from_bytes(cls, image: bytes) -> Measured:
         """What another rank measured."""
-        peak, sent, timeline = json.loads(image)
-        return cls(peak, dict(sent), None if timeline is None else RankTimeline.from_json(timeline))
+        peak, sent, sha256_of, timeline = json.loads(image)
+        found = None if timeline is None else RankTimeline.from_json(timeline)
+        return cls(peak, dict(sent), sha256_of, found)
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,9 @@ class ExportReport:
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `backend` is what carried values between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
-    `core.timeline.Timeline` as JSON. What rank 0 alone knows (the three of the args, `config_*`, `assets_*`,
-    `not_finite`, `links`, `peak_anonymous_bytes`, `timeline`) is empty on the other ranks of a live export.
+    `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
+    `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`, `timeline`) is empty on the other
+    ranks than 0 of a live export.
     """
 
     output: str
@@ -171,18 +187,34 @@ class ExportReport:
         return cls(**fields)
 
 
+def share(world: World, make: Callable[[], ExportReport]) -> ExportReport:
+    """The report that rank 0 makes, on every rank; called by all. The other ranks get it without what grows
+    with the tensors or the ranks.
+    """
+    made: list[ExportReport] = []
+
+    def tell() -> bytes:
+        made.append(make())
+        return json.dumps(replace(made[0], **_RANK_0_ONLY).to_json()).encode() if world.size > 1 else b""
+
+    image = world.control.share(tell)
+    return made[0] if made else ExportReport.from_json(json.loads(image))
+
+
 def succeeded(
-    inputs: ExportInputs,
-    plan: ExportPlan,
+    whole: Whole | None,
     options: TargetOptions,
     backend: Backend,
     completed: Completed | None,
-    measured: Sequence[bytes],
+    measured: Sequence[Measured],
     seconds: Mapping[str, float],
 ) -> ExportReport:
-    """The report of success. `completed`, and what each rank `measured`, are known on rank 0."""
-    of_ranks = [Measured.from_bytes(image) for image in measured]
-    done = completed or Completed()
+    """The report of success; called on rank 0, where the whole, `completed`, and what each rank `measured`
+    are known.
+    """
+    assert whole is not None
+    assert completed is not None
+    inputs, plan = whole.inputs, whole.plan
     description, model = inputs.catalog.description, inputs.model
     return ExportReport(
         checkpoint=description.folder,
@@ -195,13 +227,13 @@ def succeeded(
         options=options.to_json(),
         plan_fingerprint=plan.fingerprint,
         versions=versions(),
-        settings=to_json_value(dict(model.meaning.values)) if model else {},
-        settings_unchecked=model.meaning.unchecked if model else (),
-        args_unknown=model.args_unknown if model else (),
+        settings=to_json_value(dict(model.meaning.values)),
+        settings_unchecked=model.meaning.unchecked,
+        args_unknown=model.args_unknown,
         output=str(options.output.absolute()),
         dtype=inputs.account.main_dtype.torch_name,
         other_dtypes={name: dtype.torch_name for name, dtype in inputs.account.other_dtypes.items()},
-        not_finite=dict(done.not_finite),
+        not_finite=dict(completed.not_finite),
         vocab_size=inputs.sizes.vocab_size,
         num_files=len(plan.files),
         num_tensors=sum(len(shard.tensors) for shard in plan.shards),
@@ -212,25 +244,25 @@ def succeeded(
         backend_reason=backend.why,
         links=tuple(
             {"sender": sender, "receiver": receiver, "bytes": count}
-            for sender, one in enumerate(of_ranks)
+            for sender, one in enumerate(measured)
             for receiver, count in sorted(one.sent.items())
         ),
-        config_corrections=done.corrections,
-        config_additions=done.additions,
-        assets_copied=done.assets,
-        assets_left=done.left,
+        config_corrections=completed.corrections,
+        config_additions=completed.additions,
+        assets_copied=completed.assets,
+        assets_left=completed.left,
         notes=(
             *description.notes,
-            *(model.notes if model else ()),
-            *done.notes,
+            *model.notes,
+            *completed.notes,
             *notes_on(plan, is_live=inputs.catalog.holders is not None),
         ),
         verified=options.verify,
         source_checked=options.check_source if isinstance(options, SourceOptions) else None,
         seconds=dict(seconds),
-        peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in of_ranks),
-        planned_peak_bytes=tuple(plan.peak_bytes(rank) for rank in range(plan.world_size)),
-        timeline=_timeline([one.timeline for one in of_ranks if one.timeline is not None], seconds),
+        peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in measured),
+        planned_peak_bytes=tuple(part.peak_bytes for part in plan.parts),
+        timeline=_timeline([one.timeline for one in measured if one.timeline is not None], seconds),
     )
 
 

@@ -42,7 +42,7 @@ def print_export(report: ExportReport) -> None:
     seconds = report.seconds
     rate = human_bytes(report.total_size / max(seconds.get("export", 0), 1e-3))
     peaks = ", ".join(human_bytes(peak) for peak in report.peak_anonymous_bytes[:_MAX_PEAKS])
-    verified = f"every byte re-read, {seconds['verify']:.1f} s" if report.verified else "NOT verified"
+    verified = "every byte re-read from the disk" if report.verified else "NOT verified"
     out = console()
     table = Table(title=f"exported to {report.output}", show_header=False)
     rows = {

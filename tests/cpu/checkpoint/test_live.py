@@ -113,7 +113,7 @@ def test_replicas_share_the_work(found: Found) -> None:
     """
     for name in (name_of("qwen2", "tp2"), name_of("qwen2", "tp1")):
         ranks = found(name)
-        assert all(rank["leaders"] == list(range(len(ranks))) for rank in ranks)
+        assert ranks[0]["leaders"] == list(range(len(ranks)))
         read = [rank["read_bytes"] for rank in ranks]
         assert min(read) > 0.5 * max(read)
 

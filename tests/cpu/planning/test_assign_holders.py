@@ -35,6 +35,7 @@ from tests.cpu.planning.test_planner import (
     Slices,
     count_lines,
     files_of,
+    parts_of,
     planned,
     settle,
 )
@@ -146,7 +147,7 @@ def test_every_stored_byte_is_read_once_by_one_holder_in_order(
     ends: Counter[int] = Counter()
     reader: dict[int, int] = {}
     for rank in range(job.num_ranks):
-        for _, _, part in plan.parts_of(rank):
+        for _, part in parts_of(plan, rank):
             for slice_ in part.slices:
                 assert rank in holders.sets[holders.set_of_item[slice_.item]]
                 assert reader.setdefault(slice_.item, rank) == rank
@@ -187,8 +188,8 @@ def test_leaders_share_the_shards_of_their_stage(leaders: int | None) -> None:
 def test_replicas_export_side_by_side(replicas: int) -> None:
     """Each replica leads shards, and a leader takes all that it holds from itself: nothing is sent."""
     plan = held(Job(replicas=replicas), max_shard_bytes=600)
-    assert [plan.sent_bytes(rank) for rank in range(replicas)] == [0] * replicas
-    assert all(plan.read_bytes(rank) for rank in range(replicas))
+    assert [plan.part_of(rank).sent_bytes for rank in range(replicas)] == [0] * replicas
+    assert all(plan.part_of(rank).read_bytes for rank in range(replicas))
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -207,9 +208,9 @@ def test_ranks_that_hold_nothing_take_no_part() -> None:
     assert plan.world_size == 8
     assert plan.stage_of_rank.keys() == set(range(6))
     for rank in (6, 7):
-        assert (plan.parts_of(rank), plan.led_by(rank)) == ([], [])
-        assert (plan.read_bytes(rank), plan.sent_bytes(rank)) == (0, 0)
-        assert plan.peak_bytes(rank) < plan.peak_bytes(0)
+        assert (parts_of(plan, rank), plan.part_of(rank).led) == ([], ())
+        assert (plan.part_of(rank).read_bytes, plan.part_of(rank).sent_bytes) == (0, 0)
+        assert plan.part_of(rank).peak_bytes < plan.part_of(0).peak_bytes
         assert rank in plan.verifiers()
 
 
@@ -250,8 +251,8 @@ def test_few_bytes_are_sent(job: Job, num_experts: int, limit: int) -> None:
 
 def num_sent(plan: ExportPlan) -> int:
     """Bytes that ranks read for other leaders, without alignment."""
-    parts = [each for rank in range(plan.world_size) for each in plan.parts_of(rank)]
-    return sum(s.num_bytes for shard, _, part in parts if shard.leader != part.rank for s in part.slices)
+    parts = [each for rank in range(plan.world_size) for each in parts_of(plan, rank)]
+    return sum(s.num_bytes for shard, part in parts if shard.leader != part.rank for s in part.slices)
 
 
 def loads(sizes: Sequence[int], leaders: Sequence[int]) -> list[int]:

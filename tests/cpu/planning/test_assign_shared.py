@@ -18,7 +18,7 @@ from pp_export.core.tensors import Slice
 from pp_export.planning.assign_shared import assign_shared
 from pp_export.planning.assignment import FileContent
 from pp_export.planning.export_plan import ExportPlan
-from tests.cpu.planning.test_planner import planned
+from tests.cpu.planning.test_planner import parts_of, planned
 from tests.fixtures.boxes import whole
 from tests.fixtures.catalogs import ToyDecoder
 
@@ -39,7 +39,7 @@ def separate(*sizes: int) -> list[FileContent]:
 
 
 def led(plan: ExportPlan) -> list[int]:
-    return [sum(shard.data_bytes for shard in plan.led_by(rank)) for rank in range(plan.world_size)]
+    return [sum(shard.data_bytes for shard in plan.part_of(rank).led) for rank in range(plan.world_size)]
 
 
 @cache
@@ -66,10 +66,10 @@ def test_no_world_size_is_a_cliff(world_size: int) -> None:
     sizes = tuple(shard.data_bytes for shard in plan.shards)
     assert max(led(plan)) == lightest(sizes, min(world_size, len(sizes)))
     assert sum(map(bool, led(plan))) == min(world_size, len(sizes))
-    assert {part.rank == shard.leader for r in range(world_size) for shard, _, part in plan.parts_of(r)} == {
+    assert {part.rank == shard.leader for r in range(world_size) for shard, part in parts_of(plan, r)} == {
         True
     }
-    assert sum(map(plan.sent_bytes, range(world_size))) == 0
+    assert sum(part.sent_bytes for part in plan.parts) == 0
     assert plan.stages == tuple((rank,) for rank in range(world_size) if rank not in plan.idle_ranks)
 
 
@@ -100,7 +100,7 @@ def test_a_folder_of_few_files_is_led_by_all() -> None:
     plan = planned(ToyDecoder(num_layers=4), 4, ToyDecoder(num_layers=4).slices(2))
     assert all(led(plan))
     assert all(shard.leader == part.rank for shard in plan.shards for b in shard.buckets for part in b.parts)
-    assert [plan.sent_bytes(rank) for rank in range(4)] == [0] * 4
+    assert [plan.part_of(rank).sent_bytes for rank in range(4)] == [0] * 4
 
 
 def test_runs_end_where_items_do_if_that_is_as_even() -> None:

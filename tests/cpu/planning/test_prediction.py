@@ -100,9 +100,9 @@ def test_the_work_is_the_plan_s(cores: int) -> None:
             read[rank] += size
             sent[rank] += size * (rank != shard.leader)
     for rank in range(plan.world_size):
-        assert read[rank] == plan.read_bytes(rank)
-        assert written[rank] == plan.written_bytes(rank)
-        assert sent[rank] == plan.sent_bytes(rank)
+        assert read[rank] == plan.part_of(rank).read_bytes
+        assert written[rank] == plan.part_of(rank).written_bytes
+        assert sent[rank] == plan.part_of(rank).sent_bytes
     assert sum(sent.values()) > 0
     found = predict(work, replace(MACHINE, cores=cores))
     assert sum(found.verified_bytes) == sum(written.values())

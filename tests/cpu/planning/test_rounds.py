@@ -34,21 +34,19 @@ def test_a_round_is_the_next_bucket_of_every_leader(plan: ExportPlan) -> None:
     who reads it; a rank that neither gives nor takes has no such round.
     """
     for group in (*plan.groups, *({(rank,) for rank in range(plan.world_size)} - {*plan.groups})):
-        led = {rank: [b for shard in plan.led_by(rank) for b in shard.buckets] for rank in group}
-        for rank in group if plan.group_of(group[0]) == group else ():
-            rounds = plan.rounds_of(rank)
+        led = {rank: [b for shard in plan.part_of(rank).led for b in shard.buckets] for rank in group}
+        for rank in group if plan.part_of(group[0]).group == group else ():
+            rounds = plan.part_of(rank).rounds
             assert [each.number for each in rounds] == sorted({each.number for each in rounds})
             assert [each.takes.bucket for each in rounds if each.takes] == led[rank]
             for each in rounds:
                 assert each.takes is None or each.takes.bucket is led[rank][each.number]
                 assert each.takes or each.gives
                 for given_ in each.gives:
-                    assert given_.bucket is led[given_.shard.leader][each.number]
-                    assert given_.part in given_.bucket.parts
+                    bucket = led[given_.shard.leader][each.number]
+                    assert given_.part in bucket.parts
                     assert given_.part.rank == rank
-    given_once = Counter(
-        id(given_.part) for rank in range(plan.world_size) for r in plan.rounds_of(rank) for given_ in r.gives
-    )
+    given_once = Counter(id(given_.part) for part in plan.parts for r in part.rounds for given_ in r.gives)
     parts = [id(part) for shard in plan.shards for bucket in shard.buckets for part in bucket.parts]
     assert given_once == Counter(parts)
 
@@ -68,8 +66,8 @@ def test_links_are_the_bytes_that_are_read_elsewhere(plan: ExportPlan) -> None:
                 needed[part.rank, shard.leader] += num_bytes
     assert plan.links == dict(needed)
     for rank in range(plan.world_size):
-        assert plan.sent_bytes(rank) == sum(n for (sender, _), n in needed.items() if sender == rank)
-    read = sum(plan.read_bytes(rank) for rank in range(plan.world_size))
+        assert plan.part_of(rank).sent_bytes == sum(n for (sender, _), n in needed.items() if sender == rank)
+    read = sum(plan.part_of(rank).read_bytes for rank in range(plan.world_size))
     assert read == local + sum(plan.links.values())
 
 
@@ -77,7 +75,7 @@ def test_arrivals_have_places_of_their_own(plan: ExportPlan) -> None:
     """What arrives in a round lies one after another in exactly the memory that the plan counts for it."""
     for rank in range(plan.world_size):
         arriving = outgoing = 0
-        for each in plan.rounds_of(rank):
+        for each in plan.part_of(rank).rounds:
             end = 0
             for arrival in each.arrivals:
                 assert arrival.begin == end
@@ -87,16 +85,16 @@ def test_arrivals_have_places_of_their_own(plan: ExportPlan) -> None:
             arriving = max(arriving, end)
             sent = [g.part.num_bytes for g in each.gives if g.shard.leader != rank]
             outgoing = max(outgoing, sum(sent))
-        assert plan.arriving_bytes(rank) == arriving
-        assert plan.outgoing_bytes(rank) == outgoing
-        assert plan.incoming_bytes(rank) == (LOOK_AHEAD * pages(arriving) if arriving else 0)
+        assert plan.part_of(rank).arriving_bytes == arriving
+        assert plan.part_of(rank).outgoing_bytes == outgoing
+        assert plan.part_of(rank).incoming_bytes == (LOOK_AHEAD * pages(arriving) if arriving else 0)
 
 
 def test_a_rank_reads_two_rounds_at_most_ahead(plan: ExportPlan) -> None:
     """Memory for reading is that of the largest round, twice: one that travels, one that is being read."""
     for rank in range(plan.world_size):
-        rounds = [sum(pages(g.part.num_bytes) for g in each.gives) for each in plan.rounds_of(rank)]
-        assert plan.ahead_bytes(rank) == LOOK_AHEAD * max(rounds, default=0)
+        rounds = [sum(pages(g.part.num_bytes) for g in each.gives) for each in plan.part_of(rank).rounds]
+        assert plan.part_of(rank).ahead_bytes == LOOK_AHEAD * max(rounds, default=0)
 
 
 @pytest.mark.parametrize("size", [4, 8])
@@ -119,7 +117,7 @@ def test_leaders_don_t_ask_the_same_rank_at_once(monkeypatch: pytest.MonkeyPatch
     busiest: Counter[int] = Counter()
     in_all: Counter[tuple[int, str]] = Counter()
     for rank in range(size):
-        for each in plan.rounds_of(rank):
+        for each in plan.part_of(rank).rounds:
             sent = sum(given.part.value_bytes for given in each.gives if given.shard.leader != rank)
             taken = sum(arrival.part.value_bytes for arrival in each.arrivals)
             busiest[each.number] = max(busiest[each.number], sent, taken)
@@ -130,6 +128,6 @@ def test_leaders_don_t_ask_the_same_rank_at_once(monkeypatch: pytest.MonkeyPatch
 def test_a_rank_alone_has_rounds_of_its_own() -> None:
     """Where nothing is sent there are no groups, and a rank's rounds are its buckets."""
     plan = planned(MOE, slices=MOE.slices(2))
-    assert (plan.groups, plan.links, plan.group_of(0)) == ((), {}, (0,))
+    assert (plan.groups, plan.links, plan.part_of(0).group) == ((), {}, (0,))
     buckets = [bucket for shard in plan.shards for bucket in shard.buckets]
-    assert [each.takes.bucket for each in plan.rounds_of(0) if each.takes] == buckets
+    assert [each.takes.bucket for each in plan.part_of(0).rounds if each.takes] == buckets

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pp_export.process import cores
+from pp_export.process import control_groups
 from pp_export.process.cores import usable_cores
 
 
@@ -17,8 +17,8 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own, mount = tmp_path / "cgroup", tmp_path / "mount"
     own.write_text("12:cpu:/elsewhere\n0::/pods/one\n")
     (mount / "pods" / "one").mkdir(parents=True)
-    monkeypatch.setattr(cores, "_OWN_GROUP", own)
-    monkeypatch.setattr(cores, "_MOUNT", mount)
+    monkeypatch.setattr(control_groups, "_OWN_GROUP", own)
+    monkeypatch.setattr(control_groups, "_MOUNT", mount)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     return mount
 

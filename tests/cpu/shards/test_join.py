@@ -18,7 +18,7 @@ import torch
 from pp_export.core import file_names
 from pp_export.core.errors import VerificationError
 from pp_export.disk import shared_file
-from pp_export.planning.file_layout import FileRange
+from pp_export.planning.file_layout import FileLayout
 from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.assemble import FrozenShard
 from pp_export.shards.join import join_file, read_manifest
@@ -60,11 +60,11 @@ def frozen_file() -> FrozenShard:
 
 def cut(frozen: FrozenShard, begins: tuple[int, ...]) -> list[FrozenShard]:
     """The same file as the frozen ranges that several leaders have."""
-    layout = frozen.range.layout
+    layout = FileLayout(FILE, frozen.range.tensors)
     bounds = (0, *begins, len(layout.tensors))
     found = []
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        range_ = FileRange(layout, number, len(bounds) - 1, layout.tensors[begin:end])
+        range_ = layout.range(number, len(bounds) - 1, layout.tensors[begin:end])
         names = {place.name for place in range_.tensors}
         counts = {name: count for name, count in frozen.not_finite.items() if name in names}
         found.append(FrozenShard(range_, frozen.image[range_.begin : range_.end], counts))
@@ -72,8 +72,7 @@ def cut(frozen: FrozenShard, begins: tuple[int, ...]) -> list[FrozenShard]:
 
 
 def plans_of(ranges: list[FrozenShard]) -> list[ShardPlan]:
-    layout = ranges[0].range.layout
-    plan = shard_of(FILE, {place.name: place.spec for place in layout.tensors})
+    plan = shard_of(FILE, {place.name: place.spec for each in ranges for place in each.range.tensors})
     return [replace(plan, range=each.range) for each in ranges]
 
 
@@ -186,7 +185,7 @@ def test_every_damaged_byte_is_found_and_named(staging: Path) -> None:
     frozen = frozen_file()
     join_file(staging, write_all(cut(frozen, (1, 3)), staging))
     header, path = frozen.range.header, staging / FILE
-    for place in frozen.range.layout.tensors:
+    for place in frozen.range.tensors:
         for position in (place.begin, place.end - 1):
             data = bytearray(frozen.image)
             data[len(header) + position] ^= 4

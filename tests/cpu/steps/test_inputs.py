@@ -20,10 +20,21 @@ from pp_export.core.version import VERSION
 from pp_export.distributed import liveness
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
+from pp_export.planning import part_image
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.proof import ProvedPart
+from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference
 from pp_export.steps import failure, inputs
-from pp_export.steps.inputs import ExportInputs, agree_on_plan, describe, plan_export, read_inputs
+from pp_export.steps.inputs import (
+    ExportInputs,
+    OwnPart,
+    Whole,
+    agree_on_plan,
+    describe,
+    plan_export,
+    read_inputs,
+)
 from pp_export.steps.target import Target
 from tests.fixtures.boxes import whole
 from tests.fixtures.catalogs import ToyDecoder
@@ -104,7 +115,7 @@ def write_table(path: Path, hf: dict[str, str]) -> Path:
     return path
 
 
-def described(world: World, options: TargetOptions, pending: Any = None) -> ExportInputs:
+def described(world: World, options: TargetOptions, pending: Any = None) -> ExportInputs | None:
     known: Any = pending or Pending(options)
     return describe(ToySource(), Target.of(options, world.run_id), options, world, known)
 
@@ -118,20 +129,27 @@ def plan_by(table: Path) -> ExportPlan:
     return plan_of(options_for(table.parent, architecture=str(table)))
 
 
-def test_every_rank_plans_by_the_table_that_rank_0_read(tmp_path: Path) -> None:
-    """A table that only rank 0 can see is enough: the others get it, checked, and come to the same plan."""
+def test_every_rank_works_by_the_table_that_rank_0_read(tmp_path: Path) -> None:
+    """A table that only rank 0 can see is enough: the others get their parts of the plan that it decides."""
     table = write_table(tmp_path / "table.yaml", SWAPPED)
     options = options_for(tmp_path, architecture=str(table))
 
-    def act(world: World) -> tuple[dict[str, str], str]:
+    def act(world: World) -> tuple[RankPlan, str]:
         pending: Any = Pending(options, table.unlink) if world.rank == 0 else None
-        found = described(world, options, pending)
-        (rule,) = [rule for rule in found.architecture.rules if rule.megatron == GLU]
-        return dict(rule.hf), agree_on_plan(found, options, world).fingerprint
+        own, _ = agree_on_plan(described(world, options, pending), options, world)
+        return own.plan, own.plan.fingerprint
 
     answers = on_all(act, HashStore())
-    assert answers == [(SWAPPED, answers[0][1])] * NUM_RANKS
+    assert len({fingerprint for _, fingerprint in answers}) == 1
     assert not table.exists()
+    placements = {
+        placement.name: placement.view.offset
+        for part, _ in answers
+        for shard in part.led
+        for placement in shard.placements.get(GLU.format(layer=1), ())
+    }
+    up, gate = (SWAPPED[role].format(layer=1) for role in ("gate", "up"))
+    assert placements[up] == 0 < placements[gate]
 
 
 def test_a_rank_that_sees_another_table_ends_all(tmp_path: Path) -> None:
@@ -177,21 +195,69 @@ def test_a_rank_with_other_options_ends_all(tmp_path: Path, other: dict[str, Any
     assert {error.what for error in on_all(act, HashStore())} == {"the ranks disagree on the options"}
 
 
-def test_a_rank_with_another_order_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A rank that would take the shards in another order can't take part: the fingerprints differ."""
-    options = options_for(tmp_path)
+@pytest.mark.parametrize("change", ["order", "byte", "rank"])
+def test_a_rank_with_a_changed_part_ends_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    """A rank whose part is not of the plan of rank 0 can't take part, and the error names it: where its
+    shards come in another order, a byte is another one, or it got the part of another rank.
+    """
+    options = options_for(tmp_path, max_shard_size="1KB")
+    image_of = ExportPlan.image_of
+
+    def changed(plan: ExportPlan, rank: int) -> bytes:
+        if rank != 1:
+            return image_of(plan, rank)
+        if change == "rank":
+            return image_of(plan, 2)
+        proved = ProvedPart.from_bytes(image_of(plan, rank))
+        if change == "byte":
+            body = proved.body.replace(b"bfloat16", b"float16_", 1)
+            assert body != proved.body
+        else:
+            part = plan.part_of(rank)
+            body = part_image.to_bytes(replace(part, led=tuple(reversed(part.led))))
+        return replace(proved, body=body).to_bytes()
+
+    monkeypatch.setattr(ExportPlan, "image_of", changed)
 
     def act(world: World) -> ExportError:
         def join(world: World) -> None:
-            found = described(world, options)
-            plan = plan_export(found, options, world.size)
-            if world.rank == 1:
-                plan = replace(plan, shards=tuple(reversed(plan.shards)))
-            world.control.same({"the plan": plan.fingerprint})
+            agree_on_plan(described(world, options), options, world)
 
         return error_of(world, join)
 
-    assert {error.what for error in on_all(act, HashStore())} == {"the ranks disagree on the plan"}
+    for error in on_all(act, HashStore()):
+        assert error.what == "the ranks disagree on the plan"
+        assert error.where["rank"] == "1"
+
+
+def test_a_rank_gets_its_own_part_and_no_other(tmp_path: Path) -> None:
+    """What a rank decodes is what rank 0 planned for it, with the items of the catalog that it reads, which
+    its slices name by their new numbers.
+    """
+    options = options_for(tmp_path)
+
+    def act(world: World) -> tuple[OwnPart, Whole | None]:
+        return agree_on_plan(described(world, options), options, world)
+
+    answers = on_all(act, HashStore())
+    _, whole = answers[0]
+    assert whole is not None
+    assert [other for _, other in answers[1:]] == [None] * (NUM_RANKS - 1)
+    for rank, (own, _) in enumerate(answers):
+        planned, catalog = whole.plan.part_of(rank), whole.inputs.catalog
+        assert planned.items
+        assert (own.plan.led == planned.led) == (rank == 0)
+        assert own.plan.fingerprint == whole.plan.fingerprint
+        assert [shard.range for shard in own.plan.led] == [shard.range for shard in planned.led]
+        assert [shard.placements for shard in own.plan.led] == [shard.placements for shard in planned.led]
+        read, meant = ([s for part in one.parts for s in part.slices] for one in (own.plan, planned))
+        assert [replace(s, item=0) for s in read] == [replace(s, item=0) for s in meant]
+        for got, original in zip(read, meant):
+            assert own.catalog.key_of_item[got.item] == catalog.key_of_item[original.item]
+        if rank:
+            assert len(own.catalog.stored_items) == len(planned.items) < len(catalog.stored_items)
 
 
 def test_the_fingerprint_covers_what_decides_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pp_export.steps.plan_summary import named, notes_on, summarize
 from tests.cpu.planning.test_assign_holders import Job, held
-from tests.cpu.planning.test_planner import DENSE, MOE, planned
+from tests.cpu.planning.test_planner import DENSE, MOE, parts_of, planned
 
 NUM_FILES = DENSE.num_layers + 2
 
@@ -18,13 +18,13 @@ def test_a_summary_is_of_all_ranks() -> None:
     job = Job(tensor=2, pipeline=3, idle=2)
     plan = held(job, MOE, max_shard_bytes=1500)
     found = summarize(plan)
-    read = [sum(s.num_bytes for _, _, part in plan.parts_of(r) for s in part.slices) for r in range(6)]
+    read = [sum(s.num_bytes for _, part in parts_of(plan, r) for s in part.slices) for r in range(6)]
     written = [sum(shard.num_bytes for shard in plan.shards if shard.leader == rank) for rank in range(6)]
     assert (found.read_bytes.most, found.read_bytes.median) == (max(read), median_low(read))
     assert (found.written_bytes.most, found.written_bytes.median) == (max(written), median_low(written))
     assert (found.num_leaders, found.num_busy_ranks, found.idle_ranks) == (sum(map(bool, written)), 6, (6, 7))
-    assert found.total_sent_bytes == sum(plan.sent_bytes(rank) for rank in range(6)) > 0
-    assert found.peak_bytes.most == max(plan.peak_bytes(rank) for rank in range(6))
+    assert found.total_sent_bytes == sum(plan.part_of(rank).sent_bytes for rank in range(6)) > 0
+    assert found.peak_bytes.most == max(plan.part_of(rank).peak_bytes for rank in range(6))
     assert (read[found.read_bytes.most_rank], read[found.read_bytes.median_rank]) == (
         max(read),
         median_low(read),

@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import ExportError, TargetError
 from pp_export.distributed.backends import Backend
+from pp_export.distributed.world import World
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
-from pp_export.steps.inputs import plan_export
+from pp_export.steps.inputs import Whole, plan_export
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, ExportReport, Measured
 from tests.cpu.conftest import Checkpoint
 from tests.fixtures.planned import Planned
+from tests.fixtures.worlds import on_all
 
 
 @pytest.fixture
@@ -28,9 +31,8 @@ def done(planned: Planned) -> ExportReport:
     seconds = {"plan": 0.5, "export": 2.0}
     measured = [Measured(5 + rank, {3 - rank: 10 + rank}).to_bytes() for rank in range(4)]
     backend = Backend("gloo", "asked for")
-    return report.succeeded(
-        planned.inputs, planned.plan, planned.options, backend, completed, measured, seconds
-    )
+    whole = Whole(planned.inputs, planned.plan)
+    return report.succeeded(whole, planned.options, backend, completed, measured, seconds)
 
 
 def through_json(value: Any) -> Any:
@@ -88,16 +90,24 @@ def test_the_manifest_gets_what_decides_bytes(planned: Planned, done: ExportRepo
     assert through_json(made) == made
 
 
-def test_a_rank_that_completed_nothing_reports_the_rest(planned: Planned) -> None:
-    """On other ranks than 0 what rank 0 found is empty, and the counts are the same."""
-    nothing = Backend(None, "nothing is sent")
-    made = report.succeeded(planned.inputs, planned.plan, planned.options, nothing, None, [], {})
-    assert made.config_corrections == made.assets_copied == made.assets_left == ()
-    assert (made.peak_anonymous_bytes, made.links) == ((), ())
-    assert (made.backend, made.backend_reason) == (None, "nothing is sent")
-    assert (made.num_tensors, made.dtype, made.vocab_size) == (75, "float32", 250)
-    assert made.stages == (2, 2)
-    assert repr(made).endswith("seconds=0.0)")
+def test_every_rank_gets_the_report_of_rank_0_without_its_lists(done: ExportReport) -> None:
+    """On other ranks than 0 only what grows with tensors or ranks is left out, and rank 0 alone makes it."""
+    made: list[int] = []
+
+    def share(world: World) -> ExportReport:
+        def make() -> ExportReport:
+            made.append(world.rank)
+            return replace(done, not_finite={"norm.weight": 3}, dropped={"mtp.x": "asked for"})
+
+        return report.share(world, make)
+
+    first, *others = on_all(share, HashStore())
+    assert made == [0]
+    assert first == replace(done, not_finite={"norm.weight": 3}, dropped={"mtp.x": "asked for"})
+    told = replace(done, other_dtypes={}, links=(), peak_anonymous_bytes=(), planned_peak_bytes=())
+    assert others == [told] * len(others)
+    assert done.links
+    assert done.planned_peak_bytes
 
 
 def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
@@ -110,9 +120,7 @@ def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
     assert [rank["stage"] for rank in value["ranks"]] == [0, 0, 1, 1]
     stored = sum(spec.num_bytes for spec in planned.inputs.catalog.specs.values())
     assert sum(rank["read_bytes"] for rank in value["ranks"]) == stored
-    assert [rank["peak_bytes"] for rank in value["ranks"]] == [
-        planned.plan.peak_bytes(rank) for rank in range(4)
-    ]
+    assert [rank["peak_bytes"] for rank in value["ranks"]] == [part.peak_bytes for part in planned.plan.parts]
     tensors = {name: tensor for shard in value["shards"] for name, tensor in shard["tensors"].items()}
     assert tensors["lm_head.weight"] == {"dtype": "float32", "shape": [250, 64]}
     assert (value["fingerprint"], value["total_size"]) == (planned.plan.fingerprint, planned.plan.total_size)
@@ -122,7 +130,10 @@ def test_the_plan_for_machines_adds_up(planned: Planned) -> None:
 def test_the_report_names_ranks_that_could_not_help(planned: Planned) -> None:
     """Of an export by more ranks than files, the plan and the report say which ranks had nothing to do."""
     plan = plan_export(planned.inputs, replace(planned.options, pipeline_parallel=None), 9)
-    made = report.succeeded(planned.inputs, plan, planned.options, Backend(None, ""), None, [], {})
+    whole, nothing = Whole(planned.inputs, plan), Backend(None, "nothing is sent")
+    made = report.succeeded(whole, planned.options, nothing, Completed(), [], {})
+    assert (made.backend, made.backend_reason) == (None, "nothing is sent")
+    assert repr(made).endswith("seconds=0.0)")
     (note,) = [note for note in made.notes if "nothing to read or write" in note]
     assert note.startswith("1 of 9 ranks have nothing to read or write (8): there are 8 files")
     assert note in plan_report(planned.inputs, plan, "auto").notes

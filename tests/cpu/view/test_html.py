@@ -17,9 +17,9 @@ from pp_export.core.timeline import Lane, RankTimeline, Span, Timeline
 from pp_export.distributed.backends import Backend
 from pp_export.options.kinds import ClusterOptions
 from pp_export.steps import report
-from pp_export.steps.inputs import plan_export
+from pp_export.steps.inputs import Whole, plan_export
 from pp_export.steps.plan_report import PlanReport, plan_report
-from pp_export.steps.report import ExportReport, Measured
+from pp_export.steps.report import Completed, ExportReport, Measured
 from pp_export.view import html
 from tests.fixtures.launch import ROOT
 from tests.fixtures.planned import Planned
@@ -81,11 +81,11 @@ def done(planned: Planned) -> ExportReport:
     for rank in range(4):
         spans = (Span("reads", 0.5, 1.0, 3_000_000, NASTY), Span("waits", 1.0, 1.5))
         timeline = RankTimeline(rank, 10**18 + rank * 250_000_000, (Lane("reader", spans),))
-        measured.append(Measured(10**8 + rank, {(rank + 1) % 4: 5}, timeline).to_bytes())
+        image = Measured(10**8 + rank, {(rank + 1) % 4: 5}, {}, timeline).to_bytes()
+        measured.append(Measured.from_bytes(image))
     seconds = {"plan": 0.5, "export": 1.0}
-    return report.succeeded(
-        planned.inputs, planned.plan, planned.options, Backend("gloo", "why"), None, measured, seconds
-    )
+    whole = Whole(planned.inputs, planned.plan)
+    return report.succeeded(whole, planned.options, Backend("gloo", "why"), Completed(), measured, seconds)
 
 
 def test_a_page_is_well_formed_whatever_it_shows() -> None:

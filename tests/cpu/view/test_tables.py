@@ -12,7 +12,7 @@ from pp_export.distributed.backends import Backend
 from pp_export.options.kinds import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
-from pp_export.steps.inputs import plan_export
+from pp_export.steps.inputs import Whole, plan_export
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.report import Completed, Measured
 from pp_export.verification import Fault, Verification
@@ -38,7 +38,7 @@ def test_the_plan_for_people_has_whole_names(planned: Planned, capsys: pytest.Ca
             human_bytes(shard.num_bytes),
         ]
     assert "4 ranks in 2 stages: 4 write, 0 are idle; " in shown
-    assert human_bytes(planned.plan.peak_bytes(0)) in shown
+    assert human_bytes(planned.plan.part_of(0).peak_bytes) in shown
     assert "dropped: nothing" in shown
 
 
@@ -250,9 +250,8 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
     seconds = {"export": 2.0, "verify": 1.0}
     measured = [Measured(10**9, {1: 3 * 10**8}).to_bytes(), Measured(0, {}).to_bytes()]
     backend = Backend("gloo", "asked for")
-    done = report.succeeded(
-        planned.inputs, planned.plan, planned.options, backend, completed, measured, seconds
-    )
+    whole = Whole(planned.inputs, planned.plan)
+    done = report.succeeded(whole, planned.options, backend, completed, measured, seconds)
     tables.print_export(done)
     shown = capsys.readouterr().out
     for text in (
