@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from bench import measure
 from bench.checkpoint import Source
-from bench.gpu.model import Sizes, write_checkpoint
+from bench.gpu.model import SIZES, Sizes, write_checkpoint
 from bench.variants import Variant
 from tests.fixtures.launch import ROOT
 
@@ -49,8 +49,12 @@ class Stored:
 
     @classmethod
     def write(cls, folder: Path, gigabytes: float) -> Stored:
-        """Write it to `folder`, unless it is there."""
-        sizes = replace(_SIZES, layers=max(1, round((gigabytes - _BESIDES_GB) / _LAYER_GB)))
+        """Write it to `folder`, unless it is there; with 0 GB, it is a toy."""
+        sizes = (
+            SIZES["small"]
+            if not gigabytes
+            else replace(_SIZES, layers=max(1, round((gigabytes - _BESIDES_GB) / _LAYER_GB)))
+        )
         checkpoint, reference = folder / f"{gigabytes:g}GB", folder / f"{gigabytes:g}GB-reference"
         if not checkpoint.exists():
             reference.mkdir(parents=True)
@@ -60,8 +64,12 @@ class Stored:
         return cls(source, source.num_bytes / 1e9)
 
 
-def _exporting(stored: Stored, folder: Path, number: int, ranks: int, *options: str) -> Measured:
-    """Seconds of a whole verified export, of its CPUs, and from its first byte read to its last verified."""
+def exporting(
+    stored: Stored, folder: Path, number: int, ranks: int, *options: str, cold: bool = False
+) -> Measured:
+    """Seconds of a whole verified export, of its CPUs, and from its first byte read to its last verified. If
+    it is to be `cold`, the checkpoint's pages are dropped before.
+    """
     launcher: tuple[str, ...] = (sys.executable, "-m")
     if ranks > 1:
         launcher += ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
@@ -71,7 +79,10 @@ def _exporting(stored: Stored, folder: Path, number: int, ranks: int, *options: 
     command = (*launcher, "pp_export", "export", *words, *options)
     variant = Variant("export", "", command, output, report)
     measure.clean(variant)
-    stored.source.warm()
+    if cold:
+        stored.source.drop()
+    else:
+        stored.source.warm()
     run = measure.run(variant, number, log)
     measure.clean(variant)
     moving = sum(seconds for phase, seconds in run.phases.items() if phase in ("export", "verify"))
@@ -80,14 +91,14 @@ def _exporting(stored: Stored, folder: Path, number: int, ranks: int, *options: 
 
 def _by_bytes(folder: Path) -> Measure:
     def at(gigabytes: float, number: int) -> Measured:
-        return _exporting(Stored.write(folder, gigabytes), folder, number, 1)
+        return exporting(Stored.write(folder, gigabytes), folder, number, 1)
 
     return at
 
 
 def _by_ranks(folder: Path) -> Measure:
     def at(ranks: float, number: int) -> Measured:
-        return {**_exporting(Stored.write(folder, 1), folder, number, int(ranks)), "x": ranks}
+        return {**exporting(Stored.write(folder, 1), folder, number, int(ranks)), "x": ranks}
 
     return at
 
@@ -95,7 +106,7 @@ def _by_ranks(folder: Path) -> Measure:
 def _by_threads(folder: Path) -> Measure:
     def at(threads: float, number: int) -> Measured:
         option = ("--threads", f"{threads:g}")
-        return {**_exporting(Stored.write(folder, 1), folder, number, 1, *option), "x": threads}
+        return {**exporting(Stored.write(folder, 1), folder, number, 1, *option), "x": threads}
 
     return at
 

@@ -18,6 +18,9 @@ class Costs:
     What a rank `reads`, with the source's CRC-32 along, goes to its place in the shard. What another has read
     it `sends`, which costs as much again where it is received, and `pastes`. What is cast it `encodes`. It
     `hashes` (SHA-256) and `writes`, with XXH3 along, and `verifies` by XXH3 what it reads back.
+
+    A run of one rank takes `start_seconds` before its first byte; more ranks take `rank_cpu_seconds` each,
+    and their launcher `launch_seconds`. `publish_seconds` are those after the last byte.
     """
 
     reads: float = 0.20
@@ -28,8 +31,9 @@ class Costs:
     writes: float = 0.10
     verifies: float = 0.18
     box_seconds: float = 60e-6
-    rank_cpu_seconds: float = 2.0
     start_seconds: float = 1.5
+    launch_seconds: float = 1.5
+    rank_cpu_seconds: float = 2.0
     publish_seconds: float = 0.3
 
 
@@ -49,6 +53,14 @@ class Machine:
     def node_of(self, rank: int, world_size: int) -> int:
         """The node of a rank; as launchers do, each node has consecutive ones, as even as may be."""
         return rank * self.nodes // world_size
+
+    def start_seconds(self, world_size: int) -> float:
+        """Until the first byte is read: of the ranks of a node, each starts on its cores."""
+        costs, ranks_of_node = self.costs, -(-world_size // self.nodes)
+        if world_size == 1:
+            return costs.start_seconds
+        cpu_seconds = costs.rank_cpu_seconds * ranks_of_node / self.cores
+        return max(costs.start_seconds, cpu_seconds) + costs.launch_seconds
 
     def threads(self, world_size: int) -> int:
         """The cores that one rank has to itself, at least one: as many workers as it has of each kind."""

@@ -57,8 +57,7 @@ def predict(work: Work, machine: Machine) -> Prediction:
             verified[file.verifier] += file.num_bytes
     shown = {*shown_ranks(work.world_size), *nlargest(_NUM_BUSIEST, written, key=lambda rank: written[rank])}
     flow = simulate(work, machine, shown)
-    ranks_of_node = -(-work.world_size // machine.nodes)
-    start = max(costs.start_seconds, costs.rank_cpu_seconds * ranks_of_node / machine.cores)
+    start = machine.start_seconds(work.world_size)
     plan = costs.box_seconds * work.num_boxes
     phases = {"start": start, "plan": plan, "bytes": flow.seconds, "publish": costs.publish_seconds}
     ranks = (

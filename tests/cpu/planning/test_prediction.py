@@ -25,8 +25,9 @@ COSTS = Costs(
     verifies=0.2,
     sends=0.25,
     box_seconds=0.001,
-    rank_cpu_seconds=3,
     start_seconds=2,
+    launch_seconds=0.25,
+    rank_cpu_seconds=3,
     publish_seconds=1,
 )
 MACHINE = Machine(nodes=1, cores=1, read_gbps=4, write_gbps=1, node_gbps=100, costs=COSTS)
@@ -57,6 +58,15 @@ def test_one_file_takes_its_steps_one_after_another() -> None:
         "cores": pytest.approx((2 * (0.2 + 0.5 + 0.1 + 0.2) + 0.4) / 2),
         "network": pytest.approx(0.06),
     }
+
+
+def test_ranks_start_on_the_cores_of_their_node() -> None:
+    """One rank needs no launcher; of several on a node each takes its CPU seconds."""
+    alone, two, apart = (
+        predict(one_file(world_size=size), replace(MACHINE, cores=2, nodes=nodes)).phases["start"]
+        for size, nodes in ((1, 1), (4, 1), (4, 4))
+    )
+    assert (alone, two, apart) == (2, 6.25, 2.25)
 
 
 def test_one_core_does_what_two_do_side_by_side() -> None:
