@@ -21,7 +21,7 @@ _SAMPLES = 16
 
 
 class FileBytes:
-    """A file that is open for reading, by any number of threads; raises CheckpointError for what goes wrong."""
+    """A file that is open for reading, by any number of threads. What goes wrong is a CheckpointError."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -62,7 +62,7 @@ class FileBytes:
             raise CheckpointError(f"reading failed: {error.strerror}") from error
 
     def _look_for_cached(self) -> bool:
-        """Whether most of the file is in the cache: read without waiting for the disk, some bytes are there."""
+        """Whether most of the file is in the cache: some of its bytes are asked for without waiting."""
         size, found = os.fstat(self.descriptor).st_size, 0
         for number in range(_SAMPLES):
             with suppress(OSError):

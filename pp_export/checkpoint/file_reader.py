@@ -204,11 +204,14 @@ def _read_strided(file: FileBytes, stored: StoredBytes, slice_: Slice, into: Seq
     if os.fstat(file.descriptor).st_size < begin + span:
         raise CheckpointError("the file ends inside a tensor")
     dense = into[0] if len(into) == 1 else memoryview(bytearray(slice_.num_bytes))
-    with mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
-        with whole[begin : begin + span] as part:
-            elements.copy(
-                elements.seen(part, size, View(0, shape, slice_.strides)), elements.of(dense, size, shape)
-            )
+    with (
+        mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as whole,
+        whole[begin : begin + span] as part,
+    ):
+        values = elements.seen(part, size, View(0, shape, slice_.strides))
+        elements.copy(values, elements.of(dense, size, shape))
+        del values  # the mapping can't be closed while an array looks at it
     at = 0
     for piece in into if len(into) > 1 else ():
         piece[:] = dense[at : at + len(piece)]

@@ -188,8 +188,8 @@ class LiveReader:
     allows_threads = False
 
     def read(self, slice_: Slice, *into: memoryview) -> None:
-        """Fill `into`, one after another (together exactly the slice's bytes), with the slice in C order; from
-        a GPU until `settle`.
+        """Fill `into`, one after another (together exactly the slice's bytes), with the slice in C order;
+        from a GPU until `settle`.
         """
         with self._on_stream(slice_):
             part, at = self._part(slice_), 0

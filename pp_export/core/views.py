@@ -128,8 +128,8 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of one `length`, the first from `begin` to `at`; each of the `dims` repeats them: how often, and how
-    far apart in either place.
+    """Runs of one `length`, the first from `begin` to `at`; each of the `dims` repeats them: how often, and
+    how far apart in either place.
     """
 
     begin: int

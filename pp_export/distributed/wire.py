@@ -62,8 +62,8 @@ class Wire(Protocol):
     def exchange(
         self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
-        """One round. `into` (bytes in host memory) is filled when the function that this returns has returned;
-        what was `sent` from host memory may be reused at once.
+        """One round. `into` (bytes in host memory) is filled when what this returns has been called and has
+        returned; what was `sent` from host memory may be reused at once.
         """
 
     def finish(self) -> None:

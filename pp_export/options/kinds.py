@@ -187,8 +187,8 @@ class RunOptions(Options):
         choices=("auto", "gloo", "nccl"),
     )
     threads: int | None = _option(
-        "threads that a rank keeps busy with reading, hashing, writing and verifying; default: its share of the"
-        " node's cores",
+        "threads that a rank keeps busy with reading, hashing, writing and verifying; default: its share of"
+        " the node's cores",
         None,
         positive=True,
     )

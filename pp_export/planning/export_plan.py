@@ -58,7 +58,9 @@ class ExportPlan:
     @cached_property
     def parts(self) -> tuple[RankPlan, ...]:
         """What each rank needs, in rank order."""
-        return tuple(replace(part, fingerprint=self.fingerprint, capacity=self.capacity) for part in self._parts)
+        return tuple(
+            replace(part, fingerprint=self.fingerprint, capacity=self.capacity) for part in self._parts
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -25,8 +25,8 @@ _OF_ANOTHER_RANK = -1
 
 
 def to_bytes(part: RankPlan) -> bytes:
-    """All of a part but the fingerprint, which is made of all parts, and the capacity of its rank. Items are numbered as `part.items` are
-    in order.
+    """All of a part but the fingerprint, which is made of all parts, and the capacity of its rank. Items are
+    numbered as `part.items` are in order.
     """
     told = _Telling(part.items)
     led = [told.shard(shard) for shard in part.led]

@@ -20,7 +20,7 @@ from pp_export.planning.assign_grid import assign_grid
 from pp_export.planning.assign_holders import Holders, assign_holders
 from pp_export.planning.assign_shared import assign_shared
 from pp_export.planning.assignment import FileContent
-from pp_export.planning.capacity import Capacity
+from pp_export.planning.capacity import ONE_THREAD, Capacity
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import FileLayout, FileRange, arrange
 from pp_export.planning.ranges import cut_ranges
@@ -53,7 +53,7 @@ def make_plan(
     holders: Holders | None = None,
     leaders_per_stage: int | None = None,
     basis: str = "",
-    capacity: Capacity = Capacity(),
+    capacity: Capacity = ONE_THREAD,
 ) -> ExportPlan:
     """The plan for exporting `account` from the stored `slices` by `world_size` ranks.
 

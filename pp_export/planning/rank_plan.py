@@ -108,8 +108,8 @@ class RankPlan:
 
     @cached_property
     def shards_in_flight(self) -> int:
-        """How many shards it has in hand at most: one for each thread to hash and write, and one that is being
-        filled; fewer where the memory that it may take asks for it, but one.
+        """How many shards it has in hand at most: one for each thread to hash and write, and one that is
+        being filled; fewer where the memory that it may take asks for it, but one.
         """
         count, memory = min(self.capacity.threads + 1, max(1, len(self.led))), self.capacity.memory_bytes
         while count > 1 and memory is not None and self._besides_images + self._of_images(count) > memory:

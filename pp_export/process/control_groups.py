@@ -1,4 +1,4 @@
-"""What the control groups (version 2) of this process say: docker, Kubernetes, systemd and Slurm limit by them."""
+"""What the control groups (version 2) of this process say; docker, Kubernetes and Slurm limit by them."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class ShardAssembler:
         return FrozenShard(self._shard.range, self._image.toreadonly(), not_finite)
 
     def _parts(self, slice_: Slice) -> list[tuple[str, Overlap, View]]:
-        """What the slice holds of each tensor: its name, which elements, and the view that they are part of."""
+        """What the slice holds of each tensor: its name, which elements, the view that they are part of."""
         shape = self._shard.shapes[slice_.name]
         return [
             (placement.name, common, placement.target)

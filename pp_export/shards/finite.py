@@ -1,11 +1,11 @@
-"""Counts values that are no finite numbers, on the bits: every exponent bit is set in those and in no others."""
+"""Counts values that are no finite numbers: all bits of their exponents are set, and those of no others."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pp_export.core.dtypes import DType
 from pp_export.core import elements
+from pp_export.core.dtypes import DType
 
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0 << 48}
 _STEP_ELEMENTS = 1 << 16

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GrowingShard:
-    """A shard whose elements are arriving, and the memory that it grows in."""
+    """A shard whose elements are arriving, and the memory that it grows in; in `scratch` what is to be
+    encoded.
+    """
 
     shard: ShardPlan
     assembler: ShardAssembler
     image: Region
-    scratch: Region
+    scratch: Region | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class ReadRound:
 
 @dataclass(frozen=True)
 class GatheredRound:
-    """A bucket of a shard that this rank leads, with the contributions of others: they are there when `arrived`
-    has returned. `done` gives their memory back.
+    """A bucket of a shard that this rank leads, with the contributions of others: they are there when
+    `arrived` has returned. `done` gives their memory back.
     """
 
     growing: GrowingShard

@@ -3,8 +3,8 @@ number of shards in hand.
 
 Each step takes what the one before gives, one by one, and has workers of its own, as many as the rank has
 threads: several rounds are read at once, several shards are hashed and written. What a rank reads for a shard
-that it leads goes straight to its place in the shard's image, where it lies in long enough pieces; the rest is
-pasted. What it reads for others it sends away, and it gathers what others read for it, in rounds
+that it leads goes straight to its place in the shard's image, where it lies in long enough pieces; the rest
+is pasted. What it reads for others it sends away, and it gathers what others read for it, in rounds
 (`steps.exchange`).
 """
 
@@ -64,8 +64,8 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the slices of a part go that this rank reads in a round. Into host memory: each to its `pieces` in
-    the shard's image, or else to its offset in the `region`; or, `on_device`, nowhere.
+    """Where the slices of a part go that this rank reads in a round. Into host memory: each to its `pieces`
+    in the shard's image, or else to its offset in the `region`; or, `on_device`, nowhere.
     """
 
     given: Given
@@ -144,13 +144,12 @@ class Transfer:
 
     def map(self, gathered: Iterable[GatheredRound]) -> Iterator[GrowingShard]:
         """The same as shards: every element at its place under its Hugging Face name."""
-        for growing, bucket in (
+        pasted = (
             self._crew.in_parallel("paster", gathered, self._paste, self._threads)
             if self._exchange.has_peers
             else map(self._paste, gathered)
-        ):
-            if bucket.number == growing.shard.buckets[-1].number:
-                yield growing
+        )
+        return (growing for growing, bucket in pasted if bucket.number == growing.shard.buckets[-1].number)
 
     def freeze(self, mapped: Iterable[GrowingShard]) -> Iterator[Frozen]:
         """The same, encoded and read-only from now on."""
@@ -194,9 +193,10 @@ class Transfer:
 
     def _begin(self, shard: ShardPlan) -> GrowingShard:
         image = self._images.take(shard.image_bytes, self._crew.check)
-        scratch = self._scratch.take(shard.scratch_bytes, self._crew.check)
+        scratch = self._scratch.take(shard.scratch_bytes, self._crew.check) if shard.encodings else None
         with self._located(operation="read", stage=shard.stage, file=shard.file):
-            assembler = ShardAssembler(shard, image.view[shard.image_begin :], scratch.view)
+            memory = memoryview(b"") if scratch is None else scratch.view
+            assembler = ShardAssembler(shard, image.view[shard.image_begin :], memory)
         return GrowingShard(shard, assembler, image, scratch)
 
     def _place_of(self, given: Given, growing: GrowingShard | None, reader: Reader) -> _Place:
@@ -298,7 +298,8 @@ class Transfer:
             self._span("encodes", num_bytes=shard.data_bytes, file=shard.file),
         ):
             frozen = Frozen(each.assembler.freeze(), each.image)
-        self._scratch.give_back(each.scratch)
+        if each.scratch is not None:
+            self._scratch.give_back(each.scratch)
         return frozen
 
     def _write(self, each: Frozen) -> WrittenShard:
@@ -376,4 +377,3 @@ def _memory(place: _Place) -> Iterator[list[memoryview]]:
             assert place.region is not None
             pieces = [place.region.view[begin : begin + slice_.num_bytes]]
         yield pieces
-

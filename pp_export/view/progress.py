@@ -26,8 +26,8 @@ _MAX_STAGES = 8
 
 
 class ExportView:
-    """Rank 0's view of all ranks while they export and verify: bars, or now and then lines, per stage. What is
-    not verified is shown as long as it is only written.
+    """Rank 0's view of all ranks while bytes move: bars, or now and then lines, per stage, for what is
+    written, and for what is re-read as soon as anything is.
     """
 
     def __init__(self, world: World, *, verifies: bool) -> None:
@@ -79,7 +79,8 @@ class ExportView:
             files = sum(posted.get(rank, {}).get("shards", 0) for rank in part.ranks)
             for phase, counter in (("export", "written"), ("verify", "verified")):
                 done = sum(posted.get(rank, {}).get(counter, 0) for rank in part.ranks)
-                self._show(part, phase, done, files, now - begun)
+                if done or phase == "export":
+                    self._show(part, phase, done, files, now - begun)
 
     def _show(self, part: _Part, phase: str, done: int, num_done: int, seconds: float) -> None:
         count, total = part.amounts[phase]

@@ -1,10 +1,9 @@
-"""Claims of `pp_export.checkpoint.file_bytes`: bytes go where they belong, and the page cache stays as it was."""
+"""Claims of `pp_export.checkpoint.file_bytes`: bytes go to their places, the page cache stays as it was."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ _SIZE = 8 << 20
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[Path]:
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(random.Random(0).randbytes(_SIZE))
     descriptor = os.open(path, os.O_RDWR)
     os.fsync(descriptor)
     os.close(descriptor)
-    yield path
+    return path
 
 
 def forget(path: Path) -> None:

@@ -8,7 +8,6 @@ from concurrent.futures import TimeoutError as NotYetError
 from pathlib import Path
 
 import pytest
-import torch
 from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import PeerError
@@ -47,11 +46,8 @@ def test_values_arrive_over_links_of_the_plan(store: Store) -> None:
     wires = ring(store, RING)
 
     def act(rank: int) -> list[int]:
-        into = torch.empty(3, dtype=torch.uint8)
-        sent = [
-            Message((rank + 1) % RING, torch.tensor(values, dtype=torch.uint8))
-            for values in ([rank], [rank, 7])
-        ]
+        into = memoryview(bytearray(3))
+        sent = [Message((rank + 1) % RING, memoryview(bytearray(values))) for values in ([rank], [rank, 7])]
         last = (rank - 1) % RING
         wires[rank].exchange(sent, [Place(last, 0, 1), Place(last, 1, 3)], into)()
         return into.tolist()
@@ -77,7 +73,7 @@ def test_an_interrupt_ends_every_link(store: Store) -> None:
     wires = ring(store, 3)
     with ThreadPoolExecutor(1) as worker:
         places = [Place(1, 0, 5), Place(2, 5, 10)]
-        blocked = worker.submit(wires[0].exchange, [], places, torch.empty(10, dtype=torch.uint8))
+        blocked = worker.submit(wires[0].exchange, [], places, memoryview(bytearray(10)))
         with pytest.raises(NotYetError):
             blocked.result(0.3)
         wires[0].interrupt()

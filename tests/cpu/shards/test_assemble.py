@@ -257,12 +257,14 @@ def cast_to(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def assembler_of(shard: ShardPlan) -> ShardAssembler:
     """In memory that was used before."""
-    image, scratch = (memoryview(bytearray(b"\xcc" * size)) for size in (shard.num_bytes, shard.scratch_bytes))
+    image, scratch = (
+        memoryview(bytearray(b"\xcc" * size)) for size in (shard.num_bytes, shard.scratch_bytes)
+    )
     return ShardAssembler(shard, image, scratch)
 
 
 def bring(assembler: ShardAssembler, slice_: Slice, message: memoryview, *, straight: bool) -> bool:
-    """Read the slice straight to its place, if that is wanted and it has one, else paste it; whether it was."""
+    """Read the slice straight to its place, if it has one and that is wanted, else paste it."""
     pieces = assembler.memory_for(slice_) if straight else None
     if pieces is None:
         assembler.paste(slice_, message)
@@ -279,8 +281,8 @@ def bring(assembler: ShardAssembler, slice_: Slice, message: memoryview, *, stra
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture, data: st.DataObject) -> None:
-    """Tensors cut at random, dealt over a random grid, and pasted or read straight to their places in any order,
-    end as torch's own slicing has them.
+    """Tensors cut at random, dealt over a random grid, and pasted or read straight to their places in any
+    order, end as torch's own slicing has them.
     """
     dtype = data.draw(st.sampled_from(["bfloat16", "float32", "float8_e4m3fn", "int64", "bool"]))
     cast = data.draw(st.sampled_from([None, "bfloat16", "float32"]))
@@ -370,10 +372,16 @@ def test_long_runs_are_read_straight_to_their_places(
     """What lies in long runs on both sides needs no paste; what lies in many short ones does."""
     monkeypatch.setattr(assemble, "_LONG_RUN_BYTES", 12)
     name = "decoder.layers.0.qkv"
-    rest = [each for each in [Box((4, 0), (4, 6)), Box((0, 0), (4, 6)), Box((0, 3), (8, 3))] if not _meet(each, box)]
+    rest = [
+        each
+        for each in [Box((4, 0), (4, 6)), Box((0, 0), (4, 6)), Box((0, 3), (8, 3))]
+        if not _meet(each, box)
+    ]
     sources = {name: random_bits((8, 6), "bfloat16")}
     specs = {name: TensorSpec((8, 6), from_torch("bfloat16"))}
-    plan = plan_for(table, specs, one_record_each({name: [box, *rest]}, from_torch("bfloat16")), RankGrid((1,)))
+    plan = plan_for(
+        table, specs, one_record_each({name: [box, *rest]}, from_torch("bfloat16")), RankGrid((1,))
+    )
     (planned,) = plan.shards
     assembler = assembler_of(planned)
     found = {
@@ -388,8 +396,7 @@ def test_long_runs_are_read_straight_to_their_places(
 
 def _meet(first: Box, second: Box) -> bool:
     return all(
-        a < b + n and b < a + m
-        for a, m, b, n in zip(first.offset, first.shape, second.offset, second.shape)
+        a < b + n and b < a + m for a, m, b, n in zip(first.offset, first.shape, second.offset, second.shape)
     )
 
 

@@ -248,7 +248,7 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
     """The table at the end says what was accounted, checked and verified, and what was not."""
     completed = Completed(corrections=("a correction",))
     seconds = {"export": 2.0, "verify": 1.0}
-    measured = [Measured(10**9, {1: 3 * 10**8}).to_bytes(), Measured(0, {}).to_bytes()]
+    measured = [Measured(10**9, {1: 3 * 10**8}, {}), Measured(0, {}, {})]
     backend = Backend("gloo", "asked for")
     whole = Whole(planned.inputs, planned.plan)
     done = report.succeeded(whole, planned.options, backend, completed, measured, seconds)
