@@ -12,7 +12,8 @@
 10. published  the staging folder gets the target's name                           (disk.publish)
 
 Steps 3 to 8 run side by side: each gives its results one by one, and begins as soon as the one before
-gives any. A file that several ranks write exists only when it is joined, and is re-read then.
+gives any. A file that several ranks write exists only when it is joined, and is re-read then. Beside them
+rank 0 hears what the model's own definition says, if that was not known before  (steps.confirmation).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report
+from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
 from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
-from pp_export.steps.pending import PendingInputs
+from pp_export.steps.pending import PendingInputs, asking
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
 from pp_export.steps.transfer import Transfer
@@ -51,20 +53,26 @@ def export(
 
     Returns the report (whole on rank 0). If anything fails on any rank, raises the same ExportError on
     every rank; the target is then what it was before, and nothing is left beside it. `pending` is rank
-    0's, if it was started ahead. `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
+    0's, if it was started ahead; it is ended here. `on_plan` (on rank 0 only) and `on_poll` are for showing
+    progress.
     """
     target = Target.of(options, world.run_id)
-    with ending_together(world, target.staging):
+    with ending_together(world, target.staging), asking(world, options, pending) as library:
         clock, progress = Clock(), Progress()
         world.liveness.counters = progress.snapshot
 
-        inputs = describe(source, target, options, world, pending)  # 1
+        inputs = describe(source, target, options, world, library)  # 1
         own, whole = agree_on_plan(inputs, options, world)  # 2
         backend = agree_on_backend(source, own.plan, whole, options, world)
+        confirmation = Confirmation(whole, library)
         if whole is not None:
             on_plan(whole.inputs, whole.plan)
         staging = make_staging_folder(world, target, whole)
         clock.lap("plan")
+
+        def poll() -> None:
+            confirmation.look()
+            on_poll()
 
         transferring = Transfer(own.plan, world, backend, staging, progress, values_on=source.device)
         with transferring as transfer, source.open(own.catalog) as reader:
@@ -75,12 +83,13 @@ def export(
             written = transfer.write(frozen)  # 7
             committed = transfer.commit(written)
             verified = transfer.verify(committed) if options.verify else committed  # 8
-            transfer.finish(verified, on_poll)
+            transfer.finish(verified, poll)
         clock.lap("export")
 
+        whole = confirmation.wait(world)
         indexed = index_folder(world, staging, whole, options)  # 9
         digests = verify_joined(world, staging, own.plan, progress, on_poll)
-        facts = Measured(report.peak_anonymous_bytes(), transfer.sent, digests)
+        facts = Measured.of(world, progress.recorder, transfer.sent, digests)
         measured = [Measured.from_bytes(image) for image in world.control.gather(facts.to_bytes())]
         seal(world, indexed, measured)
         clock.lap("index")

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _get_default_store
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed import backends
+from pp_export.distributed.alone import alone, is_alone
 from pp_export.distributed.block_servers import tcp_blocks
 from pp_export.distributed.broken import first_line
 from pp_export.distributed.gloo import GlooWire
@@ -26,16 +27,11 @@ _STORE_TIMEOUT = timedelta(seconds=60)
 _numbers = itertools.count()
 
 
-def alone(*, stall_seconds: float) -> World:
-    """A world of this process, without launcher and process group."""
-    return World(0, 1, SharedKeys(HashStore()), stall_seconds=stall_seconds)
-
-
 def join(*, stall_seconds: float) -> World:
     """Join the ranks that the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...) names; called by
     all.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if is_alone():
         return alone(stall_seconds=stall_seconds)
     try:
         store, rank, size = next(iter(rendezvous("env://")))

@@ -43,7 +43,9 @@ class TargetKeywords(ResultKeywords, total=False):
     require_finite: bool
     require_tokenizer: bool
     verify: bool
+    cache: bool
     report: Folder | None
+    html: Folder | None
 
 
 class ExportKeywords(TargetKeywords, total=False):

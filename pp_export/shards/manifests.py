@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pp_export.core.digest import json_digest
@@ -44,7 +44,8 @@ class ShardManifest:
     not_finite: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": 1, **asdict(self)}
+        # Not `asdict`, which copies every value on its own: there may be a million tensors.
+        return {"schema_version": 1, **vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
@@ -77,7 +78,7 @@ class RangeManifest:
 
     def to_json(self) -> dict[str, Any]:
         edges = {"head": b64encode(self.head).decode(), "tail": b64encode(self.tail).decode()}
-        return {**asdict(self), **edges}
+        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors], **edges}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RangeManifest:

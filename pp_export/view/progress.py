@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-
 from pp_export.process.log import logger
-from pp_export.view.text import human_bytes
+from pp_export.view.text import human_bytes, prepare
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from pp_export.distributed.world import World
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
@@ -72,6 +71,8 @@ class ExportView:
             return
         begun = self._begun = self._begun or now
         self._shown = now
+        if begun == now:
+            prepare()
         if self._bars is None and begun == now:
             return
         posted = self._world.liveness.progress_of(range(self._world.size))
@@ -142,5 +143,8 @@ def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description:<22}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pp_export.core.errors import TargetError
-from pp_export.distributed import process_groups
+from pp_export.distributed.alone import alone
 from pp_export.distributed.world import World
 from tests.fixtures.worlds import Town, error_of
 
@@ -59,7 +59,7 @@ def test_ranks_of_a_block_ask_their_own_store() -> None:
 
 def test_a_world_of_one_knows_its_own_files() -> None:
     """Without other ranks a file is there when it was posted."""
-    world = process_groups.alone(stall_seconds=5)
+    world = alone(stall_seconds=5)
     assert not world.announcements.has("a", 0)
     world.announcements.post("a")
     assert world.announcements.has("a", 0)

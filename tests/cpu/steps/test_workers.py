@@ -11,16 +11,16 @@ from collections.abc import Iterator
 import pytest
 
 from pp_export.core.errors import TargetError
-from pp_export.distributed import process_groups
+from pp_export.distributed.alone import alone
 from pp_export.distributed.world import World
 from pp_export.steps.workers import Crew, Progress
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    alone = process_groups.alone(stall_seconds=30)
-    yield alone
-    alone.close()
+    world = alone(stall_seconds=30)
+    yield world
+    world.close()
 
 
 def test_items_come_in_order_from_workers_of_their_own(world: World) -> None:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from pp_export.distributed.alone import OwnKeys
 from pp_export.distributed.liveness import Liveness
-from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.tree import Seat
 from pp_export.distributed.world import World
 from pp_export.view import progress
@@ -25,8 +24,7 @@ class Posted(Liveness):
     """Progress is what the test says it is."""
 
     def __init__(self, world: OneOfFour) -> None:
-        keys = SharedKeys(HashStore())
-        super().__init__(Seat(0, 1, 1), keys, keys, stall_seconds=60)
+        super().__init__(Seat(0, 1, 1), OwnKeys(), OwnKeys(), stall_seconds=60)
         self._world = world
 
     def progress_of(self, ranks: Any) -> dict[int, dict[str, Any]]:
@@ -37,7 +35,7 @@ class OneOfFour(World):
     """A rank of four that has no process group."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(0, 1, SharedKeys(HashStore()), None, stall_seconds=60)
+        super().__init__(0, 1, OwnKeys(), None, stall_seconds=60)
         self.rank, self.size = rank, 4
         self.posted: dict[int, dict[str, Any]] = {}
         self.liveness = Posted(self)
