@@ -11,14 +11,26 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, flag
+from pp_export.options.kinds import (
+    ClusterOptions,
+    ExportOptions,
+    Options,
+    ResultOptions,
+    RunOptions,
+    SourceOptions,
+    flag,
+)
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.process import log, signals
+
+if TYPE_CHECKING:
+    from pp_export.distributed.world import World
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
     _add_export_options(plan)
-    plan.add_argument("--world-size", type=int, default=1, help="number of ranks to plan for")
+    _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
     plan.set_defaults(run=_plan)
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint is")
@@ -77,11 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
     verify.add_argument("--load", action="store_true", help="also load the model with transformers")
+    verify.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
+    )
+    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
     diff.add_argument("first", type=Path)
     diff.add_argument("second", type=Path)
+    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
+    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
     diff.set_defaults(run=_diff)
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
@@ -106,7 +124,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
     )
-    groups = {
+    groups: dict[type[Options], Any] = {
         purpose: parser.add_argument_group(title)
         for purpose, title in (
             (SourceOptions, "where from"),
@@ -115,7 +133,12 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
             (ExportOptions, "reference and grid"),
         )
     }
-    for option in dataclasses.fields(ExportOptions):
+    _add_flags(groups, ExportOptions)
+
+
+def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None:
+    """A flag per field, in the group of its purpose."""
+    for option in dataclasses.fields(kind):
         is_switch = isinstance(option.default, bool)
         known: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": "VALUE"}
@@ -125,7 +148,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         text = option.metadata["help"]
         if option.default not in (dataclasses.MISSING, None) and not is_switch:
             text += f" (default: {option.default})"
-        purpose = next(kind for kind in groups if option.name in kind.__dataclass_fields__)
+        purpose = next(each for each in groups if option.name in each.__dataclass_fields__)
         groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
 
 
@@ -135,37 +158,45 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     values = read_job(arguments.job) if arguments.job else {}
     check_keys(values, names, str(arguments.job))
     values.update(parse_setting(text) for text in arguments.set)
-    values.update({name: value for name in names if (value := getattr(arguments, name)) is not None})
+    values.update(_given(arguments, ExportOptions))
     return options_from(values, "job file, --set and flags", ExportOptions)
+
+
+def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The flags of a kind of options that were given."""
+    names = (option.name for option in dataclasses.fields(kind))
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
-    from pp_export.steps import report
-    from pp_export.steps.pending import PendingInputs
-
+    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     if is_first:
-        report.check_path(options)
-    # Its seconds and those of `import torch` overlap.
-    pending = PendingInputs.start(options) if is_first else None
+        log.logger.info("exporting %s to %s", options.checkpoint, options.output)
+    with _importing():
+        from pp_export.steps import report
+        from pp_export.steps.pending import PendingInputs
 
-    gc.disable()  # an import makes much and leaves no garbage
-    import torch
+        if is_first:
+            report.check_path(options)
+        # What transformers says of the model may take seconds, and so may the import of torch.
+        pending = PendingInputs.start(options) if is_first else None
+        try:
+            from pp_export.checkpoint.folder_source import CheckpointSource
+            from pp_export.export import export
+            from pp_export.view.html import write_export
+            from pp_export.view.progress import ExportView
+            from pp_export.view.tables import print_export
 
-    from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.distributed import process_groups
-    from pp_export.export import export
-    from pp_export.view.progress import ExportView
-    from pp_export.view.tables import print_export
-
-    gc.freeze()
-    gc.enable()
-    torch.set_num_threads(1)  # copies come from threads of ours; torch's own would spin beside them
+            world = _join(options.stall_seconds)
+        except BaseException:
+            if pending is not None:
+                pending.cancel()
+            raise
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
-    world = process_groups.join(stall_seconds=options.stall_seconds)
     try:
-        with ExportView(world) as view:
+        with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
     except ExportError as error:
         if world.abort.is_reporter:
@@ -177,21 +208,53 @@ def _export(arguments: argparse.Namespace) -> int:
     if world.rank == 0:
         if options.report is not None:
             report.write_report(options.report, done.to_json())
+        if options.html is not None:
+            write_export(options.html, done)
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports make much and leave no garbage: a quarter of their time would go into looking for it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _join(stall_seconds: float) -> World:
+    """The ranks that a launcher started, or this one alone, which needs no torch."""
+    from pp_export.distributed.alone import alone, is_alone
+
+    if is_alone():
+        return alone(stall_seconds=stall_seconds)
+    from pp_export.distributed import process_groups
+
+    return process_groups.join(stall_seconds=stall_seconds)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
+    from pp_export.steps.report import check_path
+    from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
-    report = plan_checkpoint(_options(arguments), arguments.world_size)
+    cluster = options_from(_given(arguments, ClusterOptions), "flags", ClusterOptions)
+    check_path(options)
+    report = plan_checkpoint(options, cluster)
+    if options.html is not None:
+        write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    log.logger.info("reading the metadata of %s", arguments.checkpoint)
     from pp_export import api
     from pp_export.view.tables import print_checkpoint
 
@@ -201,29 +264,46 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    subset = _subset(arguments.subset) if arguments.subset else None
+    log.logger.info("verifying %s", arguments.folder)
     from pp_export import api
     from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_verification
 
-    subset = _subset(arguments.subset) if arguments.subset else None
     with bytes_bar("verifying") as on_bytes:
         result = api.verify(
-            arguments.folder, quick=arguments.quick, subset=subset, load=arguments.load, on_bytes=on_bytes
+            arguments.folder,
+            quick=arguments.quick,
+            subset=subset,
+            load=arguments.load,
+            cache=arguments.cache,
+            threads=arguments.threads,
+            on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
+    from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_difference
 
-    result = api.diff(arguments.first, arguments.second)
+    with bytes_bar("comparing") as on_bytes:
+        result = api.diff(
+            arguments.first,
+            arguments.second,
+            quick=arguments.quick,
+            threads=arguments.threads,
+            on_bytes=on_bytes,
+        )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.identical else 1
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:
+    log.logger.info("comparing the logits of %s with %s", arguments.folder, arguments.recording)
     from pp_export import api
     from pp_export.view.tables import print_logits
 

@@ -7,12 +7,13 @@
 5. mapped      every view of them goes to its place in the Hugging Face tensors    (shards.assemble)
 6. frozen      a full shard is encoded and becomes read-only                       (shards.encode)
 7. written     file and shard JSON, both from the frozen shard                     (shards.write)
-8. indexed     rank 0 joins ranges, and merges headers, shard JSONs and plan       (shards.index, shards.join)
-9. verified    every shard is re-read by a rank that did not write it              (verification)
+8. verified    every shard is re-read by a rank that did not write it              (verification)
+9. indexed     rank 0 joins ranges, and merges headers, shard JSONs and plan       (shards.index, shards.join)
 10. published  the staging folder gets the target's name                           (disk.publish)
 
-Steps 3 to 7 run side by side: each gives its results one by one, and begins as soon as the one before
-gives any.
+Steps 3 to 8 run side by side: each gives its results one by one, and begins as soon as the one before
+gives any. A file that several ranks write exists only when it is joined, and is re-read then. Beside them
+rank 0 hears what the model's own definition says, if that was not known before  (steps.confirmation).
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.process.collector import paused_collector
 from pp_export.steps import report
+from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
 from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
-from pp_export.steps.pending import PendingInputs
+from pp_export.steps.pending import PendingInputs, asking
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
 from pp_export.steps.transfer import Transfer
-from pp_export.steps.verification import verify_shards
+from pp_export.steps.verification import verify_joined
 from pp_export.steps.workers import Progress
 
 OnPlan = Callable[[ExportInputs, ExportPlan], None]
-OnPoll = Callable[[str], None]
+OnPoll = Callable[[], None]
 
 
 def export(
@@ -46,27 +48,37 @@ def export(
     *,
     pending: PendingInputs | None = None,
     on_plan: OnPlan = lambda *_: None,
-    on_poll: OnPoll = lambda _: None,
+    on_poll: OnPoll = lambda: None,
 ) -> ExportReport:
     """Export what `source` has to `options.output`; called by all ranks of `world`, which share a filesystem.
 
     Returns the report (whole on rank 0). If anything fails on any rank, raises the same ExportError on
     every rank; the target is then what it was before, and nothing is left beside it. `pending` is rank
-    0's, if it was started ahead. `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
+    0's, if it was started ahead; it is ended here. `on_plan` (on rank 0 only) and `on_poll` are for showing
+    progress.
     """
     target = Target.of(options, world.run_id)
-    with ending_together(world, target.staging), paused_collector() as resume_collector:
+    with (
+        ending_together(world, target.staging),
+        asking(world, options, pending) as library,
+        paused_collector() as resume_collector,
+    ):
         clock, progress = Clock(), Progress()
         world.liveness.counters = progress.snapshot
 
-        inputs = describe(source, target, options, world, pending)  # 1
+        inputs = describe(source, target, options, world, library)  # 1
         own, whole = agree_on_plan(inputs, options, world)  # 2
         backend = agree_on_backend(source, own.plan, whole, options, world)
+        confirmation = Confirmation(whole, library)
         if whole is not None:
             on_plan(whole.inputs, whole.plan)
         staging = make_staging_folder(world, target, whole)
         resume_collector()
         clock.lap("plan")
+
+        def poll() -> None:
+            confirmation.look()
+            on_poll()
 
         transferring = Transfer(own.plan, world, backend, staging, progress, values_on=source.device)
         with transferring as transfer, source.open(own.catalog) as reader:
@@ -75,19 +87,19 @@ def export(
             mapped = transfer.map(gathered)  # 5
             frozen = transfer.freeze(mapped)  # 6
             written = transfer.write(frozen)  # 7
-            transfer.finish(written, lambda: on_poll("export"))
+            committed = transfer.commit(written)
+            verified = transfer.verify(committed) if options.verify else committed  # 8
+            transfer.finish(verified, poll)
         clock.lap("export")
 
-        indexed = index_folder(world, staging, whole, options)  # 8
-        phase = "verify" if options.verify else "digest"
-        digests = verify_shards(  # 9
-            world, staging, own.plan, progress, lambda: on_poll(phase), all_files=options.verify
-        )
-        seal(world, indexed, digests)
-        clock.lap("verify")
+        whole = confirmation.wait(world)
+        indexed = index_folder(world, staging, whole, options)  # 9
+        digests = verify_joined(world, staging, own.plan, progress, on_poll)
+        facts = Measured.of(world, progress.recorder, transfer.sent, digests)
+        measured = [Measured.from_bytes(image) for image in world.control.gather(facts.to_bytes())]
+        seal(world, indexed, measured)
+        clock.lap("index")
 
-        facts = Measured(report.peak_anonymous_bytes(), transfer.sent)
-        measured = world.control.gather(facts.to_bytes())
         completed = publish_folder(world, target, indexed, options)  # 10
         clock.lap("publish")
         return report.share(

@@ -27,7 +27,7 @@ from pp_export.distributed.world import World
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from pp_export.planning.rank_grid import RankGrid
-from pp_export.steps.exchange import GatheredBucket
+from pp_export.steps.exchange import GatheredRound
 from pp_export.steps.transfer import Transfer
 from pp_export.steps.workers import Progress
 from tests.fixtures.catalogs import ToyDecoder
@@ -42,8 +42,11 @@ class Source:
     every page, as untouched pages would all be the kernel's one page of zeros.
     """
 
-    def read(self, slice_: Slice, into: memoryview) -> None:
-        torch.frombuffer(into, dtype=torch.uint8)[::_PAGE] = 1
+    allows_threads = True
+
+    def read(self, slice_: Slice, *into: memoryview) -> None:
+        for piece in into:
+            torch.frombuffer(piece, dtype=torch.uint8)[::_PAGE] = 1
 
     def settle(self) -> None:
         """Everything is there at once."""
@@ -108,7 +111,7 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
     world.liveness.counters = progress.snapshot
     ended: list[tuple[float, float]] = []
 
-    def taken(gathered: Iterable[GatheredBucket]) -> Iterator[None]:
+    def taken(gathered: Iterable[GatheredRound]) -> Iterator[None]:
         for each in gathered:
             each.arrived()
             each.done()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -118,14 +118,7 @@ def account(
     findings += _type_findings(made.mapped)
     encodings = casts(made.mapped, dtype)
     outputs = encoded(made.mapped, encodings)
-    findings += _differences(outputs, expected, dropped)
-    if findings:
-        raise AccountingError(
-            "the checkpoint and the Hugging Face model do not match one to one",
-            where={"architecture": architecture.name, "expected from": truth},
-            advice="nothing was read or written; choose the right reference, or correct the table",
-            findings=findings,
-        )
+    _refuse(findings + _differences(outputs, expected, dropped), architecture, truth)
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
     unit_of, sources_of = made.unit_of, made.sources_of
     for encoding in encodings:
@@ -145,6 +138,24 @@ def account(
         dropped=dropped,
         truth=truth,
     )
+
+
+def held_against(
+    account: Account, architecture: Architecture, expected: Mapping[str, Shape | None] | None, truth: str
+) -> Account:
+    """The same account with another truth; raises AccountingError where that one refutes it."""
+    _refuse(_differences(account.outputs, expected, account.dropped), architecture, truth)
+    return replace(account, truth=truth)
+
+
+def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None:
+    if findings:
+        raise AccountingError(
+            "the checkpoint and the Hugging Face model do not match one to one",
+            where={"architecture": architecture.name, "expected from": truth},
+            advice="choose the right reference, or correct the table",
+            findings=findings,
+        )
 
 
 class _Made:

@@ -25,9 +25,12 @@ _TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "
 
 def packaged() -> dict[str, str]:
     """HF class name -> name of the packaged table that serves it."""
+    return {served: stem for stem in _packaged_names() for served in load(stem).serves}
+
+
+def _packaged_names() -> list[str]:
     names = (entry.name for entry in _TABLES.iterdir())
-    stems = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-    return {served: stem for stem in stems for served in load(stem).serves}
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 @cache
@@ -44,15 +47,17 @@ def other_args() -> dict[str, tuple[str, str]]:
 
 def for_class(class_name: str) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are."""
-    tables = packaged()
-    if class_name not in tables:
+    # Reading YAML takes a while: only tables in whose text the class stands are read as such.
+    naming = (name for name in _packaged_names() if class_name in _packaged_file(name).read_text("utf-8"))
+    found = next((table for table in map(load, naming) if class_name in table.serves), None)
+    if found is None:
         raise RuleError(
             "no architecture table serves this model class",
-            expected=", ".join(sorted(tables)),
+            expected=", ".join(sorted(packaged())),
             got=class_name,
             advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml",
         )
-    return load(tables[class_name])
+    return found
 
 
 def load(table: str) -> Architecture:
@@ -105,7 +110,11 @@ def _read(table: str) -> Mapping[str, Any]:
 
 @cache
 def _read_packaged(table: str) -> Mapping[str, Any]:
-    return _read_file(table, _TABLES / f"{table}.yaml")
+    return _read_file(table, _packaged_file(table))
+
+
+def _packaged_file(name: str) -> Traversable:
+    return _TABLES / f"{name}.yaml"
 
 
 def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:

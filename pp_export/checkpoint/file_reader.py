@@ -6,22 +6,23 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from isal import isal_zlib
 
 from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.file_bytes import FileBytes
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Slice
+from pp_export.core.views import View
 from pp_export.torch_file import tensor_item
 from pp_export.torch_file.tensor_item import StoredBytes
 
 _STEP_BYTES = 4 << 20
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,20 @@ class _Open:
         ends = [0] + [run.end for run in self.runs]
         return [(end, begin) for end, begin in zip(ends, begins) if end < begin]
 
-    def with_bytes(self, begin: int, data: memoryview) -> _Open:
-        """The item with `data` read, which begins at byte `begin`. Bytes that were read before count once."""
-        end = begin + len(data)
-        at = bisect_right(self.runs, begin, key=lambda run: run.begin)
+    def with_run(self, run: _Run) -> _Open:
+        """The item with a run read. Bytes that were read before count once."""
+        at = bisect_right(self.runs, run.begin, key=lambda each: each.begin)
         before, behind = self.runs[:at], self.runs[at:]
-        if begin == end or (before and before[-1].end > begin) or (behind and behind[0].begin < end):
+        if (
+            run.begin == run.end
+            or (before and before[-1].end > run.begin)
+            or (behind and behind[0].begin < run.end)
+        ):
             return self
-        run = _Run(begin, end, isal_zlib.crc32(data))
-        if before and before[-1].end == begin:
+        if before and before[-1].end == run.begin:
             run = _joined(before[-1], run)
             before = before[:-1]
-        if behind and behind[0].begin == end:
+        if behind and behind[0].begin == run.end:
             run = _joined(run, behind[0])
             behind = behind[1:]
         return _Open(self.stored, (*before, run, *behind))
@@ -74,7 +77,7 @@ def _joined(first: _Run, second: _Run) -> _Run:
 
 
 class FileReader:
-    """Open files of one rank, used by one thread.
+    """Open files of one rank, used by any number of threads.
 
     The CRC of an item is put together of those of its slices, in whatever order they are asked for. What was
     not read, or not as bytes in order (a transposed tensor), is read for it at the end.
@@ -83,20 +86,23 @@ class FileReader:
     def __init__(self, catalog: Catalog, *, check_source: bool) -> None:
         self._catalog, self._check_source = catalog, check_source
         self._folder = Path(catalog.description.folder)
-        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._files: dict[int, FileBytes] = {}
         self._open: dict[int, _Open] = {}
 
-    def read(self, slice_: Slice, into: memoryview) -> None:
-        """Fill `into` (exactly the slice's bytes) with the slice in C order."""
+    allows_threads = True
+
+    def read(self, slice_: Slice, *into: memoryview) -> None:
+        """Fill `into`, one after another (together exactly the slice's bytes), with the slice in C order."""
         file = self._catalog.stored_items[slice_.item].file
         try:
-            opened = self._opened(slice_.item)
+            stored = self._opened(slice_.item)
             if slice_.strides is not None:
-                _read_strided(self._descriptor(file), opened.stored, slice_, into)
-            else:
-                _check_inside(slice_.begin + slice_.num_bytes, opened.stored)
-                _read_fully(self._descriptor(file), opened.stored.offset + slice_.begin, into)
-            if self._check_source and slice_.strides is None:
+                _read_strided(self._file(file), stored, slice_, into)
+                return
+            _check_inside(slice_.begin + slice_.num_bytes, stored)
+            self._file(file).read(stored.offset + slice_.begin, into)
+            if self._check_source:
                 self._add(slice_.item, slice_.begin, into)
         except CheckpointError as error:
             raise error.at(tensor=slice_.name, file=self._path(file)) from error
@@ -121,37 +127,43 @@ class FileReader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
 
-    def _opened(self, number: int) -> _Open:
-        if number not in self._open:
-            stored = self._catalog.stored_items[number]
-            if stored.crc is None:
-                spec = self._catalog.spec_of_item[number]
-                located = tensor_item.locate(
-                    self._descriptor(stored.file), stored.offset, stored.length, spec
-                )
-            else:
-                located = StoredBytes(stored.offset, stored.length, stored.crc)
-            self._open[number] = _Open(located)
-        return self._open[number]
+    def _opened(self, number: int) -> StoredBytes:
+        with self._lock:
+            if number in self._open:
+                return self._open[number].stored
+        stored = self._catalog.stored_items[number]
+        if stored.crc is None:
+            spec = self._catalog.spec_of_item[number]
+            descriptor = self._file(stored.file).descriptor
+            located = tensor_item.locate(descriptor, stored.offset, stored.length, spec)
+        else:
+            located = StoredBytes(stored.offset, stored.length, stored.crc)
+        with self._lock:
+            return self._open.setdefault(number, _Open(located)).stored
 
     def _read_rest(self, number: int) -> None:
-        stored = self._open[number].stored
-        descriptor = self._descriptor(self._catalog.stored_items[number].file)
-        buffer = memoryview(bytearray(min(_STEP_BYTES, stored.num_bytes)))
-        for begin, end in self._open[number].gaps:
+        opened = self._open[number]
+        file = self._file(self._catalog.stored_items[number].file)
+        buffer = memoryview(bytearray(min(_STEP_BYTES, opened.stored.num_bytes)))
+        for begin, end in opened.gaps:
             for at in range(begin, end, _STEP_BYTES):
                 step = buffer[: min(_STEP_BYTES, end - at)]
-                _read_fully(descriptor, stored.offset + at, step)
-                self._add(number, at, step)
+                file.read(opened.stored.offset + at, [step])
+                self._add(number, at, [step])
 
-    def _add(self, number: int, begin: int, data: memoryview) -> None:
+    def _add(self, number: int, begin: int, read: Sequence[memoryview]) -> None:
         """Bytes of an item; the CRC is compared when they are the last that were missing."""
-        before = self._open[number]
-        opened = self._open[number] = before.with_bytes(begin, data)
+        end, crc = begin, 0
+        for each in read:
+            end, crc = end + len(each), isal_zlib.crc32(each, crc)
+        with self._lock:
+            before = self._open[number]
+            opened = self._open[number] = before.with_run(_Run(begin, end, crc))
         if opened is before or not opened.is_finished:
             return
         expected, got = opened.stored.crc, opened.runs[0].crc if opened.runs else 0
@@ -163,13 +175,11 @@ class FileReader:
                 advice="restore the file from another copy of the checkpoint, or take another iteration",
             )
 
-    def _descriptor(self, file: int) -> int:
-        if file not in self._descriptors:
-            try:
-                self._descriptors[file] = os.open(self._path(file), os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise CheckpointError(f"can't open: {error.strerror}") from error
-        return self._descriptors[file]
+    def _file(self, number: int) -> FileBytes:
+        with self._lock:
+            if number not in self._files:
+                self._files[number] = FileBytes(self._path(number))
+            return self._files[number]
 
     def _path(self, file: int) -> Path:
         return self._folder / self._catalog.files[file]
@@ -182,29 +192,27 @@ def _check_inside(end: int, stored: StoredBytes) -> None:
         )
 
 
-def _read_fully(descriptor: int, offset: int, into: memoryview) -> None:
-    done = 0
-    read: Callable[[int, list[memoryview], int], int] = os.preadv
-    while done < len(into):
-        try:
-            count = read(descriptor, [into[done:]], offset + done)
-        except OSError as error:
-            raise CheckpointError(f"reading failed: {error.strerror}") from error
-        if count == 0:
-            raise CheckpointError("the file ends inside a tensor", expected=len(into), got=done)
-        done += count
-
-
-def _read_strided(descriptor: int, stored: StoredBytes, slice_: Slice, into: memoryview) -> None:
+def _read_strided(file: FileBytes, stored: StoredBytes, slice_: Slice, into: Sequence[memoryview]) -> None:
     """Through a mapping of the file, since the values don't lie together."""
+    from pp_export.core import elements  # numpy, for which describing alone need not wait
+
     assert slice_.strides is not None
-    size = slice_.dtype.itemsize
-    span = size * (1 + sum((n - 1) * stride for n, stride in zip(slice_.box.shape, slice_.strides)))
+    size, shape = slice_.dtype.itemsize, slice_.box.shape
+    span = size * (1 + sum((n - 1) * stride for n, stride in zip(shape, slice_.strides)))
+    begin = stored.offset + slice_.begin
     _check_inside(slice_.begin + span, stored)
-    if os.fstat(descriptor).st_size < stored.offset + slice_.begin + span:
+    if os.fstat(file.descriptor).st_size < begin + span:
         raise CheckpointError("the file ends inside a tensor")
-    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as file:
-        flat = torch.frombuffer(file, dtype=torch.uint8, count=span, offset=stored.offset + slice_.begin)
-        values = flat.view(_INTEGERS[size]).as_strided(slice_.box.shape, slice_.strides)
-        torch.frombuffer(into, dtype=_INTEGERS[size]).view(slice_.box.shape).copy_(values)
-        del flat, values  # the mapping can't be closed while a tensor looks at it
+    dense = into[0] if len(into) == 1 else memoryview(bytearray(slice_.num_bytes))
+    with (
+        mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as whole,
+        whole[begin : begin + span] as part,
+    ):
+        values = elements.seen(part, size, View(0, shape, slice_.strides))
+        elements.copy(values, elements.of(dense, size, shape))
+        del values  # the mapping can't be closed while an array looks at it
+    at = 0
+    for piece in into if len(into) > 1 else ():
+        piece[:] = dense[at : at + len(piece)]
+        at += len(piece)

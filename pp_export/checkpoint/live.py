@@ -185,12 +185,20 @@ class LiveReader:
         }
         self._streams: dict[torch.device, Any] = {}
 
-    def read(self, slice_: Slice, into: memoryview) -> None:
-        """Fill `into` (exactly the slice's bytes) with the slice in C order; from a GPU until `settle`."""
+    allows_threads = False
+
+    def read(self, slice_: Slice, *into: memoryview) -> None:
+        """Fill `into`, one after another (together exactly the slice's bytes), with the slice in C order;
+        from a GPU until `settle`.
+        """
         with self._on_stream(slice_):
-            part = self._part(slice_)
-            target = torch.frombuffer(into, dtype=part.dtype).view(slice_.box.shape)
-            target.copy_(part, non_blocking=part.is_cuda)
+            part, at = self._part(slice_), 0
+            values = part if len(into) == 1 else part.reshape(-1)
+            for piece in into:
+                target = torch.frombuffer(piece, dtype=part.dtype)
+                source = values if len(into) == 1 else values[at : at + target.numel()]
+                target.view(source.shape).copy_(source, non_blocking=part.is_cuda)
+                at += target.numel()
 
     def settle(self) -> None:
         """Return when all copies from GPUs are done."""

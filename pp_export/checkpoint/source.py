@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 
 class Reader(AbstractContextManager["Reader"], Protocol):
-    """Gives the values of slices, on one rank and in one thread; leaving the context closes its files."""
+    """Gives the values of slices, on one rank; leaving the context closes its files."""
 
-    def read(self, slice_: Slice, into: memoryview) -> None:
-        """Fill `into`, which has exactly the slice's bytes, with its values in C order.
+    @property
+    def allows_threads(self) -> bool:
+        """Whether several threads may `read` at once."""
+
+    def read(self, slice_: Slice, *into: memoryview) -> None:
+        """Fill `into`, one after another, which together have exactly the slice's bytes and are of whole
+        elements, with its values in C order.
 
         Slices may be asked for in any order. Raises CheckpointError, naming tensor and file, where the values
         can't be had or are not those that were stored. Where they come from a GPU, they are there after the

@@ -22,7 +22,7 @@ def sha256() -> hashlib._Hash:
 
 
 def tensor_digest(data: memoryview | bytes) -> str:
-    """Hex XXH3-128 of a tensor's bytes."""
+    """Hex XXH3-128 of the bytes of a tensor, or of a header."""
     return xxhash.xxh3_128(data).hexdigest()
 
 

@@ -7,9 +7,10 @@ It is geometry only: whether views fill a tensor exactly is proved on shapes, be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from pp_export.core.errors import ExportError
@@ -82,12 +83,13 @@ class Overlap:
     """What a box of a tensor holds of a view of that tensor.
 
     An array of the box's values, indexed by `index`, has the common elements; its dims, taken in the order
-    `order`, are those of the view, and behind them dims of size 1. In the view they begin at `begin` and
-    are of `shape`.
+    `order`, are the `dims` of the view that are no single elements, and behind them dims of size 1. In the
+    view they begin at `begin` and are of `shape`.
     """
 
     index: tuple[slice, ...]
     order: tuple[int, ...]
+    dims: tuple[int, ...]
     begin: Shape
     shape: Shape
 
@@ -99,6 +101,50 @@ class Overlap:
         """The same elements of another view with the dims of the first."""
         offset = view.offset + sum(at * stride for at, stride in zip(self.begin, view.strides))
         return View(offset, self.shape, view.strides)
+
+    def runs(self, box: Shape, target: View) -> Runs:
+        """The same as runs: from a dense array of the values of a box of shape `box` to `target`."""
+        strides = dense_strides(box)
+        begin = sum(cut.start * stride for cut, stride in zip(self.index, strides))
+        dims = [
+            (self.shape[dim], self.index[axis].step * strides[axis], target.strides[dim])
+            for dim, axis in zip(self.dims, self.order)
+            if self.shape[dim] != 1
+        ]
+        length = 1
+        while dims and dims[-1][1:] == (length, length):
+            length *= dims.pop()[0]
+        return Runs(begin, target.offset, length, tuple(dims))
+
+
+class Run(NamedTuple):
+    """Elements that lie one after another in two places, from number `begin` of one and `at` of the other."""
+
+    begin: int
+    at: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one `length`, the first from `begin` to `at`; each of the `dims` repeats them: how often, and
+    how far apart in either place.
+    """
+
+    begin: int
+    at: int
+    length: int
+    dims: tuple[tuple[int, int, int], ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(count for count, _, _ in self.dims)
+
+    def __iter__(self) -> Iterator[Run]:
+        for position in product(*(range(count) for count, _, _ in self.dims)):
+            begin = sum(index * step for index, (_, step, _) in zip(position, self.dims))
+            at = sum(index * step for index, (_, _, step) in zip(position, self.dims))
+            yield Run(self.begin + begin, self.at + at, self.length)
 
 
 def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:
@@ -116,9 +162,10 @@ def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:
         index.append(slice(at, at + (last - first - 1) * span.step + 1, span.step))
         if dim is not None:
             begin[dim], counts[dim], axis_of[dim] = first, last - first, axis
-    walked = [axis_of[dim] for dim in sorted(axis_of)]
-    order = (*walked, *(axis for axis in range(len(shape)) if axis not in walked))
-    return Overlap(tuple(index), order, tuple(begin), tuple(counts))
+    walked = sorted(axis_of)
+    order = [axis_of[dim] for dim in walked]
+    order += [axis for axis in range(len(shape)) if axis not in order]
+    return Overlap(tuple(index), tuple(order), tuple(walked), tuple(begin), tuple(counts))
 
 
 def check_filled(name: str, shape: Shape, views: Sequence[View]) -> None:

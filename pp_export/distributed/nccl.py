@@ -24,7 +24,7 @@ import torch.distributed as dist
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import first_line
 from pp_export.distributed.membership import Membership
-from pp_export.distributed.wire import Message, Place
+from pp_export.distributed.wire import Message, Place, as_tensor
 
 _EVER = timedelta(days=7)
 _POLL_SECONDS = 50e-6
@@ -65,7 +65,7 @@ class NcclWire:
             ) from error
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
@@ -102,7 +102,7 @@ class NcclWire:
         return group
 
     def _exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
         while len(self._posted) >= len(self._buffers):
             self._wait_for_the_first()
@@ -123,7 +123,7 @@ class NcclWire:
         with torch.cuda.stream(self._copying):
             if places:
                 end = places[-1].end
-                into[:end].copy_(buffer[:end], non_blocking=True)
+                as_tensor(into)[:end].copy_(buffer[:end], non_blocking=True)
             copied = self._copying.record_event()
         self._copied.append(copied)
         return partial(self._wait, copied)
@@ -131,7 +131,7 @@ class NcclWire:
     def _on_device(self, sent: Sequence[Message]) -> list[torch.Tensor]:
         """The bytes of each message in device memory: where they are, or packed."""
         values, end, from_host, alignment = [], 0, False, self._member.group.alignment
-        for _, tensor in sent:
+        for tensor in (as_tensor(each.values) for each in sent):
             if tensor.device == self._device and tensor.is_contiguous():
                 values.append(tensor.view(-1).view(torch.uint8))
                 continue

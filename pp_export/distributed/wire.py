@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Message(NamedTuple):
-    """Values for rank `peer`: contiguous or not, in host memory or, where the wire says so, on its device."""
+    """Values for rank `peer`: bytes in host memory, or a tensor, contiguous or not, on the wire's device."""
 
     peer: int
-    values: torch.Tensor
+    values: memoryview | torch.Tensor
 
 
 class Place(NamedTuple):
@@ -28,6 +29,7 @@ class Place(NamedTuple):
 class Group:
     """The ranks that a wire is for, what their store keys begin with, and the bounds that the plan sets.
 
+    `peers` are those that this rank sends to or receives from (None: all others).
     `incoming_bytes` is the memory of the largest round of this rank, `packed_bytes` the most that it sends in
     one round from where it can't be sent directly, each message at a multiple of `alignment`; `look_ahead` is
     how many rounds may be under way. `device` is this rank's GPU, for a wire that needs one.
@@ -40,6 +42,11 @@ class Group:
     alignment: int = 64
     look_ahead: int = 2
     device: torch.device | None = None
+    peers: tuple[int, ...] | None = None
+
+    def peers_of(self, rank: int) -> tuple[int, ...]:
+        """The ranks that `rank`, whose group this is, has a link with."""
+        return self.peers if self.peers is not None else tuple(r for r in self.ranks if r != rank)
 
 
 class Wire(Protocol):
@@ -53,10 +60,10 @@ class Wire(Protocol):
         """Connect the members, who all do so at once; nothing but an end of a member can hold it up."""
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
-        """One round. `into` (uint8, host memory) is filled when the function that this returns has returned;
-        what was `sent` from host memory may be reused at once.
+        """One round. `into` (bytes in host memory) is filled when what this returns has been called and has
+        returned; what was `sent` from host memory may be reused at once.
         """
 
     def finish(self) -> None:
@@ -67,3 +74,12 @@ class Wire(Protocol):
 
     def close(self) -> None:
         """Give back what was taken to make it."""
+
+
+def as_tensor(values: memoryview | torch.Tensor) -> torch.Tensor:
+    """The same memory as torch sees it: bytes as a tensor of uint8."""
+    import torch  # a rank that exchanges nothing need not wait for it
+
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.frombuffer(values, dtype=torch.uint8) if values else torch.empty(0, dtype=torch.uint8)

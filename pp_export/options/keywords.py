@@ -37,11 +37,15 @@ class TargetKeywords(ResultKeywords, total=False):
     parents: bool
     leaders_per_stage: str | int
     backend: Literal["auto", "gloo", "nccl"]
+    threads: int | None
+    memory_limit: str | int | None
     stall_seconds: float
     require_finite: bool
     require_tokenizer: bool
     verify: bool
+    cache: bool
     report: Folder | None
+    html: Folder | None
 
 
 class ExportKeywords(TargetKeywords, total=False):

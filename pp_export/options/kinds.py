@@ -47,6 +47,17 @@ def parse_leaders(text: str | int) -> int | None:
     return int(text)
 
 
+def parse_rates(text: str) -> tuple[float, float]:
+    """`R,W`, two positive numbers."""
+    try:
+        read, write = (float(part) for part in text.split(","))
+        if not min(read, write) > 0:
+            raise ValueError
+    except ValueError:
+        raise OptionError("not two rates", expected="R,W: two positive numbers", got=text) from None
+    return read, write
+
+
 def flag(name: str) -> str:
     """The flag of an option, without the leading dashes."""
     return name.replace("_", "-")
@@ -175,6 +186,17 @@ class RunOptions(Options):
         "auto",
         choices=("auto", "gloo", "nccl"),
     )
+    threads: int | None = _option(
+        "threads that a rank keeps busy with reading, hashing, writing and verifying; default: its share of"
+        " the node's cores",
+        None,
+        positive=True,
+    )
+    memory_limit: str | None = _option(
+        "memory that a rank may take, as far as fewer shards in flight need less; default: its share of a"
+        " quarter of the node's memory",
+        None,
+    )
     stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
     require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
     require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)
@@ -183,11 +205,21 @@ class RunOptions(Options):
         " case, for their SHA-256",
         True,
     )
+    cache: bool = _option(
+        "take what transformers says of the model from the user's cache folder, and keep it there; else ask"
+        " transformers",
+        True,
+    )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
+    html: Path | None = _option(
+        "draw there, as one HTML page, who did what when; `plan` draws what will be", None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_leaders(self.leaders_per_stage)
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,3 +247,30 @@ class ExportOptions(TargetOptions, SourceOptions):
     expert_parallel: int | None = _option(
         "ranks over which a stage's experts are dealt; default: not dealt by expert", None, positive=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(Options):
+    """What `plan` plans for, beside what is exported: options of that command alone."""
+
+    world_size: int = _option("number of ranks to plan for", 1, positive=True)
+    nodes: int | None = _option("nodes that they are on; default: one for every 8 ranks", None, positive=True)
+    cores: int | None = _option(
+        "cores of a node; default: as many as this process may use here", None, positive=True
+    )
+    storage_gbps: str = _option(
+        "R,W: gigabytes per second that the storage reads and writes for all nodes together", "2,1"
+    )
+    network_gbps: float = _option(
+        "gigabytes per second that one node gets through its network, to the storage and to others",
+        12.5,
+        positive=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_rates(self.storage_gbps)
+        if self.nodes is not None and self.nodes > self.world_size:
+            raise OptionError(
+                "there are more nodes than ranks", where={"--nodes": self.nodes}, got=self.world_size
+            )

@@ -11,12 +11,11 @@ from operator import attrgetter
 
 from pp_export.planning import part_image, proof
 from pp_export.planning.assignment import connected
+from pp_export.planning.capacity import Capacity
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_plan import DESCRIBED_BOX_BYTES, TENSOR_BYTES, FileToVerify, RankPlan
 from pp_export.planning.rounds import Link, Round, links_of, rounds_of
 from pp_export.planning.shard_plan import ShardPlan
-
-SHARDS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,14 @@ class ExportPlan:
     that makes them.
 
     `basis` is the digest of what decides the bytes beside the checkpoint: the table, the result's options
-    and the version of the package. Each rank has memory for `shards_in_flight` shards.
+    and the version of the package, `capacity` what each rank may take of its node.
     """
 
     basis: str
     world_size: int
     stages: tuple[tuple[int, ...], ...]
     shards: tuple[ShardPlan, ...]
-    shards_in_flight: int = SHARDS_IN_FLIGHT
+    capacity: Capacity = Capacity()
 
     @cached_property
     def files(self) -> tuple[tuple[ShardPlan, ...], ...]:
@@ -59,7 +58,9 @@ class ExportPlan:
     @cached_property
     def parts(self) -> tuple[RankPlan, ...]:
         """What each rank needs, in rank order."""
-        return tuple(replace(part, fingerprint=self.fingerprint) for part in self._parts)
+        return tuple(
+            replace(part, fingerprint=self.fingerprint, capacity=self.capacity) for part in self._parts
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,7 +105,6 @@ class ExportPlan:
                 fingerprint="",
                 num_links=len(self.links),
                 num_files_in_ranges=sum(len(ranges) > 1 for ranges in self.files),
-                shards_in_flight=self.shards_in_flight,
                 rounds=tuple(rounds.get(rank, ())),
                 led=tuple(led.get(rank, ())),
                 group=group_of.get(rank, (rank,)),

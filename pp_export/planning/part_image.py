@@ -26,8 +26,8 @@ _OF_ANOTHER_RANK = -1
 
 
 def to_bytes(part: RankPlan) -> bytes:
-    """All of a part but the fingerprint, which is made of all parts. Items are numbered as `part.items` are
-    in order.
+    """All of a part but the fingerprint, which is made of all parts, and the capacity of its rank. Items are
+    numbered as `part.items` are in order.
     """
     told = _Telling(part.items)
     led = [told.shard(shard) for shard in part.led]
@@ -36,14 +36,7 @@ def to_bytes(part: RankPlan) -> bytes:
         for each in part.rounds
     ]
     value = [
-        [
-            part.rank,
-            part.world_size,
-            part.num_links,
-            part.num_files_in_ranges,
-            part.shards_in_flight,
-            part.described_bytes,
-        ],
+        [part.rank, part.world_size, part.num_links, part.num_files_in_ranges, part.described_bytes],
         _runs(part.group),
         [[*link, count] for link, count in part.links.items()],
         [
@@ -67,7 +60,7 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
     of the original.
     """
     head, group, links, to_verify, _, led_told, rounds_told, *tables = json.loads(image)
-    rank, world_size, num_links, num_files_in_ranges, shards_in_flight, described_bytes = head
+    rank, world_size, num_links, num_files_in_ranges, described_bytes = head
     heard = _Hearing(rank, *tables)
     led = tuple(map(heard.shard, led_told))
     taken = iter([LedBucket(shard, bucket) for shard in led for bucket in shard.buckets])
@@ -81,7 +74,6 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
         fingerprint=fingerprint,
         num_links=num_links,
         num_files_in_ranges=num_files_in_ranges,
-        shards_in_flight=shards_in_flight,
         rounds=tuple(rounds),
         led=led,
         group=tuple(member for begin, count in group for member in range(begin, begin + count)),

@@ -22,6 +22,7 @@ from pp_export.planning.assign_grid import assign_grid
 from pp_export.planning.assign_holders import Holders, assign_holders
 from pp_export.planning.assign_shared import assign_shared
 from pp_export.planning.assignment import FileContent
+from pp_export.planning.capacity import ONE_THREAD, Capacity
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import FileLayout, FileRange, arrange
 from pp_export.planning.ranges import cut_ranges
@@ -55,13 +56,14 @@ def make_plan(
     holders: Holders | None = None,
     leaders_per_stage: int | None = None,
     basis: str = "",
+    capacity: Capacity = ONE_THREAD,
 ) -> ExportPlan:
     """The plan for exporting `account` from the stored `slices` by `world_size` ranks.
 
     `holders` are the ranks that hold each item, where not all ranks can read all; `grid` is that of
     `world_size` ranks which the user asked for. With neither, each rank reads what it writes.
-    `leaders_per_stage` bounds who leads with a grid or holders; None means all. `basis` is that of
-    `ExportPlan`.
+    `leaders_per_stage` bounds who leads with a grid or holders; None means all. `basis` and
+    `capacity` are those of `ExportPlan`.
     """
     names_of: defaultdict[Unit, list[str]] = defaultdict(list)
     for name, unit in account.unit_of.items():
@@ -123,7 +125,7 @@ def make_plan(
                 buckets=tuple(buckets),
             )
         )
-    return ExportPlan(basis, world_size, assignment.stages, tuple(shards))
+    return ExportPlan(basis, world_size, assignment.stages, tuple(shards), capacity)
 
 
 def _sources(account: Account, names: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from pp_export.planning.capacity import Capacity
 from pp_export.planning.rounds import LOOK_AHEAD, Link, Round
 from pp_export.planning.shard_plan import Contribution, ShardPlan
 from pp_export.process.ring_buffer import pages
@@ -46,7 +47,7 @@ class RankPlan:
     never one that it wrote, unless there is no other rank. `num_links` counts those of the whole plan: where
     there are none, no rank sends to another; `num_files_in_ranges` the files of the whole plan that several
     ranks write. `described_bytes` is the memory that describing and planning the whole takes, on the rank
-    that does.
+    that does; `capacity` is what it may take of its node.
 
     Slices that it reads name their item by its number in the catalog that goes along; those that others
     read for it name none that it knows.
@@ -57,13 +58,13 @@ class RankPlan:
     fingerprint: str
     num_links: int
     num_files_in_ranges: int
-    shards_in_flight: int
     rounds: tuple[Round, ...]
     led: tuple[ShardPlan, ...]
     group: tuple[int, ...]
     links: Mapping[Link, int]
     to_verify: tuple[FileToVerify, ...]
     described_bytes: int = 0
+    capacity: Capacity = Capacity()
 
     @property
     def senders(self) -> list[int]:
@@ -108,14 +109,7 @@ class RankPlan:
         work, the shards in flight, the rounds read ahead, those that are being received, and what is being
         encoded.
         """
-        return (
-            BASE_BYTES
-            + self.metadata_bytes
-            + self.image_bytes
-            + self.ahead_bytes
-            + self.incoming_bytes
-            + self.scratch_bytes
-        )
+        return self._besides_images + self.image_bytes
 
     @cached_property
     def metadata_bytes(self) -> int:
@@ -126,16 +120,41 @@ class RankPlan:
         return max(own, self.described_bytes)
 
     @cached_property
+    def _besides_images(self) -> int:
+        buffers = self.ahead_bytes + self.incoming_bytes + self.scratch_bytes
+        return BASE_BYTES + self.metadata_bytes + buffers
+
+    @cached_property
+    def shards_in_flight(self) -> int:
+        """How many shards it has in hand at most: one for each thread to hash and write, and one that is
+        being filled; fewer where the memory that it may take asks for it, but one.
+        """
+        count, memory = min(self.capacity.threads + 1, max(1, len(self.led))), self.capacity.memory_bytes
+        while count > 1 and memory is not None and self._besides_images + self._of_images(count) > memory:
+            count -= 1
+        return count
+
+    @property
     def image_bytes(self) -> int:
         """Memory for the shards in hand: as much as `shards_in_flight` consecutive ones of it need."""
+        return self._of_images(self.shards_in_flight)
+
+    def _of_images(self, count: int) -> int:
         led = [pages(shard.image_bytes) for shard in self.led]
-        return max((sum(led[i : i + self.shards_in_flight]) for i in range(len(led))), default=0)
+        return max((sum(led[i : i + count]) for i in range(len(led))), default=0)
+
+    @property
+    def rounds_ahead(self) -> int:
+        """How many rounds it has memory for: one that travels or is pasted and one that is read, or where it
+        is alone one for each thread that reads, and one more.
+        """
+        return LOOK_AHEAD if len(self.group) > 1 else max(LOOK_AHEAD, self.capacity.threads + 1)
 
     @cached_property
     def ahead_bytes(self) -> int:
         """Memory for the parts that it has read and not yet sent or pasted."""
         read = (sum(pages(given.part.num_bytes) for given in each.gives) for each in self.rounds)
-        return LOOK_AHEAD * max(read, default=0)
+        return self.rounds_ahead * max(read, default=0)
 
     @property
     def incoming_bytes(self) -> int:
@@ -154,5 +173,8 @@ class RankPlan:
 
     @cached_property
     def scratch_bytes(self) -> int:
-        """Memory for the tensors of one shard that are still to be encoded."""
-        return max((shard.scratch_bytes for shard in self.led), default=0)
+        """Memory for the tensors that are still to be encoded, of a shard that is being filled and of the one
+        before.
+        """
+        led = [pages(shard.scratch_bytes) for shard in self.led if shard.scratch_bytes]
+        return max((sum(led[i : i + 2]) for i in range(len(led))), default=0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pp_export.process.log import logger
+
+if TYPE_CHECKING:
+    import torch
 
 _PORTABLE = 1  # cudaHostRegisterPortable: for every device of the process
 
@@ -18,6 +19,8 @@ def pin(memory: memoryview, device: torch.device) -> Callable[[], None]:
 
     Where the driver refuses, copies are slower and no less right.
     """
+    import torch
+
     address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     driver: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     with torch.cuda.device(device):

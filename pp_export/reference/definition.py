@@ -2,8 +2,8 @@
 are in effect, the class's defaults included.
 
 The definition is the class in the transformers library, never code of the reference folder. Its import takes
-seconds and 350 MB, so rank 0 asks a child process (`python -m pp_export.reference.definition`), which works
-while the rank does other things and takes its memory with it.
+seconds and 350 MB, so it is a child process that runs `define` (`python -m pp_export.reference.definition`,
+see `pending_definition`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +23,10 @@ from typing import Any
 
 from pp_export.core.config_keys import LEADS_OUTSIDE, QUANTIZATION, without
 from pp_export.core.errors import ReferenceFolderError
+from pp_export.core.strict_json import is_count
 from pp_export.core.tensors import Shape
-from pp_export.process import child
+
+LIBRARIES = ("transformers", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,15 @@ class Definition:
         return {"tensors": dict(self.tensors), "config": dict(self.config)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Definition:
-        return cls({name: tuple(shape) for name, shape in value["tensors"].items()}, value["config"])
+    def from_json(cls, value: Any) -> Definition:
+        """The definition that `to_json` gave; ValueError where it gave no such thing."""
+        parts = [value.get(key) if isinstance(value, Mapping) else None for key in ("tensors", "config")]
+        tensors, config = parts
+        if not isinstance(tensors, Mapping) or not isinstance(config, Mapping):
+            raise ValueError("it has no tensors and config")
+        if not all(isinstance(shape, list) and all(map(is_count, shape)) for shape in tensors.values()):
+            raise ValueError("it has tensors without a shape")
+        return cls({name: tuple(shape) for name, shape in tensors.items()}, config)
 
 
 def define(config: Mapping[str, Any]) -> Definition | None:
@@ -56,9 +63,8 @@ def define(config: Mapping[str, Any]) -> Definition | None:
     ReferenceFolderError where the class refuses the config. Imports transformers and makes the model without
     memory for its weights; the network stays unused if HF_HUB_OFFLINE was set before that import.
     """
-    name = _class_name(config)
-    libraries = ("transformers", "accelerate")
-    if not name or any(importlib.util.find_spec(library) is None for library in libraries):
+    name = class_name(config)
+    if not name or missing_libraries():
         return None
     try:
         model_class = _library_class(name)
@@ -67,66 +73,33 @@ def define(config: Mapping[str, Any]) -> Definition | None:
         model = _empty_model(model_class, config)
         return Definition(_tensors_on_disk(model), _values_in_effect(model.config))
     except Exception as error:
-        raise _refused(name, _one_line(error)) from error
+        raise refused(config, _one_line(error)) from error
 
 
-class PendingDefinition:
-    """The answer of `define`, on its way from a child process."""
+def missing_libraries() -> list[str]:
+    """The libraries that are needed for an answer and aren't installed; imports nothing."""
+    return [library for library in LIBRARIES if importlib.util.find_spec(library) is None]
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._name = _class_name(config)
-        # Files and no pipes: the child never waits for us, and ends as soon as it knows the answer.
-        self._answer, self._complaint = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        with tempfile.TemporaryFile() as question:
-            question.write(json.dumps(config).encode())
-            question.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pp_export.reference.definition"],
-                stdin=question,
-                stdout=self._answer,
-                stderr=self._complaint,
-                env=child.environment(),
-                # `-m` may put the working directory first on the path, and that may be the reference folder.
-                cwd=child.PACKAGE_PARENT,
-            )
 
-    @classmethod
-    def start(cls, config: Mapping[str, Any]) -> PendingDefinition:
-        """Start the child for this config.json and return at once."""
-        return cls(config)
+def refused(config: Mapping[str, Any], reason: str) -> ReferenceFolderError:
+    """The error of a config.json of which transformers makes no model, for whatever `reason`."""
+    return ReferenceFolderError(
+        "transformers can't make the reference's model from its config.json",
+        where={"file": "config.json", "class": class_name(config) or "(none)"},
+        got=reason,
+        advice="check that config.json is complete, belongs to this model and isn't newer than transformers",
+    )
 
-    def result(self, timeout_s: float = 600) -> Definition | None:
-        """What `define` returned or raised in the child; waits for it."""
-        try:
-            code = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise _refused(self._name, f"no answer in {timeout_s:g} seconds") from None
-        self._answer.seek(0)
-        self._complaint.seek(0)
-        if code != 0:
-            lines = self._complaint.read().decode(errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing on stderr")
-            raise _refused(self._name, last if code > 0 else f"ended by signal {-code}: {last}")
-        answer = json.loads(self._answer.read())
-        return None if answer is None else Definition.from_json(answer)
 
-    def close(self) -> None:
-        """End the child if it still runs; never raises."""
-        self._process.kill()
-        self._process.wait()
-        self._answer.close()
-        self._complaint.close()
-
-    def __enter__(self) -> PendingDefinition:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+def class_name(config: Mapping[str, Any]) -> str:
+    """The class that a config.json names first; "" where it names none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def main() -> None:
-    """Read a config.json on stdin, write the definition or null on stdout: the child's whole life.
+    """Read a config.json on stdin; write its definition, or null, and what is missing for one on stdout: the
+    child's whole life.
 
     A quarter of it would go into collecting garbage and taking down libraries, neither of which is needed.
     """
@@ -137,14 +110,10 @@ def main() -> None:
             found = define(config)
     except ReferenceFolderError as error:
         sys.exit(error.got)
-    json.dump(None if found is None else found.to_json(), sys.stdout, default=str)
+    answer = {"definition": found and found.to_json(), "missing": missing_libraries()}
+    json.dump(answer, sys.stdout, default=str)
     sys.stdout.flush()
     os._exit(0)
-
-
-def _class_name(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _library_class(name: str) -> Any:
@@ -200,15 +169,6 @@ def _tied_away(model: Any) -> set[str]:
             matching = sorted(name for name in names if any(pattern.search(name) for pattern in declared))
             tied.update(matching[: len(names) - 1])
     return tied
-
-
-def _refused(name: str, reason: str) -> ReferenceFolderError:
-    return ReferenceFolderError(
-        "transformers can't make the reference's model from its config.json",
-        where={"file": "config.json", "class": name or "(none)"},
-        got=reason,
-        advice="check that config.json is complete, belongs to this model and isn't newer than transformers",
-    )
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pp_export.core.digest import tensor_digest
 from pp_export.core.errors import VerificationError
 from pp_export.core.file_names import range_json, shard_json
 from pp_export.disk import files, shared_file
@@ -37,6 +38,7 @@ def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
         file,
         num_bytes,
         "",
+        tensor_digest(ranges[0].range.header),
         tuple(tensor for each in found for tensor in each.tensors),
         {name: count for each in found for name, count in each.not_finite.items()},
     )

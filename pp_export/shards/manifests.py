@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pp_export.core.digest import json_digest
@@ -31,22 +31,32 @@ class ShardManifest:
     """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
     last. `not_finite` counts the NaNs and infinities of the tensors that have any.
 
-    `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not yet
-    read back.
+    The fast digests of header and tensors cover every byte of the file: what is read back is held against
+    them. `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not
+    yet read back.
     """
 
     file: str
     bytes: int
     sha256: str
+    header_xxh3_128: str
     tensors: tuple[TensorManifest, ...]
     not_finite: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": 1, **asdict(self)}
+        # Not `asdict`, which copies every value on its own: there may be a million tensors.
+        return {"schema_version": 1, **vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
-        return cls(value["file"], value["bytes"], value["sha256"], _tensors(value), value["not_finite"])
+        return cls(
+            value["file"],
+            value["bytes"],
+            value["sha256"],
+            value["header_xxh3_128"],
+            _tensors(value),
+            value["not_finite"],
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class RangeManifest:
 
     def to_json(self) -> dict[str, Any]:
         edges = {"head": b64encode(self.head).decode(), "tail": b64encode(self.tail).decode()}
-        return {**asdict(self), **edges}
+        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors], **edges}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RangeManifest:

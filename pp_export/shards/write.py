@@ -18,8 +18,8 @@ from pp_export.shards.manifests import RangeManifest, ShardManifest, TensorManif
 
 
 def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
-    """The manifest of a frozen shard: XXH3-128 of each tensor's bytes, and SHA-256 of the file's; of a range,
-    which is not all of them, its edges instead.
+    """The manifest of a frozen shard: XXH3-128 of the header's and of each tensor's bytes, and SHA-256 of the
+    file's; of a range, which is not all of them, its tensors' and its edges.
     """
     range_, data = frozen.range, frozen.data
     tensors = tuple(
@@ -34,9 +34,9 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
         for place, own in zip(range_.tensors, range_.own_places)
     )
     if range_.is_whole:
-        return ShardManifest(
-            frozen.file, len(frozen.image), _sha256(frozen.image), tensors, frozen.not_finite
-        )
+        header = digest.tensor_digest(frozen.image[: len(range_.header)])
+        whole = _sha256(frozen.image)
+        return ShardManifest(frozen.file, len(frozen.image), whole, header, tensors, frozen.not_finite)
     head, _, tail = _cut(frozen)
     return RangeManifest(
         frozen.file,

@@ -5,39 +5,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from pp_export.distributed.backends import Backend
 from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
 from pp_export.planning.rank_plan import RankPlan
-from pp_export.planning.rounds import LOOK_AHEAD, Arrival, LedBucket, Round
-from pp_export.planning.shard_plan import ALIGNMENT, Contribution
+from pp_export.planning.rounds import LOOK_AHEAD, Arrival, Round
+from pp_export.planning.shard_plan import ALIGNMENT, Bucket, Contribution, ShardPlan
 from pp_export.process.ring_buffer import Region, RingBuffer
+from pp_export.shards.assemble import ShardAssembler
 from pp_export.steps.workers import Crew, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GrowingShard:
+    """A shard whose elements are arriving, and the memory that it grows in; in `scratch` what is to be
+    encoded.
+    """
+
+    shard: ShardPlan
+    assembler: ShardAssembler
+    image: Region
+    scratch: Region | None
 
 
 @dataclass(frozen=True)
 class ReadRound:
-    """What this rank gives in a round, read: its part of its own bucket, the messages to other leaders, and
-    the memory that these lie in, unless they are sent from where the parameters are.
+    """What this rank gives to others in a round, read: the messages, and the memory that these lie in, unless
+    they are sent from where the parameters are. What it gives to itself is at its place already in the shard
+    that grows by this round, if it leads one.
     """
 
     round: Round
-    own: tuple[Contribution, Region] | None
+    growing: GrowingShard | None
     messages: tuple[Message, ...]
     sent_from: tuple[Region, ...]
 
 
 @dataclass(frozen=True)
-class GatheredBucket:
-    """A bucket of a shard that this rank leads, with all contributions: they are there when `arrived` has
-    returned. `done` gives their memory back.
+class GatheredRound:
+    """A bucket of a shard that this rank leads, with the contributions of others: they are there when
+    `arrived` has returned. `done` gives their memory back.
     """
 
-    led: LedBucket
-    parts: tuple[tuple[Contribution, torch.Tensor], ...]
+    growing: GrowingShard
+    bucket: Bucket
+    parts: tuple[tuple[Contribution, memoryview], ...]
     arrived: Callable[[], None]
     done: Callable[[], None]
 
@@ -62,9 +79,9 @@ class Exchange:
         self.sent: Counter[int] = Counter()
         self.has_peers = len(plan.group) > 1
 
-    def walk(self, read: Iterable[ReadRound], read_memory: RingBuffer) -> Iterator[GatheredBucket]:
-        """Every bucket that this rank leads, as soon as its round is over. `read` are the rounds of this rank
-        in order; what they were read into is given back to `read_memory`.
+    def walk(self, read: Iterable[ReadRound], read_memory: RingBuffer) -> Iterator[GatheredRound]:
+        """Every round in which this rank leads, as soon as it is over. `read` are all rounds of this rank in
+        order; what they were read into is given back to `read_memory`.
         """
         wire = self._connect() if self.has_peers else None
         for each in read:
@@ -73,14 +90,15 @@ class Exchange:
             self._end(wire)
 
     def _end(self, wire: Wire) -> None:
-        self._progress.doing("exchanger", "waiting for what it has sent")
+        self._progress.doing("waiting for what it has sent")
         wire.finish()
 
     def _connect(self) -> Wire:
         """The wire of this rank's group, warmed up: a byte has gone over every link before values do."""
         group, senders, receivers = self._plan.group, self._plan.senders, self._plan.receivers
-        peers = ", ".join(str(member) for member in group if member != self._rank)
-        self._progress.doing("exchanger", f"connecting with {peers} over {self._backend.name}")
+        peers = sorted({*senders, *receivers})
+        told = ", ".join(map(str, peers))
+        self._progress.doing(f"connecting with {told} over {self._backend.name}")
         assert self._backend.name is not None
         bounds = Group(
             group,
@@ -90,45 +108,42 @@ class Exchange:
             alignment=ALIGNMENT,
             look_ahead=LOOK_AHEAD,
             device=self._device,
+            peers=tuple(peers),
         )
         wire = self._world.data.connect(bounds, self._backend.name, self._crew.check)
-        byte = torch.zeros(1, dtype=torch.uint8)
+        byte = memoryview(bytearray(1))
         arrived = wire.exchange(
             [Message(receiver, byte) for receiver in receivers],
             [Place(sender, at, at + 1) for at, sender in enumerate(senders)],
-            torch.empty(len(senders), dtype=torch.uint8),
+            memoryview(bytearray(len(senders))),
         )
         arrived()
         return wire
 
-    def _round(self, each: ReadRound, wire: Wire | None, read_memory: RingBuffer) -> Iterator[GatheredBucket]:
+    def _round(self, each: ReadRound, wire: Wire | None, read_memory: RingBuffer) -> Iterator[GatheredRound]:
         self._crew.check()
         arrivals = each.round.arrivals
         region = self.incoming.take(each.round.incoming_bytes, self._crew.check) if arrivals else None
-        into = as_tensor(region) if region else torch.empty(0, dtype=torch.uint8)
+        into = region.view if region else memoryview(b"")
         arrived: Callable[[], None] = _nothing
         if each.messages or arrivals:
             assert wire is not None
-            self._progress.doing("exchanger", self._told(each))
-            arrived = wire.exchange(each.messages, list(_places(arrivals)), into)
+            self._progress.doing(self._told(each))
+            with self._progress.recorder.span("sends", num_bytes=sum(m.values.nbytes for m in each.messages)):
+                arrived = wire.exchange(each.messages, list(_places(arrivals)), into)
         for peer, values in each.messages:
             self.sent[peer] += values.nbytes
         for sent_from in each.sent_from:
             read_memory.give_back(sent_from)
-        if each.round.takes is None:
-            return
-        parts = [(arrival.part, into[arrival.begin :]) for arrival in arrivals]
-        if each.own is not None:
-            part, own = each.own
-            parts.append((part, as_tensor(own)))
+        parts = tuple((arrival.part, into[arrival.begin :]) for arrival in arrivals)
 
         def done() -> None:
             if region is not None:
                 self.incoming.give_back(region)
-            if each.own is not None:
-                read_memory.give_back(each.own[1])
 
-        yield GatheredBucket(each.round.takes, tuple(parts), arrived, done)
+        if each.growing is not None:
+            assert each.round.takes is not None
+            yield GatheredRound(each.growing, each.round.takes.bucket, parts, arrived, done)
 
     def _told(self, each: ReadRound) -> str:
         to = sorted({message.peer for message in each.messages})
@@ -141,11 +156,6 @@ def _places(arrivals: Iterable[Arrival]) -> Iterator[Place]:
     for part, begin in arrivals:
         for slice_, offset in zip(part.slices, part.offsets):
             yield Place(part.rank, begin + offset, begin + offset + slice_.num_bytes)
-
-
-def as_tensor(region: Region) -> torch.Tensor:
-    """The region's bytes as a tensor."""
-    return torch.frombuffer(region.view, dtype=torch.uint8)
 
 
 def _nothing() -> None:

@@ -5,7 +5,7 @@ Rank 0 does all of this alone, while the others wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
 from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Completed
+from pp_export.steps.report import Completed, Measured
 from pp_export.steps.target import Target
 from pp_export.verification import verify_structure
 
@@ -107,13 +107,14 @@ def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     )
 
 
-def seal(world: World, indexed: IndexedFolder | None, digests: Mapping[str, str]) -> None:
+def seal(world: World, indexed: IndexedFolder | None, measured: Sequence[Measured]) -> None:
     """The end of step 9, called by all ranks: manifest and SHA256SUMS, then the structure of the whole
-    folder. `digests` are the SHA-256 of the files that several ranks wrote; known on rank 0.
+    folder. What all ranks `measured`, the SHA-256 of files of several ranges too, is known on rank 0.
     """
 
     def prove() -> None:
         assert indexed is not None
+        digests = {file: sha256 for each in measured for file, sha256 in each.sha256_of.items()}
         shards = [replace(shard, sha256=digests.get(shard.file, shard.sha256)) for shard in indexed.shards]
         index.seal(indexed.staging, indexed.plan, shards, indexed.provenance, indexed.contents)
         faults = verify_structure(indexed.staging)

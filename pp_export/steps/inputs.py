@@ -5,7 +5,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pp_export.architecture import table_files
@@ -29,6 +29,7 @@ from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference
+from pp_export.steps.capacity import capacity_of
 from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
 from pp_export.steps.target import Target
@@ -70,7 +71,8 @@ def describe(
     source: Source, target: Target, options: TargetOptions, world: World, pending: PendingInputs | None
 ) -> ExportInputs | None:
     """Step 1, called by all ranks. Rank 0 checks the target, then reads and checks all metadata; the others
-    only hear that this went well. `pending` is rank 0's, if it was started ahead.
+    only hear that this went well. `pending` is rank 0's. What the model's definition has not said yet is left
+    to `steps.confirmation`.
     """
     world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
     if options.backend == backends.NCCL:
@@ -82,8 +84,10 @@ def describe(
     mine: list[ExportInputs] = []
 
     def read() -> bytes:
+        assert pending is not None
+        pending.check()
         target.check(options, source.folders)
-        mine.append(read_inputs(source, options, pending or PendingInputs.start(options), announced))
+        mine.append(read_inputs(source, options, pending, announced))
         return json_digest(mine[0].architecture.table).encode()
 
     digest = world.control.share(read).decode()
@@ -93,16 +97,22 @@ def describe(
 
 
 def read_inputs(
-    source: Source, options: ResultOptions, pending: PendingInputs, announced: Sequence[bytes] = ()
+    source: Source,
+    options: ResultOptions,
+    pending: PendingInputs,
+    announced: Sequence[bytes] = (),
+    *,
+    wait: bool = False,
 ) -> ExportInputs:
-    """Read all metadata and settle the account; called on rank 0 only. No tensor byte is read."""
-    try:
-        pending.check()
-        catalog = source.describe(announced)
-        sizes, account, model = settle_model(catalog, pending, options)
-        return ExportInputs(catalog, pending.architecture, sizes, account, model, pending.reference)
-    finally:
-        pending.cancel()
+    """Read all metadata and settle the account, with the model's definition if it is known or to `wait` for;
+    called on rank 0 only. No tensor byte is read.
+    """
+    pending.check()
+    catalog = source.describe(announced)
+    found = settle_model(catalog, pending, options, wait=wait)
+    return ExportInputs(
+        catalog, pending.architecture, found.sizes, found.account, found.model, pending.reference
+    )
 
 
 def agree_on_plan(
@@ -128,7 +138,8 @@ def agree_on_plan(
     proved = ProvedPart.from_bytes(image[8:begin])
     fingerprint = proved.fingerprint(world.rank, world.size)
     world.control.same({"the plan": fingerprint})
-    return OwnPart(part_image.from_bytes(proved.body, fingerprint), Catalog.from_bytes(image[begin:])), None
+    part = part_image.from_bytes(proved.body, fingerprint)
+    return OwnPart(replace(part, capacity=capacity_of(options)), Catalog.from_bytes(image[begin:])), None
 
 
 def _image(plan: ExportPlan, catalog: Catalog, rank: int) -> bytes:
@@ -176,6 +187,7 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         holders=holders,
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
         basis=json_digest([VERSION, result]),
+        capacity=capacity_of(options),
     )
 
 

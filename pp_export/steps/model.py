@@ -1,11 +1,15 @@
 """What the model is that a checkpoint and a reference describe together: settled on metadata alone, or
 refused.
+
+The files say most of it. What only the class knows comes when it comes: until then the table's defaults and
+the reference's own weights stand for it, and everything is settled again with the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pp_export.architecture import accounting, meaning, vocabulary
 from pp_export.architecture.accounting import Account
@@ -16,19 +20,23 @@ from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes, model_sizes
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.core import dtypes
-from pp_export.core.errors import ReferenceFolderError
+from pp_export.core.errors import ExportError, ReferenceFolderError
 from pp_export.core.file_names import CONFIG
+from pp_export.core.settings import agree
 from pp_export.core.tensors import Shape
 from pp_export.megatron import settings
 from pp_export.options.kinds import ResultOptions
 from pp_export.reference import config_json
-from pp_export.reference.definition import Definition
+from pp_export.reference.definition_cache import Answer
 from pp_export.reference.own_weights import read_specs
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import MAX_JSON_BYTES, read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
-from pp_export.steps.pending import PendingInputs
+from pp_export.steps.pending import PendingInputs, question_of
 
+Config = Mapping[str, Any]
+Ask = Callable[[Config], Answer | None]
+"""What the definition of a config.json is; None where that is not known yet."""
 Expected = tuple[Mapping[str, Shape | None] | None, str]
 """Names and shapes (None where not known), and where they are from; None where nothing is known."""
 
@@ -45,24 +53,60 @@ class FinalConfig:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """What the files say, before the model's definition is heard. The vocabulary has `num_rows` rows, of
+    which the first `vocab_size` are real.
+    """
+
+    catalog: Catalog
+    architecture: Architecture
+    reference: Reference
+    options: ResultOptions
+    trained: meaning.Settings | None
+    num_rows: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class SettledModel:
     """What its config.json will be, which settings were held against which, and what a user should know.
 
-    `args_unknown` are training args that switch something on and that no table knows.
+    `args_unknown` are training args that switch something on and that no table knows. `awaited` are the
+    config.jsons whose definition is not known yet: as long as there are any, all of this is provisional.
     """
 
+    stated: Stated
     meaning: Meaning
     config: FinalConfig
     args_unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    is_cached: bool
+    awaited: tuple[Config, ...] = ()
 
 
-def settle_model(
-    catalog: Catalog, pending: PendingInputs, options: ResultOptions
-) -> tuple[ModelSizes, Account, SettledModel]:
-    """What is wrong in the names is said before what is wrong in the sizes, which would follow from it; what
-    the files alone show, before the child is waited for.
+@dataclass(frozen=True)
+class Settled:
+    """All that is settled of a model."""
+
+    sizes: ModelSizes
+    account: Account
+    model: SettledModel
+
+
+def settle_model(catalog: Catalog, pending: PendingInputs, options: ResultOptions, *, wait: bool) -> Settled:
+    """Settle with what is known now, or `wait` for the model's definition; waits for it as well where nothing
+    can be settled without.
+
+    What is wrong in the names is said before what is wrong in the sizes, which would follow from it; what
+    the files alone show, before anything is waited for.
     """
+    stated = read_statements(catalog, pending, options)
+    settled = None if wait else settle_so_far(stated, pending).settled
+    return settled or _settle(stated, pending.question, pending.waited)
+
+
+def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOptions) -> Stated:
+    """Check what needs no definition; raises where the files contradict each other already."""
     reference, architecture = pending.reference, pending.architecture
     check_names(architecture, catalog.specs)
     args = catalog.description.args
@@ -77,22 +121,76 @@ def settle_model(
         args=args or {},
         num_tokens=reference.tokenizer.ids.at_least,
     )
-    definition = pending.definition()
-    library = None if definition is None else definition.config
-    settled = meaning.settle(architecture, trained, reference.config, library, correct=correct)
-    definition = pending.definition_of(settled.config, size)
+    return Stated(catalog, architecture, reference, options, trained, rows, size)
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What came of settling with the answers that are there. Where it failed for want of others, nothing is
+    `settled`; `awaited` are the config.jsons that they are about.
+    """
+
+    settled: Settled | None
+    awaited: tuple[Config, ...]
+
+
+def settle_so_far(stated: Stated, pending: PendingInputs, planned: Settled | None = None) -> SoFar:
+    """Settle without waiting; what is missing is asked. Raises what the answers that are there refute."""
+    awaited: list[Config] = []
+
+    def known(question: Config) -> Answer | None:
+        answer = pending.known(question)
+        if answer is None:
+            awaited.append(question)
+        return answer
+
+    try:
+        settled = _settle(stated, pending.question, known, planned)
+    except ExportError:
+        if not awaited:
+            raise
+        return SoFar(None, tuple(awaited))
+    return SoFar(replace(settled, model=replace(settled.model, awaited=tuple(awaited))), tuple(awaited))
+
+
+def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None = None) -> Settled:
+    """Settle everything. The account that was `planned` with is held against the answer, and not made again,
+    where its sizes stay what they were.
+    """
+    catalog, architecture, reference = stated.catalog, stated.architecture, stated.reference
+    options, size = stated.options, stated.vocab_size
+    args = catalog.description.args
+    first = answer = ask(question)
+    library = None if first is None or first.definition is None else first.definition.config
+    correct = options.config_from == "checkpoint"
+    settled = meaning.settle(architecture, stated.trained, reference.config, library, correct=correct)
+    final = question_of(settled.config, size)
+    is_unknown = first is not None and first.definition is None  # a class that the library doesn't have
+    if not is_unknown and not _is_answered(final, question, library):
+        answer = ask(final)
     source = "config.json" if args is None else "training args"
-    sizes = model_sizes(settled.values, source=source, vocab_size=size, padded_vocab_size=rows)
-    account = settle_account(catalog, architecture, sizes, _expected(definition, reference), options)
+    sizes = model_sizes(settled.values, source=source, vocab_size=size, padded_vocab_size=stated.num_rows)
+    expected = _expected(answer, reference)
+    if planned is not None and planned.sizes == sizes:
+        account = accounting.held_against(planned.account, architecture, *expected)
+    else:
+        account = settle_account(catalog, architecture, sizes, expected, options)
     config = _final_config(architecture, reference, settled, account, size, options)
     padded = vocabulary.says_padding(args or {})
     is_counted = padded or reference.tokenizer.num_ids is not None
     unknown = Decisions(architecture, settings.read_by()).unknown(args or {})
     notes = (
-        *_notes(args, settled, account, rows - size, is_counted),
+        *_notes(args, settled, account, stated.num_rows - size, is_counted),
         *token_id_notes(reference.tokenizer, size),
     )
-    return sizes, account, SettledModel(settled, config, tuple(unknown), notes)
+    is_cached = answer is not None and answer.definition is not None and answer.is_cached
+    return Settled(sizes, account, SettledModel(stated, settled, config, tuple(unknown), notes, is_cached))
+
+
+def _is_answered(final: Config, question: Config, library: Config | None) -> bool:
+    """Whether the answer about `question`, of which the class made `library`, is about `final` too."""
+    said = library or {}
+    return all(question.get(key) == value or agree(said.get(key), value) for key, value in final.items())
 
 
 def settle_account(
@@ -176,12 +274,12 @@ def _final_config(
     return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_JSON_BYTES))
 
 
-def _expected(definition: Definition | None, reference: Reference) -> Expected:
+def _expected(answer: Answer | None, reference: Reference) -> Expected:
     """From the model's definition; else the names that the reference's own weights have, with shapes where
     the files are there; else nothing.
     """
-    if definition is not None:
-        return definition.tensors, accounting.DEFINITION
+    if answer is not None and answer.definition is not None:
+        return answer.definition.tensors, accounting.DEFINITION
     if reference.weights is None:
         return None, accounting.TABLE
     specs = read_specs(reference.folder, reference.weights) or {}

@@ -1,19 +1,24 @@
-"""Steps 3 to 7: values on their way from the source to the disk, with a bounded number of shards in hand.
+"""Steps 3 to 8: values on their way from the source to the disk and once more back from there, with a bounded
+number of shards in hand.
 
-Each step takes what the one before gives, one by one; what may run ahead of the next has a worker of its
-own. What a rank reads and doesn't lead it sends away, and it gathers what others read of the shards that
-it leads, in rounds (`steps.exchange`).
+Each step takes what the one before gives, one by one, and has workers of its own, as many as the rank has
+threads: several rounds are read at once, several shards are hashed and written. What a rank reads for a shard
+that it leads goes straight to its place in the shard's image, where it lies in long enough pieces; the rest
+is pasted. What it reads for others it sends away, and it gathers what others read for it, in rounds
+(`steps.exchange`).
 """
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pp_export.checkpoint.source import Reader
 from pp_export.core import errors
@@ -23,25 +28,22 @@ from pp_export.disk import files
 from pp_export.distributed.backends import NCCL, Backend, own_device
 from pp_export.distributed.wire import Message
 from pp_export.distributed.world import World
-from pp_export.planning.rank_plan import RankPlan
-from pp_export.planning.rounds import LOOK_AHEAD, Given
-from pp_export.planning.shard_plan import Contribution, ShardPlan
+from pp_export.planning.rank_plan import FileToVerify, RankPlan
+from pp_export.planning.rounds import LOOK_AHEAD, Given, Round
+from pp_export.planning.shard_plan import Bucket, ShardPlan
 from pp_export.process.pinned_memory import pin
 from pp_export.process.ring_buffer import Region, RingBuffer
 from pp_export.shards import write
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import RangeManifest, ShardManifest
-from pp_export.steps.exchange import Exchange, GatheredBucket, ReadRound, as_tensor
+from pp_export.steps.exchange import Exchange, GatheredRound, GrowingShard, ReadRound
+from pp_export.steps.verification import verify_file
 from pp_export.steps.workers import Crew, Progress, StoppedWorkerError
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
-class MappedShard:
-    """A shard of which every element has arrived, in the memory of its image."""
-
-    shard: ShardPlan
-    assembler: ShardAssembler
-    image: Region
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.5
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,27 @@ class WrittenShard:
 
     file: files.OpenFile
     manifest: ShardManifest | RangeManifest
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the slices of a part go that this rank reads in a round. Into host memory: each to its `pieces`
+    in the shard's image, or else to its offset in the `region`; or, `on_device`, nowhere.
+    """
+
+    given: Given
+    region: Region | None = None
+    pieces: tuple[list[memoryview] | None, ...] = ()
+    on_device: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class _PlacedRound:
+    """A round, and memory for everything that is read in it."""
+
+    round: Round
+    growing: GrowingShard | None
+    places: tuple[_Place, ...]
 
 
 class Transfer:
@@ -77,15 +100,16 @@ class Transfer:
         values_on: torch.device | None,
     ) -> None:
         self._plan, self._world, self._rank = plan, world, world.rank
-        self._staging, self._progress = staging, progress
+        self._staging, self._progress, self._threads = staging, progress, plan.capacity.threads
+        self._span = progress.recorder.span
         self._crew = Crew(world)
-        is_nccl = backend.name == NCCL
+        is_nccl, self._is_from_device = backend.name == NCCL, values_on is not None
         self._device = own_device(values_on) if is_nccl else values_on
-        self._sends_from_device = is_nccl and values_on is not None
+        self._sends_from_device = is_nccl and self._is_from_device
         self._exchange = Exchange(plan, world, backend, self._device, self._crew, progress)
         self._images = RingBuffer(plan.image_bytes)
         self._ahead = RingBuffer(plan.ahead_bytes)
-        self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8)
+        self._scratch = RingBuffer(plan.scratch_bytes)
         self._unpin: list[Callable[[], None]] = []
 
     def __enter__(self) -> Transfer:
@@ -106,106 +130,147 @@ class Transfer:
 
     def read(self, reader: Reader) -> Iterator[ReadRound]:
         """Everything that this rank was dealt, round by round."""
-        return self._crew.ahead(self._read(reader), LOOK_AHEAD)
+        placed = self._place(reader)
+        if reader.allows_threads:
+            read = self._crew.in_parallel("reader", placed, partial(self._read, reader), self._threads)
+        else:
+            read = self._crew.ahead("reader", map(partial(self._read, reader), placed), LOOK_AHEAD)
+        return self._checked(read, reader)
 
-    def gather(self, read: Iterable[ReadRound]) -> Iterator[GatheredBucket]:
-        """The buckets of the shards that this rank leads, in plan order; what it leads not is sent to who
-        does. Where nothing is exchanged, whoever takes the buckets also reads them.
-        """
+    def gather(self, read: Iterable[ReadRound]) -> Iterator[GatheredRound]:
+        """The rounds in which this rank leads, in plan order; what it leads not is sent to who does."""
         gathered = self._gather(self._exchange.walk(read, self._ahead))
-        return self._crew.ahead(gathered) if self._exchange.has_peers else gathered
+        return self._crew.ahead("exchanger", gathered) if self._exchange.has_peers else gathered
 
-    def map(self, gathered: Iterable[GatheredBucket]) -> Iterator[MappedShard]:
+    def map(self, gathered: Iterable[GatheredRound]) -> Iterator[GrowingShard]:
         """The same as shards: every element at its place under its Hugging Face name."""
-        assembler: ShardAssembler | None = None
-        for each in gathered:
-            shard, bucket = each.led
-            if assembler is None:
-                image = self._images.take(shard.image_bytes, self._crew.check)
-                assembler = ShardAssembler(shard, image.view[shard.image_begin :], self._scratch)
-            with self._located(operation="map", stage=shard.stage, file=shard.file):
-                each.arrived()
-                for part, values in each.parts:
-                    for slice_, begin in zip(part.slices, part.offsets):
-                        assembler.paste(slice_, values[begin:])
-            each.done()
-            if bucket is shard.buckets[-1]:
-                yield MappedShard(shard, assembler, image)
-                assembler = None
+        pasted = (
+            self._crew.in_parallel("paster", gathered, self._paste, self._threads)
+            if self._exchange.has_peers
+            else map(self._paste, gathered)
+        )
+        return (growing for growing, bucket in pasted if bucket.number == growing.shard.buckets[-1].number)
 
-    def freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
+    def freeze(self, mapped: Iterable[GrowingShard]) -> Iterator[Frozen]:
         """The same, encoded and read-only from now on."""
-        return self._crew.ahead(self._freeze(mapped))
+        return self._crew.in_parallel("encoder", mapped, self._freeze, self._threads)
 
     def write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
         """The same as files; digests are taken of the frozen shard while it is written."""
-        return self._crew.ahead(self._write(frozen), self._plan.shards_in_flight)
+        return self._crew.in_parallel("writer", frozen, self._write, self._threads)
 
-    def finish(self, written: Iterable[WrittenShard], on_poll: Callable[[], None]) -> None:
-        """Make all files durable, and let all of this happen; called by all ranks, and over when all are
+    def commit(self, written: Iterable[WrittenShard]) -> Iterator[str]:
+        """The files, durable and under their names; whoever verifies them hears of it."""
+        return self._crew.in_parallel("committer", written, self._commit, self._threads)
+
+    def verify(self, committed: Iterable[str]) -> Iterator[str]:
+        """The files of one range that this rank is to re-read, whoever `committed` them, each as soon as that
+        is done; meanwhile this rank's own are committed.
+        """
+        self._crew.exhaust("committed", committed)
+        to_verify = deque(each for each in self._plan.to_verify if each.is_whole)
+        return self._crew.in_parallel("verifier", self._announced(to_verify), self._verify, self._threads)
+
+    def finish(self, files: Iterable[str], on_poll: Callable[[], None]) -> None:
+        """Let all of this happen, until the last of the `files`; called by all ranks, and over when all are
         done.
 
         Raises the first error, of any rank.
         """
-        self._crew.add(lambda: self._commit(written))
+        self._crew.exhaust("finisher", files)
         self._crew.run(on_poll)
         self._world.control.together(lambda: None)
 
-    def _read(self, reader: Reader) -> Iterator[ReadRound]:
+    def _place(self, reader: Reader) -> Iterator[_PlacedRound]:
+        """Memory is taken in the order of the rounds, and by one worker, so that it always returns."""
+        growing: GrowingShard | None = None
         for each in self._plan.rounds:
             self._crew.check()
-            own: tuple[Contribution, Region] | None = None
-            messages: list[Message] = []
-            sent_from: list[Region] = []
-            for given in each.gives:
-                leader, part = given.shard.leader, given.part
-                if leader != self._rank and (values := self._on_device(reader, given)):
-                    messages += [Message(leader, each_of) for each_of in values]
-                    continue
-                region = self._in_memory(reader, given)
-                if leader == self._rank:
-                    own = (part, region)
-                    continue
-                sent_from.append(region)
-                for slice_, begin in zip(part.slices, part.offsets):
-                    messages.append(Message(leader, as_tensor(region)[begin : begin + slice_.num_bytes]))
-            reader.settle()
-            yield ReadRound(each, own, tuple(messages), tuple(sent_from))
-        self._progress.doing("reader", "checking what is left of the source's items")
-        with self._located(operation="read"):
-            reader.finish()
+            if each.takes is not None and each.takes.bucket.number == each.takes.shard.buckets[0].number:
+                growing = self._begin(each.takes.shard)
+            places = tuple(self._place_of(given, growing, reader) for given in each.gives)
+            yield _PlacedRound(each, growing if each.takes is not None else None, places)
 
-    def _in_memory(self, reader: Reader, given: Given) -> Region:
-        """The slices of a part, read into host memory one after another."""
+    def _begin(self, shard: ShardPlan) -> GrowingShard:
+        image = self._images.take(shard.image_bytes, self._crew.check)
+        scratch = self._scratch.take(shard.scratch_bytes, self._crew.check) if shard.encodings else None
+        with self._located(operation="read", stage=shard.stage, file=shard.file):
+            memory = memoryview(b"") if scratch is None else scratch.view
+            assembler = ShardAssembler(shard, image.view[shard.image_begin :], memory)
+        return GrowingShard(shard, assembler, image, scratch)
+
+    def _place_of(self, given: Given, growing: GrowingShard | None, reader: Reader) -> _Place:
         part = given.part
-        region = self._ahead.take(part.num_bytes, self._crew.check)
-        for slice_, begin in zip(part.slices, part.offsets):
-            with self._reading(given, slice_):
-                reader.read(slice_, region.view[begin : begin + slice_.num_bytes])
-            self._progress.add("read", slice_.num_bytes)
-        return region
+        pieces: tuple[list[memoryview] | None, ...] = ()
+        if given.shard.leader == self._rank:
+            assert growing is not None
+            # Memory that a GPU writes to is pinned, and that of images is not.
+            straight = not self._is_from_device
+            pieces = tuple(growing.assembler.memory_for(s) if straight else None for s in part.slices)
+            if None not in pieces:
+                return _Place(given, None, pieces)
+        elif self._sends_from_device:
+            found: list[torch.Tensor] = []
+            for slice_ in part.slices:
+                with self._reading(given, slice_):
+                    values = reader.on_device(slice_)
+                if values is None:
+                    break
+                found.append(values)
+            else:
+                return _Place(given, on_device=tuple(found))
+        return _Place(given, self._ahead.take(part.num_bytes, self._crew.check), pieces)
 
-    def _on_device(self, reader: Reader, given: Given) -> list[torch.Tensor]:
-        """The slices of a part where they lie, if a wire can send them from there."""
-        values = []
-        for slice_ in given.part.slices if self._sends_from_device else ():
-            with self._reading(given, slice_):
-                found = reader.on_device(slice_)
-            if found is None:
-                return []
-            values.append(found)
-        self._progress.add("read", sum(slice_.num_bytes for slice_ in given.part.slices) if values else 0)
-        return values
+    def _read(self, reader: Reader, placed: _PlacedRound) -> ReadRound:
+        messages: list[Message] = []
+        sent_from: list[Region] = []
+        for place in placed.places:
+            given = place.given
+            if place.on_device:
+                messages += [Message(given.shard.leader, values) for values in place.on_device]
+                self._progress.add("read", given.part.value_bytes)
+                continue
+            memory = list(_memory(place))
+            for slice_, pieces in zip(given.part.slices, memory):
+                with self._reading(given, slice_), self._span("reads", num_bytes=slice_.num_bytes):
+                    reader.read(slice_, *pieces)
+                self._progress.add("read", slice_.num_bytes)
+            if given.shard.leader != self._rank:
+                messages += [Message(given.shard.leader, pieces[0]) for pieces in memory]
+                sent_from += [place.region] if place.region is not None else []
+        reader.settle()
+        if placed.growing is not None:
+            self._take_own(placed.growing, [p for p in placed.places if p.given.shard.leader == self._rank])
+        return ReadRound(placed.round, placed.growing, tuple(messages), tuple(sent_from))
+
+    def _take_own(self, growing: GrowingShard, places: Iterable[_Place]) -> None:
+        """What this rank has read for its own shard is at its place, or goes there."""
+        for place in places:
+            with self._located(operation="map", stage=growing.shard.stage, file=growing.shard.file):
+                for slice_, straight, pieces in zip(place.given.part.slices, place.pieces, _memory(place)):
+                    if straight is not None:
+                        growing.assembler.filled(slice_)
+                        continue
+                    with self._span("pastes", num_bytes=slice_.num_bytes):
+                        growing.assembler.paste(slice_, pieces[0])
+            if place.region is not None:
+                self._ahead.give_back(place.region)
+
+    def _checked(self, read: Iterable[ReadRound], reader: Reader) -> Iterator[ReadRound]:
+        yield from read
+        self._progress.doing("checking what is left of the source's items")
+        with self._located(operation="read"), self._span("reads"):
+            reader.finish()
 
     @contextmanager
     def _reading(self, given: Given, slice_: Slice) -> Iterator[None]:
         """What a reader does for a slice, seen from outside."""
-        shard = given.shard
-        self._progress.doing("reader", f"reading {slice_.name}")
-        with self._located(operation="read", stage=shard.stage, tensor=slice_.name, unit=shard.unit):
+        label = given.shard
+        self._progress.doing(f"reading {slice_.name}")
+        with self._located(operation="read", stage=label.stage, tensor=slice_.name, unit=label.unit):
             yield
 
-    def _gather(self, walked: Iterator[GatheredBucket]) -> Iterator[GatheredBucket]:
+    def _gather(self, walked: Iterator[GatheredRound]) -> Iterator[GatheredRound]:
         while True:
             with self._located(operation="gather"):
                 each = next(walked, None)
@@ -213,34 +278,76 @@ class Transfer:
                 return
             yield each
 
-    def _freeze(self, mapped: Iterable[MappedShard]) -> Iterator[Frozen]:
-        for each in mapped:
-            with self._located(operation="freeze", stage=each.shard.stage, file=each.shard.file):
-                frozen = Frozen(each.assembler.freeze(), each.image)
-            yield frozen
+    def _paste(self, each: GatheredRound) -> tuple[GrowingShard, Bucket]:
+        growing, shard = each.growing, each.growing.shard
+        with self._located(operation="map", stage=shard.stage, file=shard.file):
+            if each.parts:
+                with self._span("receives"):
+                    each.arrived()
+            for part, values in each.parts:
+                with self._span("pastes", num_bytes=part.value_bytes, file=shard.file):
+                    for slice_, begin in zip(part.slices, part.offsets):
+                        growing.assembler.paste(slice_, values[begin:])
+        each.done()
+        return growing, each.bucket
 
-    def _write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
-        for each in frozen:
-            self._progress.doing("writer", f"writing {each.shard.file}")
-            # One for each shard: nobody would end one that waits for the next when another worker fails.
-            with (
-                self._located(operation="write", file=each.shard.file),
-                ThreadPoolExecutor(1, thread_name_prefix="digest") as digester,
-            ):
-                manifest = digester.submit(write.digest_shard, each.shard)
+    def _freeze(self, each: GrowingShard) -> Frozen:
+        shard = each.shard
+        with (
+            self._located(operation="freeze", stage=shard.stage, file=shard.file),
+            self._span("encodes", num_bytes=shard.data_bytes, file=shard.file),
+        ):
+            frozen = Frozen(each.assembler.freeze(), each.image)
+        if each.scratch is not None:
+            self._scratch.give_back(each.scratch)
+        return frozen
+
+    def _write(self, each: Frozen) -> WrittenShard:
+        frozen = each.shard
+        self._progress.doing(f"writing {frozen.file}")
+        # One for each shard: nobody would end one that waits for the next when another worker fails.
+        with (
+            self._located(operation="write", file=frozen.file),
+            ThreadPoolExecutor(1, thread_name_prefix="digester") as digester,
+        ):
+            manifest = digester.submit(self._digest, frozen)
+            with self._span("writes", num_bytes=len(frozen.image), file=frozen.file):
                 file = write.write_shard(
-                    each.shard, self._staging, lambda count: self._progress.add("written", count)
+                    frozen, self._staging, lambda count: self._progress.add("written", count)
                 )
-                written = WrittenShard(file, manifest.result())
-            self._images.give_back(each.image)
-            yield written
+            written = WrittenShard(file, manifest.result())
+        self._images.give_back(each.image)
+        return written
 
-    def _commit(self, written: Iterable[WrittenShard]) -> None:
-        for each in written:
-            self._progress.doing("committer", f"making {each.manifest.file} durable")
-            with self._located(operation="commit", file=each.manifest.file):
-                write.commit_shard(each.file, each.manifest, self._staging)
-            self._progress.add("shards", 1)
+    def _digest(self, frozen: FrozenShard) -> ShardManifest | RangeManifest:
+        with self._span("hashes", num_bytes=len(frozen.image), file=frozen.file):
+            return write.digest_shard(frozen)
+
+    def _commit(self, each: WrittenShard) -> str:
+        file = each.manifest.file
+        self._progress.doing(f"making {file} durable")
+        with self._located(operation="commit", file=file), self._span("writes", file=file):
+            write.commit_shard(each.file, each.manifest, self._staging)
+        self._progress.add("shards", 1)
+        if isinstance(each.manifest, ShardManifest):
+            self._world.announcements.post(file)
+        return file
+
+    def _announced(self, waiting: deque[FileToVerify]) -> Iterator[FileToVerify]:
+        """Each of the files, once its writer has committed it."""
+        pause = _MIN_PAUSE_SECONDS
+        while waiting:
+            self._crew.check()
+            found = [each for each in waiting if self._world.announcements.has(each.file, each.writers[0])]
+            for each in found:
+                waiting.remove(each)
+                yield each
+            pause = _MIN_PAUSE_SECONDS if found else min(2 * pause, _MAX_PAUSE_SECONDS)
+            time.sleep(pause)
+
+    def _verify(self, each: FileToVerify) -> str:
+        verify_file(self._rank, self._staging, each, self._progress)
+        return each.file
 
     @contextmanager
     def _located(self, **where: object) -> Iterator[None]:
@@ -259,3 +366,14 @@ class Transfer:
         for unpin in self._unpin:
             unpin()
         del self._images, self._ahead, self._scratch, self._exchange.incoming
+
+
+def _memory(place: _Place) -> Iterator[list[memoryview]]:
+    """For each slice of a part, the memory that it is read into."""
+    part = place.given.part
+    for number, (slice_, begin) in enumerate(zip(part.slices, part.offsets)):
+        pieces = place.pieces[number] if place.pieces else None
+        if pieces is None:
+            assert place.region is not None
+            pieces = [place.region.view[begin : begin + slice_.num_bytes]]
+        yield pieces

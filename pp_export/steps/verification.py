@@ -1,60 +1,61 @@
-"""Step 9: every shard is re-read by a rank that did not write it."""
+"""Step 8: every shard is re-read by a rank that did not write it, and is what was frozen in memory."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pp_export.core.errors import VerificationError
 from pp_export.distributed.world import World
 from pp_export.planning.rank_plan import FileToVerify, RankPlan
-from pp_export.steps.workers import Crew, Progress, each_of
+from pp_export.steps.workers import Crew, Progress
 from pp_export.verification import digest_staged_shard, verify_staged_shard
 
-_NUM_WORKERS, _NUM_WORKERS_ALONE = 2, 4
+
+def verify_file(rank: int, staging: Path, file: FileToVerify, progress: Progress) -> str:
+    """Re-read a file from the disk; any thread of `rank`. Gives the SHA-256 of one that several ranks wrote,
+    since nobody knows it before.
+
+    Raises VerificationError with all faults of the file.
+    """
+
+    def count(num_bytes: int) -> None:
+        progress.add("verified", num_bytes)
+
+    progress.doing(f"re-reading {file.file}")
+    with progress.recorder.span("verifies", num_bytes=file.num_bytes, file=file.file):
+        if file.is_whole:
+            sha256, faults = "", verify_staged_shard(staging, file.file, count)
+        else:
+            sha256, faults = digest_staged_shard(staging, file.file, count)
+    if faults:
+        raise VerificationError(
+            "what is on disk is not what was frozen in memory",
+            where={"rank": rank, "operation": "verify", "file": staging / file.file},
+            advice="the target's filesystem damages data; export to another one",
+            findings=[str(fault) for fault in faults],
+        )
+    return sha256
 
 
-def verify_shards(
+def verify_joined(
     world: World,
     staging: Path,
     plan: RankPlan,
     progress: Progress,
     on_poll: Callable[[], None],
-    *,
-    all_files: bool,
 ) -> Mapping[str, str]:
-    """Re-read every byte from the disk; called by all ranks, and over when all are done. A rank reads what it
-    wrote only where there is nobody else.
-
-    Without `all_files` only those of several ranges are read: their SHA-256 is not known before. On rank 0,
-    returns it, by file. Raises VerificationError with all faults of the first file that has one.
+    """Re-read the files of several ranges, which exist only once rank 0 has joined them; called by all ranks.
+    The SHA-256 of those that this rank is to re-read.
     """
-    to_read = [file for file in plan.to_verify if all_files or not file.is_whole]
-    sha256_of: dict[str, str] = {}
+    joined = [file for file in plan.to_verify if not file.is_whole]
+    sums: dict[str, str] = {}
+    if joined:
+        crew = Crew(world)
 
-    def count(num_bytes: int) -> None:
-        progress.add("verified", num_bytes)
+        def verify(file: FileToVerify) -> None:
+            sums[file.file] = verify_file(world.rank, staging, file, progress)
 
-    def verify(each: FileToVerify) -> None:
-        file = each.file
-        if each.header is None:
-            faults = verify_staged_shard(staging, file, count)
-        else:
-            sha256_of[file], faults = digest_staged_shard(staging, file, each.header, count)
-        if faults:
-            raise VerificationError(
-                "what is on disk is not what was frozen in memory",
-                where={"rank": world.rank, "operation": "verify", "file": staging / file},
-                advice="the target's filesystem damages data; export to another one",
-                findings=[str(fault) for fault in faults],
-            )
-
-    crew = Crew(world)
-    each_of(to_read, verify, crew, _NUM_WORKERS_ALONE if world.size == 1 else _NUM_WORKERS)
-    crew.run(on_poll)
-    world.control.together(lambda: None)
-    if not plan.num_files_in_ranges:
-        return {}
-    found = [json.loads(image) for image in world.control.gather(json.dumps(sha256_of).encode())]
-    return {file: sha256 for of_rank in found for file, sha256 in of_rank.items()}
+        crew.exhaust("finisher", crew.in_parallel("verifier", joined, verify, plan.capacity.threads))
+        crew.run(on_poll)
+    return sums

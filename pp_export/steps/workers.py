@@ -6,20 +6,25 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from pp_export.distributed.world import World
+from pp_export.process.recorder import Recorder
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LOOK_SECONDS = 0.1
 
 
 class Progress:
-    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`."""
+    """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`;
+    and the `recorder` of what they did when.
+    """
 
     def __init__(self) -> None:
+        self.recorder = Recorder()
         self._lock = threading.Lock()
         self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0}
         self._doing: dict[str, str] = {}
@@ -28,10 +33,10 @@ class Progress:
         with self._lock:
             self._counts[name] += amount
 
-    def doing(self, worker: str, what: str) -> None:
-        """What a worker is at, for the error when it hangs."""
+    def doing(self, what: str) -> None:
+        """What the calling worker is at, for the error when it hangs."""
         with self._lock:
-            self._doing[worker] = what
+            self._doing[threading.current_thread().name] = what
 
     def snapshot(self) -> dict[str, Any]:
         """All counters, and what each worker is `doing`."""
@@ -52,35 +57,62 @@ class Crew:
     def __init__(self, world: World) -> None:
         self._world = world
         self._stop = threading.Event()
-        self._works: list[Callable[[], None]] = []
+        self._works: list[tuple[str, Callable[[], None]]] = []
 
     def check(self) -> None:
         """Called by workers wherever they wait: raises StoppedWorkerError when all are to stop."""
         if self._stop.is_set():
             raise StoppedWorkerError
 
-    def add(self, work: Callable[[], None]) -> None:
-        """One more worker, which does `work`."""
-        self._works.append(work)
+    def add(self, name: str, work: Callable[[], None]) -> None:
+        """One more worker, which does `work` under this name."""
+        self._works.append((name, work))
 
-    def ahead(self, items: Iterable[Item], limit: int = 0) -> Iterator[Item]:
+    def exhaust(self, name: str, items: Iterable[object]) -> None:
+        """One more worker, which takes all items, so that they are made."""
+
+        def take() -> None:
+            for _ in items:
+                pass
+
+        self.add(name, take)
+
+    def ahead(self, name: str, items: Iterable[Item], limit: int = 0) -> Iterator[Item]:
         """The same items, made by a worker of their own while whoever takes them is busy with earlier ones.
 
         `limit` bounds how many wait to be taken; where it is 0, the memory that they lie in does.
         """
         made: WorkQueue[Item] = WorkQueue(self.check, limit)
-
-        def make() -> None:
-            try:
-                for item in items:
-                    made.put(item)
-                made.close()
-            finally:
-                if isinstance(items, Generator):
-                    items.close()  # what it holds, threads too, ends now and not when it is collected
-
-        self.add(make)
+        self.add(name, lambda: _feed(items, made.put, made.close))
         return iter(made)
+
+    def in_parallel(
+        self, name: str, items: Iterable[Item], act: Callable[[Item], Result], num_workers: int
+    ) -> Iterator[Result]:
+        """What `act` makes of the items, in their order, by so many workers at once; one more takes the items
+        one by one, a few ahead of them.
+        """
+        to_do: WorkQueue[Task[Item, Result]] = WorkQueue(self.check)
+        tasks: WorkQueue[Task[Item, Result]] = WorkQueue(self.check, 2 * num_workers)
+
+        def put(item: Item) -> None:
+            task: Task[Item, Result] = Task(item)
+            tasks.put(task)
+            to_do.put(task)
+
+        def close() -> None:
+            tasks.close()
+            for _ in range(num_workers):
+                to_do.close()
+
+        def work() -> None:
+            for task in to_do:
+                task.run(act)
+
+        self.add(f"{name} (feeder)", lambda: _feed(items, put, close))
+        for number in range(num_workers):
+            self.add(f"{name} {number}", work)
+        return (task.result(self.check) for task in tasks)
 
     def run(self, on_poll: Callable[[], None]) -> None:
         """Do all work that was added; called by the main thread. Raises the first error of a worker, or of
@@ -98,7 +130,9 @@ class Crew:
                 raised.append(error)
                 self._stop.set()
 
-        threads = [threading.Thread(target=guard, args=(work,), daemon=True) for work in self._works]
+        threads = [
+            threading.Thread(target=guard, args=(work,), name=name, daemon=True) for name, work in self._works
+        ]
 
         def finished() -> bool:
             on_poll()
@@ -117,6 +151,36 @@ class Crew:
             self._stop.set()
         if raised:
             raise raised[0]
+
+
+def _feed(items: Iterable[Item], put: Callable[[Item], None], close: Callable[[], None]) -> None:
+    """The life of a worker that makes items for others."""
+    try:
+        for item in items:
+            put(item)
+        close()
+    finally:
+        if isinstance(items, Generator):
+            items.close()  # what it holds, threads too, ends now and not when it is collected
+
+
+class Task(Generic[Item, Result]):
+    """An item that one worker acts on, and another waits for."""
+
+    def __init__(self, item: Item) -> None:
+        self._item, self._is_done = item, threading.Event()
+        self._result: list[Result] = []
+
+    def run(self, act: Callable[[Item], Result]) -> None:
+        """Make the result; an error is its worker's."""
+        self._result.append(act(self._item))
+        self._is_done.set()
+
+    def result(self, check: Callable[[], None]) -> Result:
+        """The result, once it is there; `check` is called now and then, and raises when a worker failed."""
+        while not self._is_done.wait(_LOOK_SECONDS):
+            check()
+        return self._result.pop()
 
 
 class WorkQueue(Generic[Item]):
@@ -155,20 +219,3 @@ class WorkQueue(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         while (item := self.get()) is not None:
             yield item
-
-
-def each_of(items: Sequence[Item], act: Callable[[Item], None], crew: Crew, num_workers: int) -> None:
-    """Let `num_workers` workers of the crew do `act` for all items, each taking the next one."""
-    waiting, lock = list(items), threading.Lock()
-
-    def work() -> None:
-        while True:
-            crew.check()
-            with lock:
-                if not waiting:
-                    return
-                item = waiting.pop(0)
-            act(item)
-
-    for _ in range(num_workers):
-        crew.add(work)

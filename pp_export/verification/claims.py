@@ -31,10 +31,11 @@ class FileClaim:
 
 @dataclass(frozen=True)
 class ShardClaim:
-    """A weight file and its tensors in file order, each with its XXH3-128."""
+    """A weight file and its tensors in file order, each with its XXH3-128, and that of its header."""
 
     file: str
     whole: FileClaim
+    header_digest: str
     tensors: tuple[tuple[TensorEntry, str], ...]
 
     @property
@@ -44,7 +45,9 @@ class ShardClaim:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether each tensor begins where the one before ends, so that one pass meets them in order."""
+        """Whether each tensor begins where the one before ends, so that one pass meets them in order, and the
+        digests of header and tensors cover every byte of the file.
+        """
         entries = [entry for entry, _ in self.tensors]
         starts = [0, *(entry.end for entry in entries[:-1])]
         return self.data_begin >= 0 and [entry.begin for entry in entries] == starts[: len(entries)]
@@ -111,7 +114,9 @@ def parse_shard_claim(value: object, *, is_staged: bool = False) -> ShardClaim:
     file, tensors = value.get("file"), value.get("tensors")
     if not is_weight_file(file):
         raise MalformedError(f"it names the file {brief(file)}, which was not opened")
-    whole = _parse_file_claim(value, is_staged=is_staged)
+    whole, header_digest = _parse_file_claim(value, is_staged=is_staged), value.get("header_xxh3_128")
+    if not _is_xxh3_128(header_digest):
+        raise MalformedError(f"recorded digest {brief(header_digest)} of its header is no XXH3-128")
     if not isinstance(tensors, (list, tuple)) or not all(isinstance(each, Mapping) for each in tensors):
         raise MalformedError("it has no list of tensors")
     parsed = tuple(_parse_tensor_claim(each) for each in tensors)
@@ -120,7 +125,7 @@ def parse_shard_claim(value: object, *, is_staged: bool = False) -> ShardClaim:
         if entry.name in names:
             raise MalformedError("it is recorded twice", tensor=entry.name)
         names.add(entry.name)
-    return ShardClaim(str(file), whole, parsed)
+    return ShardClaim(str(file), whole, str(header_digest), parsed)
 
 
 def shard_claim_fault(value: object, broken: MalformedError) -> Fault:
@@ -194,11 +199,15 @@ def _parse_tensor_claim(value: Mapping[str, Any]) -> tuple[TensorEntry, str]:
     name, digest = value.get("name"), value.get("xxh3_128")
     if not isinstance(name, str):
         raise MalformedError(f"it names a tensor {brief(name)}")
-    if not isinstance(digest, str) or not _XXH3_128.fullmatch(digest):
+    if not _is_xxh3_128(digest):
         raise MalformedError(f"recorded digest {brief(digest)} is no XXH3-128", tensor=name)
     try:
         offsets = [value.get("begin"), value.get("end")]
         entry = parse_tensor(name, value.get("dtype"), value.get("shape"), offsets)
     except MalformedError as broken:
         raise MalformedError(broken.message, tensor=name) from None
-    return entry, digest
+    return entry, str(digest)
+
+
+def _is_xxh3_128(value: object) -> bool:
+    return isinstance(value, str) and _XXH3_128.fullmatch(value) is not None

@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
-import io
-import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import xxhash
 
 from pp_export.core.digest import STEP_BYTES, sha256
 from pp_export.verification.claims import ShardClaim
 from pp_export.verification.findings import Fault, shown
-from pp_export.verification.folder import open_regular
+from pp_export.verification.reading import UncachedFile, make_buffer
 
 OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What is recorded of one file: its SHA-256, by each source that names one, and its tensors if any.
-
-    Of a file whose SHA-256 nobody knows yet, its `header`, with which the tensors make up all of it.
+    """What is recorded of one file: its SHA-256, by each source that names one, and its header and tensors if
+    it has any. `with_sha256` is False where these tell all and nobody needs the SHA-256.
     """
 
     file: str
     sha256_by_source: dict[str, str]
     claim: ShardClaim | None = None
-    header: bytes = b""
+    with_sha256: bool = True
 
 
 @dataclass(frozen=True)
 class Digests:
-    """What one pass over a file found."""
+    """What one pass over a file found: SHA-256, empty if nobody needs it, and XXH3-128 of the parts, by
+    tensor, or None for the header.
+    """
 
     num_bytes: int
     sha256: str
-    tensors: dict[str, str] = field(default_factory=dict)
-    head: bytes = b""
-    """As many bytes as the promised header has."""
+    parts: dict[str | None, str]
 
 
 class Reader:
-    """Reads files and counts the bytes; may be used by several threads at once."""
+    """Reads files and counts the bytes.
 
-    def __init__(self, folder: Path, on_bytes: OnBytes | None = None) -> None:
-        self._folder, self._on_bytes = folder, on_bytes
+    At most `threads` threads digest, each a file of its own; those that are left over, because fewer files
+    are in hand, take SHA-256 off the others. The next bytes of every file are read meanwhile.
+    """
+
+    def __init__(self, folder: Path, on_bytes: OnBytes | None = None, threads: int = 1) -> None:
+        self._folder, self._on_bytes, self._threads = folder, on_bytes, threads
         self._lock, self._is_over = threading.Lock(), threading.Event()
+        self._may_digest = threading.Semaphore(threads)
+        self._pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="read")
         self.num_bytes_read = 0
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
 
     def check(self, promise: Promise) -> list[Fault]:
         """The faults of one file. What differs is read again before the disk is blamed."""
@@ -79,9 +91,9 @@ class Reader:
             faults.append(Fault("transient-read", promise.file, None, text))
         return second.sha256, faults
 
-    def check_all(self, promises: Iterable[Promise], threads: int) -> list[Fault]:
+    def check_all(self, promises: Iterable[Promise]) -> list[Fault]:
         """The faults of many files, several at a time; the order of the result is that of `promises`."""
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="digest") as pool:
             futures = [pool.submit(self.check, promise) for promise in promises]
             try:
                 return [fault for future in futures for fault in future.result()]
@@ -92,32 +104,59 @@ class Reader:
 
     def _attempt(self, promise: Promise) -> Digests | OSError:
         try:
-            file = open_regular(self._folder / promise.file)
+            file = UncachedFile(self._folder / promise.file)
         except OSError as error:
             return error
-        with file:
+        with file, self._may_digest:
             return self._digest(file, promise)
 
-    def _digest(self, file: io.FileIO, promise: Promise) -> Digests | OSError:
+    def _digest(self, file: UncachedFile, promise: Promise) -> Digests | OSError:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
-        _forget(file)
-        buffer = memoryview(bytearray(STEP_BYTES))
-        whole, tensors, position, head = sha256(), _TensorDigests(promise.claim), 0, b""
-        while True:
-            try:
-                num_bytes = _read_step(file, buffer)
-            except OSError as error:
-                return error
-            if not num_bytes or self._is_over.is_set():
-                return Digests(position, whole.hexdigest(), tensors.finish(), head)
-            step = buffer[:num_bytes]
-            head += bytes(step[: len(promise.header) - len(head)])
-            whole.update(step)
-            tensors.update(position, step)
-            if position:  # the header is read again
-                _forget(file, position, num_bytes)
-            position += num_bytes
-            self._count(num_bytes)
+        file.forget()
+        whole = sha256() if promise.with_sha256 else None
+        parts, position = _PartDigests(promise.claim), 0
+        with closing(self._steps(file)) as steps:
+            for step in steps:
+                if isinstance(step, OSError):
+                    return step
+                beside = self._beside(whole.update, step) if whole else None
+                parts.update(position, step)
+                if beside is not None:
+                    beside.result()
+                elif whole:
+                    whole.update(step)
+                position += len(step)
+                self._count(len(step))
+                if self._is_over.is_set():
+                    break
+        return Digests(position, whole.hexdigest() if whole else "", parts.finish())
+
+    def _steps(self, file: UncachedFile) -> Generator[memoryview | OSError]:
+        """The bytes of the file in order, or the error that ends them. The next ones are read while those
+        before, which are gone then, are in use.
+        """
+        step_bytes = max(1, min(STEP_BYTES, file.num_bytes))
+        this, other = make_buffer(step_bytes), make_buffer(step_bytes)
+        position = 0
+        ahead = self._pool.submit(file.read, 0, step_bytes, this)
+        try:
+            while step := ahead.result():
+                position += len(step)
+                this, other = other, this
+                ahead = self._pool.submit(file.read, position, step_bytes, this)
+                yield step
+        except OSError as error:
+            yield error
+        finally:
+            ahead.exception()  # nobody reads any more when the file is closed
+
+    def _beside(self, digest: Callable[[memoryview], None], step: memoryview) -> Future[None] | None:
+        """`digest` at work in a thread that has nothing else to do, or None if there is none."""
+        if not self._may_digest.acquire(blocking=False):
+            return None
+        beside = self._pool.submit(digest, step)
+        beside.add_done_callback(lambda _: self._may_digest.release())
+        return beside
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:
@@ -126,28 +165,29 @@ class Reader:
                 self._on_bytes(num_bytes)
 
 
-class _TensorDigests:
-    """XXH3-128 of tensors that lie one after another, from bytes that come in file order."""
+class _PartDigests:
+    """XXH3-128 of header and tensors, which lie one after another, from bytes that come in file order."""
 
     def __init__(self, claim: ShardClaim | None) -> None:
-        known = claim if claim is not None and claim.is_contiguous else None
-        start = known.data_begin if known else 0
-        self._ends = [(entry.name, start + entry.end) for entry, _ in known.tensors] if known else []
-        self._start, self._next = start, 0
+        self._ends: list[tuple[str | None, int]] = []
+        if claim is not None and claim.is_contiguous:
+            start = claim.data_begin
+            self._ends = [(None, start), *((entry.name, start + entry.end) for entry, _ in claim.tensors)]
+        self._next = 0
         self._running = xxhash.xxh3_128()
-        self._done: dict[str, str] = {}
+        self._done: dict[str | None, str] = {}
 
     def update(self, position: int, step: memoryview) -> None:
         """Bytes of the file from `position` on."""
-        at, stop = max(position, self._start), position + len(step)
+        at, stop = position, position + len(step)
         while self._next < len(self._ends) and at < stop:
             end = min(self._ends[self._next][1], stop)
             self._running.update(step[at - position : end - position])
             at = end
             self._close(at)
 
-    def finish(self) -> dict[str, str]:
-        """The digests by tensor; of tensors that the file did not reach, those of the bytes that it had."""
+    def finish(self) -> dict[str | None, str]:
+        """The digests by part; of parts that the file did not reach, those of the bytes that it had."""
         while self._next < len(self._ends):
             self._close(self._ends[self._next][1])
         return self._done
@@ -171,32 +211,20 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
     file, claim = promise.file, promise.claim
     wrong = {source: digest for source, digest in promise.sha256_by_source.items() if digest != found.sha256}
     is_right = len(wrong) < len(promise.sha256_by_source)
-    claimed = {entry.name: digest for entry, digest in claim.tensors} if claim else {}
-    damaged = [name for name, digest in found.tensors.items() if claimed[name] != digest]
+    claimed: dict[str | None, str] = {entry.name: each for entry, each in claim.tensors} if claim else {}
+    claimed[None] = claim.header_digest if claim else ""
+    damaged = [name for name, digest in found.parts.items() if claimed[name] != digest]
     faults = []
-    if found.head != promise.header:
-        faults.append(Fault("wrong-digest", file, None, "its header is not the one that was planned"))
     for name in damaged:
-        text = f"XXH3-128 of its bytes is {found.tensors[name]}, recorded is {claimed[name]}"
+        what = "bytes" if name is not None else "header"
+        text = f"XXH3-128 of its {what} is {found.parts[name]}, recorded is {claimed[name]}"
         if is_right:
             text += "; the file's SHA-256 is right, so the record is wrong"
         faults.append(Fault("wrong-digest", file, name, text))
     if wrong and (is_right or not damaged):
         claims = ", ".join(f"{source} says {digest}" for source, digest in wrong.items())
         text = f"SHA-256 is {found.sha256}; {claims}"
-        if claim and found.tensors and not is_right and found.num_bytes == claim.whole.num_bytes:
-            text += "; every tensor matches, so the header or the recorded digest is wrong"
+        if claim and found.parts and not is_right and found.num_bytes == claim.whole.num_bytes:
+            text += "; header and every tensor match, so the recorded digest is wrong"
         faults.append(Fault("wrong-digest", file, None, text))
     return faults
-
-
-def _forget(file: io.FileIO, begin: int = 0, num_bytes: int = 0) -> None:
-    """Ask the kernel to drop cached pages, all of them by default."""
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # it is advice, and some filesystems take none
-            os.posix_fadvise(file.fileno(), begin, num_bytes, os.POSIX_FADV_DONTNEED)
-
-
-def _read_step(file: io.FileIO, buffer: memoryview) -> int:
-    """The one read call, so that a test can fail it."""
-    return file.readinto(buffer) or 0

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class JobProgress:
     """An `ExportView` that leaves the job's random numbers as they were; on rank 0, closed by its maker."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, *, verifies: bool) -> None:
+        self._world, self._verifies = world, verifies
         self._view: ExportView | None = None
 
     def plan(self, inputs: ExportInputs, plan: ExportPlan) -> None:
@@ -26,15 +26,15 @@ class JobProgress:
         with _same_random_numbers():
             from pp_export.view.progress import ExportView
 
-            self._view = ExportView(self._world)
+            self._view = ExportView(self._world, verifies=self._verifies)
             self._view.__enter__()
             self._view.plan(inputs, plan)
 
-    def poll(self, phase: str) -> None:
-        """Called often while `phase` runs."""
+    def poll(self) -> None:
+        """Called often while bytes move."""
         if self._view is not None:
             with _same_random_numbers():
-                self._view.poll(phase)
+                self._view.poll()
 
     def close(self) -> None:
         """Take the bars away."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-
 from pp_export.process.log import logger
-from pp_export.view.text import human_bytes
+from pp_export.view.text import human_bytes, prepare
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from pp_export.distributed.world import World
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
@@ -26,15 +25,17 @@ _MAX_STAGES = 8
 
 
 class ExportView:
-    """Rank 0's view of all ranks while they export and verify: a bar, or now and then a line, per stage."""
+    """Rank 0's view of all ranks while bytes move: bars, or now and then lines, per stage, for what is
+    written, and for what is re-read as soon as anything is.
+    """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, *, verifies: bool) -> None:
+        self._world, self._verifies = world, verifies
         self._plan: ExportPlan | None = None
         self._parts: list[_Part] = []
         self._bars = _bars() if world.rank == 0 and sys.stderr.isatty() else None
         self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._begun: dict[str, float] = {}
+        self._begun = 0.0
         self._shown = 0.0
 
     def __enter__(self) -> ExportView:
@@ -51,7 +52,7 @@ class ExportView:
     def plan(self, inputs: ExportInputs, plan: ExportPlan) -> None:
         """The plan is known."""
         self._plan = plan
-        self._parts = _parts_of(plan)
+        self._parts = _parts_of(plan, verifies=self._verifies)
         if self._world.rank == 0:
             logger.info(
                 "exporting %s: %d tensors, %s, in %d files by %d ranks in %d stages",
@@ -63,23 +64,24 @@ class ExportView:
                 len(plan.stages),
             )
 
-    def poll(self, phase: str) -> None:
-        """Called often while `phase` runs: `export`, `verify`, or `digest`, which reads back files of several
-        ranges only.
-        """
+    def poll(self) -> None:
+        """Called often while bytes move."""
         now, pause = time.monotonic(), _BAR_SECONDS if self._bars else _LINE_SECONDS
         if self._world.rank != 0 or self._plan is None or now - self._shown < pause:
             return
-        begun = self._begun.setdefault(phase, now)
+        begun = self._begun = self._begun or now
         self._shown = now
+        if begun == now:
+            prepare()
         if self._bars is None and begun == now:
             return
         posted = self._world.liveness.progress_of(range(self._world.size))
-        counter = "written" if phase == "export" else "verified"
         for part in self._parts:
-            done = sum(posted.get(rank, {}).get(counter, 0) for rank in part.ranks)
             files = sum(posted.get(rank, {}).get("shards", 0) for rank in part.ranks)
-            self._show(part, phase, done, files, now - begun)
+            for phase, counter in (("export", "written"), ("verify", "verified")):
+                done = sum(posted.get(rank, {}).get(counter, 0) for rank in part.ranks)
+                if done or phase == "export":
+                    self._show(part, phase, done, files, now - begun)
 
     def _show(self, part: _Part, phase: str, done: int, num_done: int, seconds: float) -> None:
         count, total = part.amounts[phase]
@@ -106,7 +108,7 @@ class _Part:
     amounts: Mapping[str, tuple[int, int]]
 
 
-def _parts_of(plan: ExportPlan) -> list[_Part]:
+def _parts_of(plan: ExportPlan, *, verifies: bool) -> list[_Part]:
     """The stages of a plan, or all ranks together, where stages are many or ranks of none verify."""
     verifiers = plan.verifiers()
     groups = {f"stage {number}": ranks for number, ranks in enumerate(plan.stages)}
@@ -114,15 +116,14 @@ def _parts_of(plan: ExportPlan) -> list[_Part]:
         groups = {"all": tuple(range(plan.world_size))}
     name_of = {rank: name for name, ranks in groups.items() for rank in ranks}
     sizes: dict[tuple[str, str], list[int]] = {
-        (name, phase): [] for name in groups for phase in ("export", "verify", "digest")
+        (name, phase): [] for name in groups for phase in ("export", "verify")
     }
     for shard in plan.shards:
         sizes[name_of[shard.leader], "export"].append(shard.num_bytes)
     for ranges, rank in zip(plan.files, verifiers):
         num_bytes = ranges[0].range.file_bytes
-        sizes[name_of[rank], "verify"].append(num_bytes)
-        if len(ranges) > 1:
-            sizes[name_of[rank], "digest"].append(num_bytes)
+        if verifies or len(ranges) > 1:  # the SHA-256 of a file of several ranges is known only then
+            sizes[name_of[rank], "verify"].append(num_bytes)
     what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"
     return [
         _Part(name, ranks, what, {phase: (len(s), sum(s)) for (of, phase), s in sizes.items() if of == name})
@@ -142,5 +143,8 @@ def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description:<22}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))

@@ -1,10 +1,18 @@
-"""How sizes are said, and the consoles that text goes to."""
+"""How sizes are said, and what text is shown with.
+
+rich is imported when it is needed: what prints JSON, or nothing yet, doesn't wait for it.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pp_export.steps.prediction_report import PredictionReport
 
 _WIDTH_OF_FILES = 200
 
@@ -22,5 +30,32 @@ def console() -> Console:
     """stdout, for text that is shown as it is: names may look like markup. What is no terminal is wide, so
     that names stay whole for whoever searches in it.
     """
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
     return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def prepare() -> None:
+    """Import what tables are shown with, ahead of the moment in which somebody waits for one."""
+    from rich import console, table  # noqa: F401
+
+
+def empty_table(**settings: Any) -> Table:
+    """An empty table."""
+    from rich.table import Table
+
+    return Table(**settings)
+
+
+def machine_facts(found: PredictionReport) -> dict[str, str]:
+    """What a prediction was made for, and what comes of it, by name."""
+    bounds = sorted(found.bounds.items(), key=lambda pair: -pair[1])
+    nodes = f"{found.nodes:,} node{'s' * (found.nodes > 1)} with {found.cores} cores"
+    storage = f"storage {found.read_gbps:g} GB/s read, {found.write_gbps:g} written, in all"
+    return {
+        "machine": f"{nodes}; {storage}; network {found.network_gbps:g} GB/s for each node",
+        "phases": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.phases.items()),
+        "at least": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in bounds),
+        "costs": ", ".join(f"{name} {cost:g}" for name, cost in found.costs.items()) + " (CPU s/GB, or s)",
+    }

@@ -7,7 +7,6 @@ from pathlib import Path
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.dcp import catalog as dcp_catalog
 from pp_export.checkpoint.dcp import metadata_json
-from pp_export.checkpoint.file_reader import FileReader
 from pp_export.checkpoint.source import Reader
 from pp_export.core.errors import CheckpointError
 
@@ -28,6 +27,8 @@ class DcpFormat:
         return dcp_catalog.read_catalog(folder)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> Reader:
+        from pp_export.checkpoint.file_reader import FileReader  # who only describes needs none
+
         return FileReader(catalog, check_source=check_source)
 
 

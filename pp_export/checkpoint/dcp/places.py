@@ -11,8 +11,6 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pp_export.checkpoint.dcp.metadata import file_name
 from pp_export.core.errors import CheckpointError
 
@@ -39,13 +37,13 @@ class _Claims:
 
     def overlaps(self) -> Iterator[tuple[str, str]]:
         """The keys of items that begin before another one ends."""
-        begins, ends = (torch.frombuffer(numbers, dtype=torch.int64) for numbers in (self.begins, self.ends))
-        order = torch.argsort(begins, stable=True)
-        begins, ends = begins[order], ends[order]
-        reached, by = ends.cummax(0)
-        shared = (begins[1:] < reached[:-1]) & (ends[1:] > begins[1:])
-        for at in shared.nonzero().flatten().tolist():
-            yield self.keys[order[by[at]]], self.keys[order[at + 1]]
+        reached = by = -1
+        for at in sorted(range(len(self.keys)), key=self.begins.__getitem__):
+            begin, end = self.begins[at], self.ends[at]
+            if begin < end and begin < reached:
+                yield self.keys[by], self.keys[at]
+            if end > reached:
+                reached, by = end, at
 
 
 def check_places(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.file_reader import FileReader
 from pp_export.checkpoint.legacy import catalog as legacy_catalog
 from pp_export.checkpoint.source import Reader
 
@@ -22,4 +21,6 @@ class LegacyFormat:
         return legacy_catalog.read_catalog(folder)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> Reader:
+        from pp_export.checkpoint.file_reader import FileReader  # who only describes needs none
+
         return FileReader(catalog, check_source=check_source)

@@ -178,9 +178,9 @@ def test_slices_in_any_order_are_read_once_and_checked(
     left = rows[: seed * 3]
     preadv, num_read = os.preadv, 0
 
-    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def counting(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
         nonlocal num_read
-        count = preadv(descriptor, buffers, offset)
+        count = preadv(descriptor, buffers, offset, flags)
         num_read += count
         return count
 

@@ -31,6 +31,21 @@ def test_share_gives_everybody_what_rank_0_made(store: Store) -> None:
     assert ran == [0, 0]
 
 
+def test_scatter_gives_each_rank_its_own(store: Store) -> None:
+    """`make` runs on rank 0 alone; every rank gets its own value, any bytes, time after time."""
+    ran: list[int] = []
+
+    def act(world: World) -> list[bytes]:
+        def make() -> list[bytes]:
+            ran.append(world.rank)
+            return [b"\0\xff%d" % rank * len(ran) for rank in RANKS]
+
+        return [world.control.scatter(make), world.control.scatter(make)]
+
+    assert on_all(act, store) == [[b"\0\xff%d" % rank, b"\0\xff%d" % rank * 2] for rank in RANKS]
+    assert ran == [0, 0]
+
+
 def test_the_first_rank_acts_before_the_others_go_on(store: Store) -> None:
     """`on_first` acts on rank 0 alone, its value of any type stays there, and the others wait for it."""
     acted: list[int] = []
@@ -113,6 +128,7 @@ def endless(world: World, act: Callable[[], Any]) -> None:
 
 STEPS: dict[str, Callable[[World, Callable[[], Any]], object]] = {
     "share": by_the_first(lambda world, act: world.control.share(act)),
+    "scatter": by_the_first(lambda world, act: world.control.scatter(lambda: [act()] * NUM_RANKS)),
     "on_first": by_the_first(lambda world, act: world.control.on_first(act)),
     "together": lambda world, act: world.control.together(act),
     "gather": lambda world, act: (act(), world.control.gather(b"x")),

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
 
@@ -28,7 +27,7 @@ class FakeWire:
         self.done.append("connect")
 
     def exchange(
-        self, sent: Sequence[Message], places: Sequence[Place], into: torch.Tensor
+        self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
     ) -> Callable[[], None]:
         self.broken.wait(10)
         return lambda: None
@@ -61,7 +60,7 @@ def blocked(wire: FakeWire, store: Store) -> World:
     world = World(0, 1, SharedKeys(store), connect, stall_seconds=20)
     made = world.data.connect(Group((0, 1), world.data.begin()), "gloo", lambda: None)
     world.data.workers = [
-        threading.Thread(target=made.exchange, args=((), (), torch.empty(0)), daemon=True),
+        threading.Thread(target=made.exchange, args=((), (), memoryview(b"")), daemon=True),
     ]
     world.data.workers[0].start()
     world.data.hold(lambda: wire.done.append("release"))

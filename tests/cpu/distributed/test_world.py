@@ -10,8 +10,8 @@ import pytest
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import ExportError, PeerError, TargetError
-from pp_export.distributed import process_groups
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.alone import alone
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.steps.failure import abort
 from tests.fixtures.worlds import NUM_RANKS, RANKS, error_of, on_all, world_of
@@ -34,7 +34,7 @@ def test_a_rank_0_that_never_comes_is_a_peer_error(store: Store) -> None:
 def test_a_world_of_one_needs_nobody() -> None:
     """All steps return at once, a failure is one's own, and there is no heartbeat."""
     num_threads = threading.active_count()
-    world = process_groups.alone(stall_seconds=1)
+    world = alone(stall_seconds=1)
     assert threading.active_count() == num_threads
     assert world.control.share(lambda: b"x") == b"x"
     assert world.control.on_first(lambda: "x") == "x"
@@ -106,6 +106,7 @@ def test_close_leaves_no_key_of_steps_that_rank_0_never_took(store: Store) -> No
                 raise TargetError("full")
             arrived.wait(10)
             world.control.gather(b"x")
+            world.control.share(lambda: b"x")
 
         error_of(world, first)
 

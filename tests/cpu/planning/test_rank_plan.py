@@ -1,4 +1,4 @@
-"""Claims of `pp_export.planning.rank_plan`: the memory that describing and planning takes is a planned number."""
+"""Claims of `pp_export.planning.rank_plan`: what describing and planning takes is a planned number."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ write_checkpoint(toy(*map(int, sys.argv[1].split("x"))).catalog(), Path(sys.argv
 
 @pytest.mark.parametrize(("model", "num_boxes"), [("1x12", 100), ("16x100", 10_000)])
 def test_planned_memory_is_what_rank_0_takes(tmp_path: object, model: str, num_boxes: int) -> None:
-    """A process that describes a checkpoint and plans an export of it takes what the plan says, within 10% and
-    10 MB, with a hundred boxes and with ten thousand.
+    """A process that describes a checkpoint and plans an export of it takes what the plan says, within 10%
+    and 10 MB, with a hundred boxes and with ten thousand.
     """
     arguments = [model, f"{tmp_path}/checkpoint"]
     subprocess.run([sys.executable, "-c", WRITE, *arguments], cwd=ROOT, check=True, timeout=120)

@@ -27,6 +27,7 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan
 from pp_export.planning.rank_grid import RankGrid
 from pp_export.planning.shard_plan import ShardPlan
+from pp_export.shards import assemble
 from pp_export.shards.assemble import FrozenShard, ShardAssembler
 from pp_export.shards.manifests import ShardManifest
 from pp_export.shards.write import commit_shard, digest_shard, write_shard
@@ -198,9 +199,7 @@ def mapped(sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if at + "norm" not in sources:
             continue
         norms.append(sources[at + "norm"])
-        groups = sources[at + "qkv"].reshape(2, 4, *sources[at + "qkv"].shape[1:])
-        made[f"l.{layer}.q"] = groups[:, :2].flatten(0, 1)
-        made[f"l.{layer}.k"], made[f"l.{layer}.v"] = groups[:, 2], groups[:, 3]
+        made |= {f"l.{layer}.{role}": part for role, part in mapped_qkv(sources[at + "qkv"]).items()}
         made[f"l.{layer}.turned"] = sources[at + "turned"].T
         experts = {n: v.chunk(2) for n, v in sources.items() if n.startswith(at + "experts.")}
         pairs = [pair for name, pair in experts.items() if name.endswith(".glu")]
@@ -233,7 +232,7 @@ def plan_for(
     return make_plan(settled, slices, grid.world_size, max_shard_bytes=max_shard_bytes, grid=grid)
 
 
-def messages(shard: ShardPlan, sources: Mapping[str, torch.Tensor]) -> list[tuple[Slice, torch.Tensor]]:
+def messages(shard: ShardPlan, sources: Mapping[str, torch.Tensor]) -> list[tuple[Slice, memoryview]]:
     """The shard's slices with what a rank would send of each: bytes inside a packed message."""
     found = []
     for part in (part for bucket in shard.buckets for part in bucket.parts):
@@ -242,7 +241,7 @@ def messages(shard: ShardPlan, sources: Mapping[str, torch.Tensor]) -> list[tupl
             source = sources[slice_.name]
             values = bytes_of(source[within(slice_.box, whole(tuple(source.shape)))])
             message[begin : begin + slice_.num_bytes] = values
-        flat = torch.frombuffer(message, dtype=torch.uint8)
+        flat = memoryview(message)
         found += [(slice_, flat[begin:]) for slice_, begin in zip(part.slices, part.offsets)]
     return found
 
@@ -258,15 +257,32 @@ def cast_to(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def assembler_of(shard: ShardPlan) -> ShardAssembler:
     """In memory that was used before."""
-    scratch = torch.full((shard.scratch_bytes,), 0xCC, dtype=torch.uint8)
-    return ShardAssembler(shard, memoryview(bytearray(b"\xcc" * shard.num_bytes)), scratch)
+    image, scratch = (
+        memoryview(bytearray(b"\xcc" * size)) for size in (shard.num_bytes, shard.scratch_bytes)
+    )
+    return ShardAssembler(shard, image, scratch)
+
+
+def bring(assembler: ShardAssembler, slice_: Slice, message: memoryview, *, straight: bool) -> bool:
+    """Read the slice straight to its place, if it has one and that is wanted, else paste it."""
+    pieces = assembler.memory_for(slice_) if straight else None
+    if pieces is None:
+        assembler.paste(slice_, message)
+        return False
+    at = 0
+    for piece in pieces:
+        piece[:] = message[at : at + len(piece)]
+        at += len(piece)
+    assert at == slice_.num_bytes
+    assembler.filled(slice_)
+    return True
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture, data: st.DataObject) -> None:
-    """Tensors cut at random, dealt over a random grid and pasted in any order end as torch's own slicing has
-    them.
+    """Tensors cut at random, dealt over a random grid, and pasted or read straight to their places in any
+    order, end as torch's own slicing has them.
     """
     dtype = data.draw(st.sampled_from(["bfloat16", "float32", "float8_e4m3fn", "int64", "bool"]))
     cast = data.draw(st.sampled_from([None, "bfloat16", "float32"]))
@@ -286,8 +302,10 @@ def test_pieces_of_any_tiling_give_the_library_s_file(table: rules.Architecture,
         plan = plan_for(table, specs, slices, grid, cast=cast, max_shard_bytes=limit)
     for shard in plan.shards:
         assembler = assembler_of(shard)
-        for slice_, message in data.draw(st.permutations(messages(shard, sources))):
-            assembler.paste(slice_, message)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(assemble, "_LONG_RUN_BYTES", data.draw(st.sampled_from([1, 4, 1 << 10])))
+            for slice_, message in data.draw(st.permutations(messages(shard, sources))):
+                bring(assembler, slice_, message, straight=data.draw(st.booleans()))
         names = [place.name for place in shard.tensors]
         assert assembler.freeze().image == library({name: expected[name].contiguous() for name in names})
         found |= dict.fromkeys(names, b"")
@@ -331,10 +349,58 @@ def test_messages_changed_after_pasting_change_nothing(
     slices = messages(planned, sources)
     for slice_, message in slices:
         assembler.paste(slice_, message)
-        message[: slice_.num_bytes].zero_()
+        message[: slice_.num_bytes] = bytes(slice_.num_bytes)
     frozen = assembler.freeze()
     assert image(frozen) == library({"plain": sources["plain"]})
     assert frozen.data.readonly
     with pytest.raises(KeyError):
         assembler.paste(*slices[0])
     assert image(frozen) == library({"plain": sources["plain"]})
+
+
+@pytest.mark.parametrize(
+    ("box", "straight"),
+    [
+        (Box((0, 0), (8, 6)), True),  # split into q, k and v: six runs of whole rows
+        (Box((4, 0), (4, 6)), True),  # one group
+        (Box((0, 0), (8, 3)), False),  # half of each row: eight short runs
+    ],
+)
+def test_long_runs_are_read_straight_to_their_places(
+    table: rules.Architecture, monkeypatch: pytest.MonkeyPatch, box: Box, straight: bool
+) -> None:
+    """What lies in long runs on both sides needs no paste; what lies in many short ones does."""
+    monkeypatch.setattr(assemble, "_LONG_RUN_BYTES", 12)
+    name = "decoder.layers.0.qkv"
+    rest = [
+        each
+        for each in [Box((4, 0), (4, 6)), Box((0, 0), (4, 6)), Box((0, 3), (8, 3))]
+        if not _meet(each, box)
+    ]
+    sources = {name: random_bits((8, 6), "bfloat16")}
+    specs = {name: TensorSpec((8, 6), from_torch("bfloat16"))}
+    plan = plan_for(
+        table, specs, one_record_each({name: [box, *rest]}, from_torch("bfloat16")), RankGrid((1,))
+    )
+    (planned,) = plan.shards
+    assembler = assembler_of(planned)
+    found = {
+        slice_.box: bring(assembler, slice_, message, straight=True)
+        for slice_, message in messages(planned, sources)
+    }
+    assert found[box] is straight
+    q, k, v = (mapped_qkv(sources[name])[role] for role in "qkv")
+    expected = {"l.0.q": q, "l.0.k": k, "l.0.v": v}
+    assert image(assembler.freeze()) == library({n: t.contiguous() for n, t in expected.items()})
+
+
+def _meet(first: Box, second: Box) -> bool:
+    return all(
+        a < b + n and b < a + m for a, m, b, n in zip(first.offset, first.shape, second.offset, second.shape)
+    )
+
+
+def mapped_qkv(source: torch.Tensor) -> dict[str, torch.Tensor]:
+    """q, k and v of a tensor of two groups, in torch's own words."""
+    groups = source.reshape(2, 4, *source.shape[1:])
+    return {"q": groups[:, :2].flatten(0, 1), "k": groups[:, 2], "v": groups[:, 3]}

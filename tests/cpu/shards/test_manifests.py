@@ -17,6 +17,7 @@ RECORD = ShardManifest(
     "model-00001-of-00001.safetensors",
     120,
     "ab" * 32,
+    "01" * 16,
     (
         TensorManifest("a.weight", "BF16", (2, 3), 0, 12, "cd" * 16),
         TensorManifest("s", "F32", (), 12, 16, "ef" * 16),

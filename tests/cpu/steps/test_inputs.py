@@ -24,6 +24,7 @@ from pp_export.planning import part_image
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_plan import RankPlan
+from pp_export.reference.definition_cache import Answer
 from pp_export.reference.reference_folder import Reference
 from pp_export.steps import failure, inputs
 from pp_export.steps.inputs import (
@@ -87,15 +88,13 @@ class Pending:
     def __init__(self, options: TargetOptions, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.architecture = table_files.load(options.architecture or "qwen2")
         self.reference, self._meanwhile = Reference(options.reference, CONFIG, (), (), None), meanwhile
+        self.question = CONFIG
 
     def check(self) -> None: ...
 
-    def definition(self) -> None:
+    def known(self, question: Mapping[str, Any]) -> Answer:
         self._meanwhile()
-
-    def definition_of(self, config: Mapping[str, Any], vocab_size: int) -> None: ...
-
-    def cancel(self) -> None: ...
+        return Answer(None)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def done(planned: Planned) -> ExportReport:
     """A report with something in every field."""
     completed = Completed(("a correction",), ("tokenizer.json",), ("old.bin",), ("a note",))
     seconds = {"plan": 0.5, "export": 2.0}
-    measured = [Measured(5 + rank, {3 - rank: 10 + rank}).to_bytes() for rank in range(4)]
+    measured = [Measured(5 + rank, {3 - rank: 10 + rank}, {}) for rank in range(4)]
     backend = Backend("gloo", "asked for")
     whole = Whole(planned.inputs, planned.plan)
     return report.succeeded(whole, planned.options, backend, completed, measured, seconds)

@@ -14,16 +14,16 @@ from pp_export.steps.workers import Progress
 from tests.fixtures.frozen import freeze_tensors
 
 
-def test_no_thread_waits_for_a_shard_that_never_comes(tmp_path: Path) -> None:
+def test_no_thread_is_left_when_a_shard_is_written(tmp_path: Path) -> None:
     """Between two shards the writer has no helper: when another worker fails, nobody asks it for more."""
     (tmp_path / file_names.SHARD_JSONS).mkdir()
     frozen = freeze_tensors("model-00001-of-00001.safetensors", {"a": torch.ones(3)})
     transfer = object.__new__(Transfer)
     transfer._rank, transfer._staging, transfer._progress = 0, tmp_path, Progress()
+    transfer._span = transfer._progress.recorder.span
     transfer._images = RingBuffer(len(frozen.image))
     image = transfer._images.take(len(frozen.image), lambda: None)
     before = set(threading.enumerate())
-    writing = transfer._write([Frozen(frozen, image), Frozen(frozen, image)])
-    written = next(writing)
+    written = transfer._write(Frozen(frozen, image))
     assert set(threading.enumerate()) == before
     written.file.abandon()

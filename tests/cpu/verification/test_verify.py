@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pp_export.core.errors import OptionError, VerificationError
-from pp_export.verification import KINDS, verify_folder, verify_staged_shard, verify_structure
+from pp_export.verification import KINDS, content, verify_folder, verify_staged_shard, verify_structure
 from tests.fixtures.damage import edit, flip, in_tensor
 from tests.fixtures.defects import ALL_DEFECTS, SHARD_DEFECTS
 from tests.fixtures.hf_folders import (
@@ -137,6 +137,19 @@ def test_whole_shard(folder: Path) -> None:
         seen: list[int] = []
         assert verify_staged_shard(folder, stage(folder, shard_manifest(folder / name)), seen.append) == []
         assert sum(seen) == (folder / name).stat().st_size
+
+
+def test_a_staged_shard_is_digested_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its SHA-256 was taken in memory, and fast digests tie the bytes on the disk to those: re-reading takes
+    none, and still finds every single byte that changed, in the header as in the tensors.
+    """
+    monkeypatch.setattr(content, "sha256", None)
+    file = stage(folder, shard_manifest(folder / MIDDLE))
+    data = (folder / MIDDLE).read_bytes()
+    assert verify_staged_shard(folder, file) == []
+    for position in range(len(data)):
+        (folder / MIDDLE).write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert verify_staged_shard(folder, file), position
 
 
 @pytest.mark.parametrize("name", SHARD_DEFECTS)

@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from pp_export.distributed.alone import OwnKeys
 from pp_export.distributed.liveness import Liveness
-from pp_export.distributed.process_groups import SharedKeys
-from pp_export.distributed.store import Member
+from pp_export.distributed.tree import Seat
 from pp_export.distributed.world import World
 from pp_export.view import progress
 from pp_export.view.progress import ExportView
@@ -25,7 +24,7 @@ class Posted(Liveness):
     """Progress is what the test says it is."""
 
     def __init__(self, world: OneOfFour) -> None:
-        super().__init__(Member(0, 1, SharedKeys(HashStore())), stall_seconds=60)
+        super().__init__(Seat(0, 1, 1), OwnKeys(), OwnKeys(), stall_seconds=60)
         self._world = world
 
     def progress_of(self, ranks: Any) -> dict[int, dict[str, Any]]:
@@ -36,7 +35,7 @@ class OneOfFour(World):
     """A rank of four that has no process group."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(0, 1, SharedKeys(HashStore()), None, stall_seconds=60)
+        super().__init__(0, 1, OwnKeys(), None, stall_seconds=60)
         self.rank, self.size = rank, 4
         self.posted: dict[int, dict[str, Any]] = {}
         self.liveness = Posted(self)
@@ -80,26 +79,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_progress_is_a_line_per_stage_now_and_then(planned: Planned, lines: list[str], clock: Clock) -> None:
     """Without a terminal, each stage has a line every few seconds with its bytes, rate and shards."""
     world = OneOfFour(0)
-    with ExportView(world) as view:
-        view.poll("export")
+    with ExportView(world, verifies=True) as view:
+        view.poll()
         view.plan(planned.inputs, planned.plan)
         assert len(lines) == 1
         assert "exporting Qwen2ForCausalLM: 75 tensors" in lines[0]
         assert "by 4 ranks in 2 stages" in lines[0]
-        view.poll("export")
+        view.poll()
         clock.now += 1
-        view.poll("export")
+        view.poll()
         assert len(lines) == 1
         world.posted = {0: {"written": 100_000, "shards": 1}, 2: {"written": 50_000, "shards": 0}}
         clock.now += 9
-        view.poll("export")
+        view.poll()
         first, second = lines[1:]
         totals = [sum(s.num_bytes for s in planned.plan.shards if s.stage == stage) for stage in (0, 1)]
         counts = [sum(s.stage == stage for s in planned.plan.shards) for stage in (0, 1)]
         total, other = map(human_bytes, totals)
         assert first == f"export stage 0: 100 KB of {total}, 10 KB/s, 1 of {counts[0]} shards"
         assert second == f"export stage 1: 50 KB of {other}, 5 KB/s, 0 of {counts[1]} shards"
-        view.poll("export")
+        view.poll()
         assert len(lines) == 3
 
 
@@ -110,16 +109,17 @@ def test_progress_of_verifying_counts_what_a_stage_verifies(
     wrote.
     """
     world = OneOfFour(0)
-    view = ExportView(world)
+    view = ExportView(world, verifies=True)
     view.plan(planned.inputs, planned.plan)
-    view.poll("verify")
+    view.poll()
     clock.now += 10
     pairs = list(zip(planned.plan.shards, planned.plan.verifiers()))
     mine = {rank: sum(shard.num_bytes for shard, reader in pairs if reader == rank) for rank in range(4)}
     world.posted = {rank: {"verified": count} for rank, count in mine.items()}
-    view.poll("verify")
-    assert len(lines) == 3
-    for line in lines[1:]:
+    view.poll()
+    verifying = [line for line in lines if line.startswith("verify")]
+    assert len(verifying) == 2
+    for line in verifying:
         done, _, total = line.partition(": ")[2].partition(",")[0].partition(" of ")
         assert done == total
 
@@ -134,34 +134,33 @@ def test_progress_of_ranges_adds_up(planned: Planned, lines: list[str], clock: C
         whole = [ranges[0] for ranges in planned.plan.files[count:]]
         mixed = replace(plan, shards=(*shards, *whole))
         world = OneOfFour(0)
-        view = ExportView(world)
+        view = ExportView(world, verifies=False)
         view.plan(planned.inputs, mixed)
         assert f"75 tensors, {human_bytes(plan.total_size)}, in {len(plan.files)} files" in lines[0]
-        for phase in ("export", "digest"):
-            clock.now += 10
-            view.poll(phase)
-            clock.now += 10
-            read = [file for file in mixed.files if len(file) > 1]
-            if phase == "export":
-                total = sum(shard.num_bytes for shard in mixed.shards)
-                expected = f"{len(mixed.shards)} of {len(mixed.shards)} ranges of shards"
-            else:
-                total = sum(shard.num_bytes for file in read for shard in file)
-                expected = f"{len(read)} shards"
-            world.posted = {0: {"written": total, "verified": total, "shards": len(mixed.shards)}}
-            view.poll(phase)
-            assert lines[-1].startswith(f"{phase} stage 0: {human_bytes(total)} of {human_bytes(total)}, ")
-            assert lines[-1].endswith(expected)
+        view.poll()
+        clock.now += 10
+        joined = [file for file in mixed.files if len(file) > 1]
+        written = sum(shard.num_bytes for shard in mixed.shards)
+        read = sum(shard.num_bytes for file in joined for shard in file)
+        world.posted = {0: {"written": written, "verified": read, "shards": len(mixed.shards)}}
+        view.poll()
+        for phase, total, note in (
+            ("export", written, f"{len(mixed.shards)} of {len(mixed.shards)} ranges of shards"),
+            ("verify", read, f"{len(joined)} shards"),
+        ):
+            (line,) = (line for line in lines if line.startswith(f"{phase} stage 0"))
+            assert line.startswith(f"{phase} stage 0: {human_bytes(total)} of {human_bytes(total)}, ")
+            assert line.endswith(note)
         lines.clear()
 
 
 def test_other_ranks_show_nothing(planned: Planned, lines: list[str], clock: Clock) -> None:
     """Only rank 0 speaks of progress."""
-    view = ExportView(OneOfFour(1))
+    view = ExportView(OneOfFour(1), verifies=True)
     view.plan(planned.inputs, planned.plan)
     for _ in range(3):
         clock.now += 60
-        view.poll("export")
+        view.poll()
     assert lines == []
 
 
@@ -171,11 +170,11 @@ def test_a_terminal_gets_bars(
     """On a terminal each stage has a bar that is completed by the bytes written."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     world = OneOfFour(0)
-    with ExportView(world) as view:
+    with ExportView(world, verifies=True) as view:
         view.plan(planned.inputs, planned.plan)
         world.posted = {0: {"written": 100, "shards": 1}}
         clock.now += 1
-        view.poll("export")
+        view.poll()
         assert view._bars is not None
         assert [(task.description, task.completed) for task in view._bars.tasks] == [
             ("export stage 0", 100),
