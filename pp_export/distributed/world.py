@@ -67,6 +67,7 @@ class World:
             for key in left or () if self.rank == 0 else ():
                 self._store.delete(key)
         self._stores.close(have_all_left=left is not None)
+        self._store.close()
         self.data.close_at_last()
 
     def _come_in(self, main: Member, seconds: float) -> tuple[str, Store]:
