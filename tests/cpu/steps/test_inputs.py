@@ -17,7 +17,7 @@ from pp_export.architecture import table_files
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.core.errors import ExportError
 from pp_export.core.version import VERSION
-from pp_export.distributed import liveness
+from pp_export.distributed import heartbeat
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning import part_image
@@ -100,7 +100,7 @@ class Pending:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 gives a sign of life more often than every second, and nobody is waited for long."""
-    monkeypatch.setattr(liveness, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(failure, "GRACE_SECONDS", 0.6)
 
 
