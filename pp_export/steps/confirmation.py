@@ -32,8 +32,8 @@ class Confirmation:
             self._hear(self._pending)
 
     def wait(self, world: World) -> Whole | None:
-        """The whole with the inputs as they are at last. Called by all ranks; rank 0 waits for the definition,
-        and the others for rank 0 in their next step.
+        """The whole with the inputs as they are at last. Called by all ranks; rank 0 waits for the
+        definition, and the others for rank 0 in their next step.
         """
         while self._awaited and self._pending is not None:
             self._pending.wait(self._awaited[0], world.control.check)

@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
-from pp_export.architecture.sizes import ModelSizes
+from pp_export.architecture import meaning
+from pp_export.architecture.sizes import ModelSizes, model_sizes
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, ReferenceFolderError
@@ -180,7 +181,7 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
     heads, twice as wide) are named, and so is the way out.
     """
     halved = {"num_attention_heads": 4, "num_query_groups": 2, "head_dim": 16}
-    grown = model.model_sizes
+    grown = model_sizes
 
     with late() as definition:
 
@@ -200,7 +201,7 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
 
 def test_what_only_the_library_knows_is_waited_for(options: dict[str, Any]) -> None:
     """Where nothing can be settled without the definition, the export waits for it before it plans."""
-    settle = model.meaning.settle
+    settle = meaning.settle
     held: list[bool] = []
 
     def needs_library(*arguments: Any, **how: Any) -> Any:
@@ -217,7 +218,7 @@ def test_what_only_the_library_knows_is_waited_for(options: dict[str, Any]) -> N
             return waited(self, *rest)
 
         with (
-            patch.object(model.meaning, "settle", needs_library),
+            patch.object(meaning, "settle", needs_library),
             patch.object(pending.PendingInputs, "waited", let_go),
         ):
             report = exported(options)
