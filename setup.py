@@ -19,7 +19,13 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pp_export", "pp_export.*"]),
     package_data={
-        "pp_export": ["architecture/*.yaml", "architecture/tables/*.yaml", "schemas/*.json", "py.typed"]
+        "pp_export": [
+            "architecture/*.yaml",
+            "architecture/tables/*.yaml",
+            "schemas/*.json",
+            "view/page/*",
+            "py.typed",
+        ]
     },
     install_requires=[
         "torch>=2.8",

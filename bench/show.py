@@ -10,7 +10,7 @@ from rich.table import Table
 from bench.results import Results, Spread, Value
 from bench.variants import Variant
 
-PHASES = ("plan", "export", "verify", "publish")
+PHASES = ("plan", "export", "index", "publish")
 _CAPTION = (
     "Others' cores: how many cores all else kept busy during the run; above a few tenths the machine was "
     "not alone. Peaks are of all processes of a run together. Anonymous (RssAnon and RssShmem) is sampled "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.options.kinds import ExportOptions, TargetOptions
+from pp_export.options.kinds import ClusterOptions, ExportOptions, TargetOptions
 from pp_export.options.values import options_from
 
 if TYPE_CHECKING:
@@ -152,11 +152,18 @@ def plan(
     reference: Folder,
     output: Folder = ".",
     world_size: int = 1,
+    nodes: int | None = None,
+    cores: int | None = None,
+    storage_gbps: str = "2,1",
+    network_gbps: float = 12.5,
     **options: Unpack[ExportKeywords],
 ) -> PlanReport:
-    """What an export by `world_size` ranks would do: bytes per file and rank, and peak memory in bytes.
+    """What an export by `world_size` ranks would do: bytes per file and rank, peak memory in bytes, and how
+    long it will take.
 
-    Called by one process; needs no group, and reads metadata only. Arguments are those of
+    Called by one process; needs no group, and reads metadata only. `nodes` have `cores` each; the storage
+    reads and writes R,W gigabytes per second for all of them together, and the network gives each so many
+    (defaults: a node for 8 ranks, with the cores of this one). Other arguments are those of
     `export_checkpoint`; `output` changes nothing. Raises the ExportError that the export would end with
     before it reads a tensor.
 
@@ -167,7 +174,20 @@ def plan(
     from pp_export.steps.plan_report import plan_checkpoint
 
     values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
-    return plan_checkpoint(options_from(values, "plan", ExportOptions), world_size)
+    cluster = ClusterOptions(
+        world_size=world_size,
+        nodes=nodes,
+        cores=cores,
+        storage_gbps=storage_gbps,
+        network_gbps=network_gbps,
+    )
+    chosen = options_from(values, "plan", ExportOptions)
+    report = plan_checkpoint(chosen, cluster)
+    if chosen.html is not None:
+        from pp_export.view.html import write_plan
+
+        write_plan(chosen.html, report)
+    return report
 
 
 def inspect(checkpoint: Folder, *, iteration: int | None = None) -> CheckpointReport:
@@ -202,12 +222,15 @@ def verify(
     transformers, without weights and without code of the folder, unless the user's `cache` has its answer; a
     note says why where that can't be done.
     `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
-    loads the model with transformers. `on_bytes` is told the bytes of every read. Faults are returned, not
-    raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
+    loads the model with transformers. `threads` is how many cores digest; all that this process may use if
+    None. Files are read past the page cache, and `on_bytes` is told the bytes of every read. Faults are
+    returned, not raised; raises OptionError for options that make no sense, and VerificationError where there
+    is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.reference.pending_definition import PendingDefinition
     from pp_export.verification import verify_folder
 
@@ -216,24 +239,35 @@ def verify(
         quick=quick,
         subset=subset,
         load=load,
-        threads=threads,
+        threads=usable_cores() if threads is None else threads,
         on_bytes=on_bytes,
         ask=partial(PendingDefinition.start, cache=cache),
     )
 
 
-def diff(a: Folder, b: Folder, *, on_tensor: Callable[[str], None] | None = None) -> Difference:
+def diff(
+    a: Folder,
+    b: Folder,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Difference:
     """Two Hugging Face folders compared tensor by tensor, bit by bit, however each is cut into files.
 
-    Called by one process; one tensor of each side is in memory at a time. `on_tensor` is told each common
-    name once it is compared. Raises VerificationError where a folder can't be read.
+    Called by one process; a few MiB of each side are in memory for each of `threads` threads, one per core
+    that this process may use if None. Every byte is read, past the page cache, and `on_bytes` is told the
+    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of both
+    folders. Raises VerificationError where a folder can't be read.
 
     >>> pp_export.diff("/exports/run", "/exports/other").identical
     True
     """
+    from pp_export.process.cores import usable_cores
     from pp_export.verification.diff import diff_folders
 
-    return diff_folders(Path(a), Path(b), on_tensor)
+    threads = usable_cores() if threads is None else threads
+    return diff_folders(Path(a), Path(b), quick=quick, threads=threads, on_bytes=on_bytes)
 
 
 def record_logits(
@@ -306,8 +340,8 @@ def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
 
 
 def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:
-    """Do an export and write its report, of success or failure, where the options ask for one; by one
-    rank.
+    """Do an export and write its report, of success or failure, and its page, where the options ask for
+    them; by one rank.
     """
     from pp_export.steps import report
 
@@ -319,4 +353,8 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
         raise
     if options.report is not None and world.rank == 0:
         report.write_report(options.report, done.to_json())
+    if options.html is not None and world.rank == 0:
+        from pp_export.view.html import write_export
+
+        write_export(options.html, done)
     return done

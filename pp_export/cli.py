@@ -11,13 +11,21 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, flag
+from pp_export.options.kinds import (
+    ClusterOptions,
+    ExportOptions,
+    Options,
+    ResultOptions,
+    RunOptions,
+    SourceOptions,
+    flag,
+)
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.process import log, signals
 
@@ -65,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
     _add_export_options(plan)
-    plan.add_argument("--world-size", type=int, default=1, help="number of ranks to plan for")
+    _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
     plan.set_defaults(run=_plan)
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint is")
@@ -84,11 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
     )
+    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
     verify.set_defaults(run=_verify)
 
     diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
     diff.add_argument("first", type=Path)
     diff.add_argument("second", type=Path)
+    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
+    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
     diff.set_defaults(run=_diff)
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
@@ -113,7 +124,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
     )
-    groups = {
+    groups: dict[type[Options], Any] = {
         purpose: parser.add_argument_group(title)
         for purpose, title in (
             (SourceOptions, "where from"),
@@ -122,7 +133,12 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
             (ExportOptions, "reference and grid"),
         )
     }
-    for option in dataclasses.fields(ExportOptions):
+    _add_flags(groups, ExportOptions)
+
+
+def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None:
+    """A flag per field, in the group of its purpose."""
+    for option in dataclasses.fields(kind):
         is_switch = isinstance(option.default, bool)
         known: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": "VALUE"}
@@ -132,7 +148,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         text = option.metadata["help"]
         if option.default not in (dataclasses.MISSING, None) and not is_switch:
             text += f" (default: {option.default})"
-        purpose = next(kind for kind in groups if option.name in kind.__dataclass_fields__)
+        purpose = next(each for each in groups if option.name in each.__dataclass_fields__)
         groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
 
 
@@ -142,8 +158,14 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     values = read_job(arguments.job) if arguments.job else {}
     check_keys(values, names, str(arguments.job))
     values.update(parse_setting(text) for text in arguments.set)
-    values.update({name: value for name in names if (value := getattr(arguments, name)) is not None})
+    values.update(_given(arguments, ExportOptions))
     return options_from(values, "job file, --set and flags", ExportOptions)
+
+
+def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The flags of a kind of options that were given."""
+    names = (option.name for option in dataclasses.fields(kind))
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -163,6 +185,7 @@ def _export(arguments: argparse.Namespace) -> int:
         try:
             from pp_export.checkpoint.folder_source import CheckpointSource
             from pp_export.export import export
+            from pp_export.view.html import write_export
             from pp_export.view.progress import ExportView
             from pp_export.view.tables import print_export
 
@@ -185,6 +208,8 @@ def _export(arguments: argparse.Namespace) -> int:
     if world.rank == 0:
         if options.report is not None:
             report.write_report(options.report, done.to_json())
+        if options.html is not None:
+            write_export(options.html, done)
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
@@ -216,9 +241,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
+    from pp_export.steps.report import check_path
+    from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
-    report = plan_checkpoint(options, arguments.world_size)
+    cluster = options_from(_given(arguments, ClusterOptions), "flags", ClusterOptions)
+    check_path(options)
+    report = plan_checkpoint(options, cluster)
+    if options.html is not None:
+        write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
@@ -247,6 +278,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             subset=subset,
             load=arguments.load,
             cache=arguments.cache,
+            threads=arguments.threads,
             on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
@@ -256,9 +288,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
+    from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_difference
 
-    result = api.diff(arguments.first, arguments.second)
+    with bytes_bar("comparing") as on_bytes:
+        result = api.diff(
+            arguments.first,
+            arguments.second,
+            quick=arguments.quick,
+            threads=arguments.threads,
+            on_bytes=on_bytes,
+        )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.identical else 1
 

@@ -89,7 +89,7 @@ def export(
         whole = confirmation.wait(world)
         indexed = index_folder(world, staging, whole, options)  # 9
         digests = verify_joined(world, staging, own.plan, progress, on_poll)
-        facts = Measured(report.peak_anonymous_bytes(), transfer.sent, digests)
+        facts = Measured.of(world, progress.recorder, transfer.sent, digests)
         measured = [Measured.from_bytes(image) for image in world.control.gather(facts.to_bytes())]
         seal(world, indexed, measured)
         clock.lap("index")

@@ -63,7 +63,7 @@ def _exports(machine: Machine, runs: Sequence[dict[str, Any]]) -> Table:
     left = ("export", "to", "over", "slowest")
     for heading in ("export", "ranks", "to", "over", "runs", "bytes s", "GB/s", "of the slowest", "slowest"):
         table.add_column(heading, justify="left" if heading in left else "right")
-    for heading in ("met", "plan s", "verify s", "publish s", "whole s"):
+    for heading in ("met", "plan s", "index s", "publish s", "whole s"):
         table.add_column(heading, justify="right")
     keys = ("kind", "ranks", "target", "asked", "backend")
     for key in dict.fromkeys(tuple(run[name] for name in keys) for run in runs):
@@ -87,7 +87,7 @@ def _exports(machine: Machine, runs: Sequence[dict[str, Any]]) -> Table:
             f"{name}, {limit / 1e9:.2f}",
             is_met,
             _seconds(asking, "plan"),
-            _seconds(of_row, "verify"),
+            _seconds(of_row, "index"),
             _seconds(of_row, "publish"),
             _cell(Spread.of([run["wall_seconds"] for run in asking]), "{:.1f}"),
         )

@@ -29,6 +29,10 @@ Word = Literal[
 WORDS: tuple[Word, ...] = get_args(Word)
 
 _MICRO = 1_000_000
+_MAX_SHOWN = 48
+
+SPANS_SHOWN = 200
+"""Spans of a lane that are kept when a timeline leaves its rank."""
 
 
 class Span(NamedTuple):
@@ -147,6 +151,14 @@ class Timeline:
         """What `to_json` gave, to the microsecond."""
         phases = {name: (begin, end) for name, (begin, end) in value["phases"].items()}
         return cls(phases, tuple(map(RankTimeline.from_json, value["ranks"])))
+
+
+def shown_ranks(world_size: int) -> list[int]:
+    """The ranks whose timelines are kept: all of some dozens; of more, evenly spaced ones, the first and the
+    last among them.
+    """
+    count = min(world_size, _MAX_SHOWN)
+    return [number * (world_size - 1) // max(1, count - 1) for number in range(count)]
 
 
 def coarse(spans: Sequence[Span], limit: int) -> list[Span]:

@@ -85,12 +85,13 @@ class Overlap:
     """What a box of a tensor holds of a view of that tensor.
 
     An array of the box's values, indexed by `index`, has the common elements; its dims, taken in the order
-    `order`, are those of the view, and behind them dims of size 1. In the view they begin at `begin` and
-    are of `shape`.
+    `order`, are the `dims` of the view that are no single elements, and behind them dims of size 1. In the
+    view they begin at `begin` and are of `shape`.
     """
 
     index: tuple[slice, ...]
     order: tuple[int, ...]
+    dims: tuple[int, ...]
     begin: Shape
     shape: Shape
 
@@ -108,9 +109,9 @@ class Overlap:
         strides = dense_strides(box)
         begin = sum(cut.start * stride for cut, stride in zip(self.index, strides))
         dims = [
-            (count, self.index[axis].step * strides[axis], stride)
-            for count, axis, stride in zip(self.shape, self.order, target.strides)
-            if count != 1
+            (self.shape[dim], self.index[axis].step * strides[axis], target.strides[dim])
+            for dim, axis in zip(self.dims, self.order)
+            if self.shape[dim] != 1
         ]
         length = 1
         while dims and dims[-1][1:] == (length, length):
@@ -163,9 +164,10 @@ def overlap(view: View, shape: Shape, box: Box) -> Overlap | None:
         index.append(slice(at, at + (last - first - 1) * span.step + 1, span.step))
         if dim is not None:
             begin[dim], counts[dim], axis_of[dim] = first, last - first, axis
-    walked = [axis_of[dim] for dim in sorted(axis_of)]
-    order = (*walked, *(axis for axis in range(len(shape)) if axis not in walked))
-    return Overlap(tuple(index), order, tuple(begin), tuple(counts))
+    walked = sorted(axis_of)
+    order = [axis_of[dim] for dim in walked]
+    order += [axis for axis in range(len(shape)) if axis not in order]
+    return Overlap(tuple(index), tuple(order), tuple(walked), tuple(begin), tuple(counts))
 
 
 def check_filled(name: str, shape: Shape, views: Sequence[View]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, PeerError, StoppedError
-from pp_export.distributed.liveness import Liveness
-from pp_export.distributed.store import Member
+from pp_export.distributed.heartbeat import last_beat
+from pp_export.distributed.store import Member, Store, missing
 
+_POLL_SECONDS, _SELDOM_SECONDS = 0.02, 2.0
 _FIRST, _REPORTER, _VERDICT, _RELEASED = "failure", "reporter", "verdict", "released"
 
 
@@ -21,6 +24,11 @@ class Failure:
 
     rank: int
     error: dict[str, Any]
+
+    def heard(self) -> PeerError:
+        """What another rank raises that hears of it. It names the rank where that one saw the cause."""
+        where = self.error["where"].get("rank", self.rank)
+        return PeerError(f"rank {self.rank} failed: {self.error['what']}", where={"rank": where})
 
     @property
     def is_origin(self) -> bool:
@@ -32,26 +40,44 @@ class Abort:
     """What a rank says and hears after a failure; main thread only.
 
     Every rank calls, in this order: `fail`, `elect_reporter`, on the reporter `failures`, then `agree`, and
-    before its process ends `leave_after_failure`.
+    before its process ends `leave_after_failure`. All of it goes over the world's store, `member`'s, whatever
+    happened to the ranks of a block. That there is a failure is also said in the block's store, where its
+    ranks hear it at once; they ask the world's now and then.
     """
 
-    def __init__(self, member: Member, liveness: Liveness) -> None:
-        self._member, self._store, self._liveness = member, member.store, liveness
+    def __init__(self, member: Member) -> None:
+        self._member, self._store = member, member.store
+        self._ears = [_Ear(member.store, _POLL_SECONDS)]
+        self._heard: Failure | None = None
         self.is_reporter = member.rank == 0
         """Whether this rank cleans up and reports after a failure; see `elect_reporter`."""
 
+    def listen_in(self, block: Store, *, is_first: bool) -> None:
+        """Say and hear failures in the store of the block as well; there its first rank brings those of other
+        blocks, and the others listen only seldom in the world's.
+        """
+        seldom = max(_SELDOM_SECONDS, self._member.size / 4096)
+        self._ears = [
+            _Ear(block, _POLL_SECONDS),
+            _Ear(self._store, _POLL_SECONDS if is_first else seldom),
+        ]
+
     def fail(self, error: ExportError) -> None:
-        """Say that this rank failed; every other rank raises PeerError at its next poll."""
-        said = json.dumps({"rank": self._member.rank, "error": error.to_json()})
-        with suppress(PeerError):  # the store may be what failed
-            self._store.set(_failed(self._member.rank), said.encode())
-            self._store.set_first(_FIRST, str(self._member.rank))
+        """Say that this rank failed; every other rank raises PeerError at one of its next polls."""
+        own = Failure(self._member.rank, error.to_json())
+        for store, failure in [(self._store, own), *((ear.store, self._heard or own) for ear in self._ears)]:
+            with suppress(PeerError):  # the store may be what failed
+                store.set(_failed(failure.rank), json.dumps(asdict(failure)).encode())
+                store.set_first(_FIRST, str(failure.rank))
 
     def first_failure(self) -> Failure | None:
-        """The failure that was said first, if there is one."""
-        if not self._store.check(_FIRST):
-            return None
-        return self._failure_of(int(self._store.get(_FIRST)))
+        """The failure that was said first, if there is one; asked in every poll."""
+        for ear in self._ears if self._member.size > 1 else ():
+            heard = ear.hear()
+            if heard is not None:
+                self._heard = heard
+                return heard
+        return None
 
     def elect_reporter(self, grace_seconds: float) -> bool:
         """Whether this rank cleans up and reports after the failure: rank 0, or, where that gives no sign of
@@ -68,16 +94,18 @@ class Abort:
 
         Without a store nobody can be heard, and all stop for that reason: no failure, and nobody silent.
         """
-        ranks = range(self._member.size)
-        silent = list(ranks)
+        keys = {_failed(rank): rank for rank in range(self._member.size)}
+        silent = list(keys)
 
         def all_spoke() -> bool:
-            silent[:] = [rank for rank in silent if not self._store.check(_failed(rank))]
+            silent[:] = missing(self._store, silent)
             return not silent
 
         try:
             self._member.poll(all_spoke, grace_seconds)
-            return [self._failure_of(rank) for rank in ranks if rank not in silent], silent
+            spoke = sorted(keys.keys() - set(silent), key=keys.__getitem__)
+            said = [_from_bytes(image) for image in self._store.get_many(spoke)]
+            return said, [keys[key] for key in silent]
         except PeerError:
             return [], []
 
@@ -96,23 +124,40 @@ class Abort:
             if self.is_reporter:
                 self._store.set(_RELEASED, b"")
             self._member.poll(lambda: self._store.check(_RELEASED), seconds)
-        self._liveness.stop()
-
-    def remove_keys(self) -> None:
-        """Remove what all ranks said; called on rank 0, when all have left."""
-        ranks = range(self._member.size)
-        for key in (_FIRST, _REPORTER, _VERDICT, _RELEASED, *(_failed(rank) for rank in ranks)):
-            self._store.delete(key)
 
     def _is_rank_0_alive(self, grace_seconds: float) -> bool:
-        beat, signs = self._liveness.last_beat(), (_REPORTER, _failed(0))
+        beat, signs = last_beat(self._store), (_REPORTER, _failed(0))
         return self._member.poll(
-            lambda: any(map(self._store.check, signs)) or self._liveness.last_beat() != beat, grace_seconds
+            lambda: any(map(self._store.check, signs)) or last_beat(self._store) != beat, grace_seconds
         )
 
-    def _failure_of(self, rank: int) -> Failure:
-        return Failure(**json.loads(self._store.get(_failed(rank))))
+
+class _Ear:
+    """Where a rank listens for failures, at most every `pause` seconds."""
+
+    def __init__(self, store: Store, pause: float) -> None:
+        self.store, self._pause, self._listened = store, pause, -math.inf
+
+    def hear(self) -> Failure | None:
+        now = time.monotonic()
+        if now - self._listened < self._pause:
+            return None
+        self._listened = now
+        if not self.store.check(_FIRST):
+            return None
+        return _from_bytes(self.store.get(_failed(int(self.store.get(_FIRST)))))
+
+
+def check(store: Store) -> None:
+    """Raise PeerError if a store knows of a failure; any thread may call."""
+    failure = _Ear(store, 0.0).hear()
+    if failure is not None:
+        raise failure.heard()
 
 
 def _failed(rank: int) -> str:
     return f"failed/{rank}"
+
+
+def _from_bytes(image: bytes) -> Failure:
+    return Failure(**json.loads(image))

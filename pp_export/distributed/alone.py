@@ -5,7 +5,7 @@ seconds.
 from __future__ import annotations
 
 import os
-import threading
+from collections.abc import Mapping, Sequence
 
 from pp_export.distributed.world import World
 
@@ -25,10 +25,12 @@ class OwnKeys:
 
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}
-        self._lock = threading.Lock()
 
     def set(self, key: str, value: bytes) -> None:
         self._values[key] = value
+
+    def set_many(self, values: Mapping[str, bytes]) -> None:
+        self._values.update(values)
 
     def set_first(self, key: str, value: str) -> bytes:
         return self._values.setdefault(key, value.encode())
@@ -36,14 +38,17 @@ class OwnKeys:
     def get(self, key: str) -> bytes:
         return self._values[key]
 
-    def add(self, key: str, amount: int) -> int:
-        with self._lock:
-            total = int(self._values.get(key, b"0")) + amount
-            self._values[key] = b"%d" % total
-            return total
+    def get_many(self, keys: Sequence[str]) -> list[bytes]:
+        return [self._values[key] for key in keys]
 
-    def check(self, key: str) -> bool:
-        return key in self._values
+    def check(self, *keys: str) -> bool:
+        return all(key in self._values for key in keys)
+
+    def own_keys(self) -> list[str]:
+        return list(self._values)
 
     def delete(self, key: str) -> None:
         self._values.pop(key, None)
+
+    def close(self) -> None:
+        """Nobody else is served."""

@@ -1,61 +1,79 @@
-"""What ranks tell each other, apart from tensors: small values, over the store."""
+"""What ranks tell each other, apart from tensors: small values, through a tree of stores."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from pp_export.core.errors import ExportError, PeerError
+from pp_export.core.errors import ExportError
 from pp_export.distributed.abort import Abort
+from pp_export.distributed.circle import Circle
 from pp_export.distributed.liveness import Liveness, Watchdog
-from pp_export.distributed.store import Member
+from pp_export.distributed.store import Member, Store, pauses
+from pp_export.distributed.tree import Seat, Tree
 
 T = TypeVar("T")
 
-_LEFT = "left"
+
+class Waiting:
+    """How a rank waits for others: it polls, posts its progress, and raises PeerError as soon as one of them
+    failed, or when nobody makes progress any more.
+    """
+
+    def __init__(self, liveness: Liveness, abort: Abort, poll_seconds: float) -> None:
+        self._liveness, self._abort, self._poll_seconds = liveness, abort, poll_seconds
+        self.step = 0
+
+    def __call__(self, done: Callable[[], bool], awaited: Callable[[], list[int]]) -> None:
+        """Return when `done` is true; meanwhile watch the ranks that are still `awaited`."""
+        self._liveness.step = self.step
+        watchdog = Watchdog(self._liveness)
+        for pause in pauses(self._poll_seconds):
+            if done():
+                return
+            self.check()
+            self._liveness.post_progress()
+            watchdog.look(awaited)
+            time.sleep(pause)
+
+    def check(self) -> None:
+        """Raise PeerError if a rank has failed."""
+        failure = self._abort.first_failure()
+        if failure is not None:
+            raise failure.heard()
 
 
 class Control:
-    """The steps that all ranks take together, in the same order; main thread only.
-
-    A wait only polls: it posts this rank's progress, raises PeerError as soon as another rank failed, and
-    also when nobody makes progress any more.
+    """The steps that all ranks take together, in the same order; main thread only. A step costs each store as
+    many requests as it has members, a few times. Every wait is a `Waiting`.
     """
 
-    def __init__(self, member: Member, liveness: Liveness, abort: Abort) -> None:
-        self._member, self._store, self._liveness, self._abort = member, member.store, liveness, abort
-        self._num_steps = 0
-        self._own_keys: list[str] = []
+    def __init__(self, seat: Seat, main: Store, block: Store, liveness: Liveness, abort: Abort) -> None:
+        self._seat = seat
+        members = seat.members
+        own = Member(seat.rank - members[0], len(members), block)
+        self._wait = Waiting(liveness, abort, poll_seconds=max(0.02, own.size / 2560))
+        firsts = None
+        if seat.is_first and seat.num_blocks > 1:
+            member = Member(seat.block, seat.num_blocks, main)
+            firsts = Circle("firsts", member, seat.ranks_of, self._wait)
+        self._tree = Tree(seat, Circle("block", own, lambda n: [members[n]], self._wait), firsts)
 
     def share(self, produce: Callable[[], bytes]) -> bytes:
         """The bytes that `produce` gives on rank 0, on every rank; called by all. A failure of rank 0 reaches
         all.
         """
-        name = self._next_step()
-        if self._member.rank == 0:
-            value = produce()
-            if self._member.size > 1:
-                self._store.set(name, value)
-            return value
-        self._wait(lambda: self._store.check(name), lambda: [0])
-        return self._store.get(name)
+        step = self._next_step()
+        return self._tree.share(step, produce() if self._seat.rank == 0 else None)
 
     def scatter(self, make: Callable[[], Sequence[bytes]]) -> bytes:
         """This rank's own of the values that `make` gives on rank 0, one for each rank; called by all. A
         failure of rank 0 reaches all.
         """
-        name, rank = self._next_step(), self._member.rank
-        if rank == 0:
-            values = make()
-            assert len(values) == self._member.size
-            for other in range(1, self._member.size):
-                self._store.set(f"{name}/{other}", values[other])
-            return values[0]
-        self._wait(lambda: self._store.check(f"{name}/{rank}"), lambda: [0])
-        return self._store.get(f"{name}/{rank}")
+        step = self._next_step()
+        return self._tree.scatter(step, make() if self._seat.rank == 0 else None)
 
     def on_first(self, act: Callable[[], T]) -> T | None:
         """Rank 0 acts, and nobody goes on before it has; called by all. Its value on rank 0, None elsewhere.
@@ -72,31 +90,19 @@ class Control:
 
     def together(self, act: Callable[[], T]) -> T:
         """Every rank acts; nobody goes on before all have. The first failure is raised on every rank."""
-        name, ranks = self._next_step(), range(self._member.size)
+        step = self._next_step()
         value = act()
-        self._store.set(f"{name}/{self._member.rank}", b"")
-        self._store.add(name, 1)
-        self._wait(
-            lambda: self._store.add(name, 0) == len(ranks),
-            lambda: [rank for rank in ranks if not self._store.check(f"{name}/{rank}")],
-        )
+        self._tree.gather(step, b"")
+        self._tree.share(step, b"" if self._seat.rank == 0 else None)
         return value
 
     def gather(self, value: bytes) -> list[bytes]:
-        """The values of all ranks, in rank order, on rank 0; elsewhere nothing. Called by all.
+        """The values of all ranks, in rank order, on rank 0, which waits for them; elsewhere nothing. Called
+        by all.
 
         Values that are the same on several ranks (replicas) are sent once.
         """
-        name, rank, size = self._next_step(), self._member.rank, self._member.size
-        digest = hashlib.sha256(value).hexdigest()
-        if not self._store.check(f"{name}/{digest}"):
-            self._own_keys.append(f"{name}/{digest}")
-            self._store.set(f"{name}/{digest}", value)
-        self._store.set(f"{name}/{rank}", digest.encode())
-        self.together(lambda: None)
-        digests = [self._store.get(f"{name}/{r}").decode() for r in range(size if rank == 0 else 0)]
-        values = {digest: self._store.get(f"{name}/{digest}") for digest in set(digests)}
-        return [values[digest] for digest in digests]
+        return self._tree.gather(self._next_step(), value)
 
     def same(self, facts: Mapping[str, str]) -> None:
         """Raise on every rank unless all `facts` are the same on all; the first that differs is named."""
@@ -107,7 +113,7 @@ class Control:
                 if value != first.get(what):
                     raise ExportError(
                         f"the ranks disagree on {what}",
-                        where={"rank": self._member.rank},
+                        where={"rank": self._seat.rank},
                         expected=f"{first.get(what)} (rank 0)",
                         got=value,
                         advice="start all ranks with the same options and the same version of pp_export",
@@ -119,51 +125,19 @@ class Control:
         """Poll `done` until it is true; raises as soon as a rank failed, or when no rank makes progress any
         more.
         """
-        self._wait(done, lambda: list(range(self._member.size)))
+        self._wait(done, lambda: list(range(self._seat.size)))
 
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
-        failure = self._abort.first_failure() if self._member.size > 1 else None
-        if failure is not None:
-            raise PeerError(
-                f"rank {failure.rank} failed: {failure.error['what']}", where={"rank": failure.rank}
-            )
+        self._wait.check()
 
-    def leave(self, seconds: float) -> bool:
-        """Say that this rank takes no more steps. True on rank 0 when all have said so within `seconds`: who
-        has not still needs the keys.
+    def leave(self, keys: list[str], seconds: float) -> list[str] | None:
+        """Say that this rank takes no more steps, and which keys of the world's store are its own. On rank 0
+        those of all ranks, on the first rank of a block those of the block; None where a rank has not said so
+        within `seconds`: it still needs them.
         """
-        touched = {"steps": self._num_steps, "keys": self._own_keys}
-        self._store.set(f"{_LEFT}/{self._member.rank}", json.dumps(touched).encode())
-        self._store.add(_LEFT, 1)
-        return self._member.rank == 0 and self._member.poll(
-            lambda: self._store.add(_LEFT, 0) >= self._member.size, seconds
-        )
-
-    def remove_keys(self) -> None:
-        """Remove what the steps of all ranks put into the store; called on rank 0, when all have left."""
-        ranks = range(self._member.size)
-        left = [json.loads(self._store.get(f"{_LEFT}/{rank}")) for rank in ranks]
-        steps = [_step(number) for number in range(1, max(one["steps"] for one in left) + 1)]
-        for name in (_LEFT, *steps):
-            for key in (name, *(f"{name}/{rank}" for rank in ranks)):
-                self._store.delete(key)
-        for key in (key for one in left for key in one["keys"]):
-            self._store.delete(key)
+        return self._tree.leave(keys, seconds)
 
     def _next_step(self) -> str:
-        self._num_steps += 1
-        return _step(self._num_steps)
-
-    def _wait(self, done: Callable[[], bool], awaited: Callable[[], list[int]]) -> None:
-        """Poll `done`, and meanwhile watch the ranks that are still `awaited`."""
-        watchdog = Watchdog(self._liveness)
-        while not done():
-            self.check()
-            self._liveness.post_progress()
-            watchdog.look(awaited)
-            time.sleep(self._member.poll_seconds)
-
-
-def _step(number: int) -> str:
-    return f"step/{number}"
+        self._wait.step += 1
+        return f"{self._wait.step}"

@@ -6,8 +6,6 @@ import itertools
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
-from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
@@ -16,18 +14,16 @@ from torch.distributed.distributed_c10d import _get_default_store
 from pp_export.core.errors import PeerError
 from pp_export.distributed import backends
 from pp_export.distributed.alone import alone, is_alone
+from pp_export.distributed.block_servers import tcp_blocks
 from pp_export.distributed.broken import first_line
 from pp_export.distributed.gloo import GlooWire
 from pp_export.distributed.membership import Membership
 from pp_export.distributed.nccl import NcclWire
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.wire import Group, Wire
 from pp_export.distributed.world import World
 
-T = TypeVar("T")
-
 _STORE_TIMEOUT = timedelta(seconds=60)
-_PIECE_BYTES = 4 << 20
-_WHOLE, _PIECES = b"=", b"#"
 _numbers = itertools.count()
 
 
@@ -78,57 +74,6 @@ def _world(rank: int, size: int, store: Store, stall_seconds: float) -> World:
             member.leave()
             raise
 
-    return World(rank, size, SharedKeys(store), connect, stall_seconds=stall_seconds)
-
-
-class SharedKeys:
-    """A rendezvous store. It lives with another process, so whatever goes wrong with it is a PeerError.
-
-    torch's TCPStore takes 8 MB per value and breaks the connection above, so larger values go in pieces.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def set(self, key: str, value: bytes) -> None:
-        pieces = [value[begin : begin + _PIECE_BYTES] for begin in range(0, len(value), _PIECE_BYTES)]
-        if len(pieces) < 2:
-            self._set(key, _WHOLE + value)
-            return
-        for number, piece in enumerate(pieces):
-            self._set(f"{key}.{number}", piece)
-        self._set(key, _PIECES + b"%d" % len(pieces))
-
-    def set_first(self, key: str, value: str) -> bytes:
-        return self._guard(lambda: self._store.compare_set(key, "", _WHOLE.decode() + value))[1:]
-
-    def get(self, key: str) -> bytes:
-        value = bytes(self._guard(lambda: self._store.get(key)))
-        if value[:1] == _WHOLE:
-            return value[1:]
-        pieces = (self._guard(partial(self._store.get, f"{key}.{n}")) for n in range(int(value[1:])))
-        return b"".join(pieces)
-
-    def add(self, key: str, amount: int) -> int:
-        return self._guard(lambda: self._store.add(key, amount))
-
-    def check(self, key: str) -> bool:
-        return self._guard(lambda: self._store.check([key]))
-
-    def delete(self, key: str) -> None:
-        if self.check(key):
-            value = bytes(self._guard(lambda: self._store.get(key)))
-            for number in range(int(value[1:]) if value[:1] == _PIECES else 0):
-                self._guard(partial(self._store.delete_key, f"{key}.{number}"))
-            self._guard(lambda: self._store.delete_key(key))
-
-    def _set(self, key: str, value: bytes) -> None:
-        self._guard(lambda: self._store.set(key, value))  # type: ignore[arg-type]
-
-    def _guard(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except RuntimeError as error:
-            raise PeerError(
-                "the launcher's store does not answer: its process or node is gone", got=first_line(error)
-            ) from error
+    keys = SharedKeys(store, patience_seconds=stall_seconds)
+    blocks = tcp_blocks(size, patience_seconds=stall_seconds)
+    return World(rank, size, keys, connect, blocks=blocks, stall_seconds=stall_seconds)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 
 from pp_export.core.errors import PeerError
+from pp_export.distributed import abort
 from pp_export.distributed.abort import Abort
 from pp_export.distributed.announcements import Announcements
+from pp_export.distributed.blocks import Blocks, BlockStores
 from pp_export.distributed.control import Control
 from pp_export.distributed.data import Connect, Data
 from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.store import Member, Store
+from pp_export.distributed.tree import Seat
 
 _RUN = "run"
 
@@ -19,8 +23,9 @@ _RUN = "run"
 class World:
     """The ranks of this export; made and closed by all. One rank alone needs no launcher, and no `connect`.
 
-    `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank 0 has not come
-    within `stall_seconds`; after as long without progress, waits for other ranks raise as well.
+    `store` is what all ranks see. With `blocks`, those of each block but the first share a store of their own
+    besides. `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank 0 has
+    not come within `stall_seconds`; after as long without progress, waits for other ranks raise as well.
     """
 
     def __init__(
@@ -30,17 +35,25 @@ class World:
         store: Store,
         connect: Connect | None = None,
         *,
+        blocks: Blocks | None = None,
         stall_seconds: float,
     ) -> None:
         member = Member(rank, size, store)
-        self.rank, self.size = rank, size
-        self.run_id = _run_id(member, stall_seconds)
-        self.liveness = Liveness(member, stall_seconds)
-        self.abort = Abort(member, self.liveness)
-        self.control = Control(member, self.liveness, self.abort)
+        self._seat = seat = Seat(rank, size, size if blocks is None else blocks.size)
+        self.rank, self.size, self._store = rank, size, store
+        self.abort = Abort(member)
+        # Nothing here refers back to its owner, so a closed world ends where Python's collector is off.
+        self._stores = BlockStores(seat, member, blocks, partial(abort.check, store))
+        try:
+            self.run_id, block = self._come_in(member, stall_seconds)
+        except PeerError as error:
+            self.abort.fail(error)
+            raise
+        self.liveness = Liveness(seat, store, block, stall_seconds)
+        self.control = Control(seat, store, block, self.liveness, self.abort)
+        stores = partial(self._stores.of_rank, seconds=stall_seconds) if size > 1 else None
+        self.announcements = Announcements(rank, stores)
         self.data = Data(connect)
-        self.announcements = Announcements(member)
-        self._store = store
 
     def close(self, seconds: float = 10.0) -> None:
         """Leave the group and the store as they were before; called by all ranks, after success or failure.
@@ -48,18 +61,31 @@ class World:
         Rank 0 removes the keys, if all ranks have closed within `seconds`.
         """
         self.liveness.stop()
+        left = None
         with suppress(PeerError):
-            if self.control.leave(seconds):
-                for role in (self.liveness, self.abort, self.control):
-                    role.remove_keys()
-                self._store.delete(_RUN)
+            left = self.control.leave(self._store.own_keys(), seconds)
+            for key in left or () if self.rank == 0 else ():
+                self._store.delete(key)
+        self._stores.close(have_all_left=left is not None)
+        self._store.close()
         self.data.close_at_last()
 
-
-def _run_id(member: Member, stall_seconds: float) -> str:
-    """What rank 0 calls this run; in a training job it may come minutes later."""
-    if member.rank == 0:
-        member.store.set(_RUN, f"{time.time_ns():x}".encode())
-    if not member.poll(lambda: member.store.check(_RUN), stall_seconds):
-        raise PeerError(f"rank 0 has not come within {stall_seconds:.0f} s", where={"rank": member.rank})
-    return member.store.get(_RUN).decode()
+    def _come_in(self, main: Member, seconds: float) -> tuple[str, Store]:
+        """What rank 0 calls this run, and the store of this rank's block; rank 0, and the first of the block,
+        may come minutes later in a training job.
+        """
+        seat = self._seat
+        if self.rank == 0:
+            main.store.set(_RUN, f"{time.time_ns():x}".encode())
+        if seat.block != 0 and not seat.is_first:
+            block = self._stores.of(seat.block, seconds)
+            self.abort.listen_in(block, is_first=False)
+            return block.get(_RUN).decode(), block
+        if not main.poll(lambda: main.store.check(_RUN), seconds):
+            raise PeerError(f"rank 0 has not come within {seconds:.0f} s", where={"rank": self.rank})
+        run_id = main.store.get(_RUN)
+        if seat.block == 0:
+            return run_id.decode(), main.store
+        block = self._stores.serve({_RUN: run_id})
+        self.abort.listen_in(block, is_first=True)
+        return run_id.decode(), block

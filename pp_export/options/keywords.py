@@ -45,6 +45,7 @@ class TargetKeywords(ResultKeywords, total=False):
     verify: bool
     cache: bool
     report: Folder | None
+    html: Folder | None
 
 
 class ExportKeywords(TargetKeywords, total=False):

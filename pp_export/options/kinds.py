@@ -47,6 +47,17 @@ def parse_leaders(text: str | int) -> int | None:
     return int(text)
 
 
+def parse_rates(text: str) -> tuple[float, float]:
+    """`R,W`, two positive numbers."""
+    try:
+        read, write = (float(part) for part in text.split(","))
+        if not min(read, write) > 0:
+            raise ValueError
+    except ValueError:
+        raise OptionError("not two rates", expected="R,W: two positive numbers", got=text) from None
+    return read, write
+
+
 def flag(name: str) -> str:
     """The flag of an option, without the leading dashes."""
     return name.replace("_", "-")
@@ -200,6 +211,9 @@ class RunOptions(Options):
         True,
     )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
+    html: Path | None = _option(
+        "draw there, as one HTML page, who did what when; `plan` draws what will be", None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,3 +247,30 @@ class ExportOptions(TargetOptions, SourceOptions):
     expert_parallel: int | None = _option(
         "ranks over which a stage's experts are dealt; default: not dealt by expert", None, positive=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(Options):
+    """What `plan` plans for, beside what is exported: options of that command alone."""
+
+    world_size: int = _option("number of ranks to plan for", 1, positive=True)
+    nodes: int | None = _option("nodes that they are on; default: one for every 8 ranks", None, positive=True)
+    cores: int | None = _option(
+        "cores of a node; default: as many as this process may use here", None, positive=True
+    )
+    storage_gbps: str = _option(
+        "R,W: gigabytes per second that the storage reads and writes for all nodes together", "2,1"
+    )
+    network_gbps: float = _option(
+        "gigabytes per second that one node gets through its network, to the storage and to others",
+        12.5,
+        positive=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_rates(self.storage_gbps)
+        if self.nodes is not None and self.nodes > self.world_size:
+            raise OptionError(
+                "there are more nodes than ranks", where={"--nodes": self.nodes}, got=self.world_size
+            )

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pp_export.core.errors import OptionError
 from pp_export.core.json_values import to_json_value
 from pp_export.distributed.backends import expected
+from pp_export.options.kinds import ClusterOptions
 from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
+from pp_export.steps.prediction_report import PredictionReport, predicted
 
 if TYPE_CHECKING:
     from pp_export.core.tensors import Shape
@@ -88,6 +89,7 @@ class PlanReport:
     backend: str | None
     backend_reason: str
     summary: PlanSummary
+    prediction: PredictionReport
     shards: tuple[PlannedShard, ...]
     ranks: tuple[PlannedRank, ...]
 
@@ -106,12 +108,8 @@ class PlanReport:
         return {"schema_version": SCHEMA_VERSION, **to_json_value(self)}
 
 
-def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
-    """What an export with `options` by `world_size` ranks would do; called by one process, reads metadata
-    only.
-    """
-    if world_size < 1:
-        raise OptionError("--world-size must be at least 1", got=world_size)
+def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions) -> PlanReport:
+    """What an export with `options` on `cluster` would do; called by one process, reads metadata only."""
     from pp_export.checkpoint.folder_source import CheckpointSource
     from pp_export.steps.inputs import plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
@@ -122,11 +120,23 @@ def plan_checkpoint(options: ExportOptions, world_size: int) -> PlanReport:
         inputs = read_inputs(source, options, pending, wait=True)
     finally:
         pending.cancel()
-    return plan_report(inputs, plan_export(inputs, options, world_size), options.backend)
+    plan = plan_export(inputs, options, cluster.world_size)
+    return plan_report(inputs, plan, options.backend, cluster, verify=options.verify)
 
 
-def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanReport:
-    """The report of a plan; called on rank 0. `asked` is the backend that the user asked for."""
+def plan_report(
+    inputs: ExportInputs,
+    plan: ExportPlan,
+    asked: str,
+    cluster: ClusterOptions | None = None,
+    *,
+    verify: bool = True,
+) -> PlanReport:
+    """The report of a plan; called on rank 0. `asked` is the backend that the user asked for; without a
+    `cluster` it is predicted for the one that the options' defaults say.
+    """
+    cluster = cluster or ClusterOptions(world_size=plan.world_size)
+    num_boxes = sum(map(len, inputs.catalog.slices.values()))
     backend = expected(asked, plan.groups)
     model, reference = inputs.model, inputs.reference
     return PlanReport(
@@ -153,6 +163,7 @@ def plan_report(inputs: ExportInputs, plan: ExportPlan, asked: str) -> PlanRepor
         backend=backend.name,
         backend_reason=backend.why,
         summary=summarize(plan),
+        prediction=predicted(plan, num_boxes, cluster, verify=verify),
         shards=tuple(
             PlannedShard(
                 ranges[0].file,

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pp_export.planning.export_plan import ExportPlan
 
-_MAX_NAMED = 40
+_MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
 class Load:
-    """Bytes that one rank has of something: the most of all ranks, and the median of those that take part."""
+    """Bytes that one rank has of something: the most of all ranks, and the median of those that take part;
+    and ranks that have as much.
+    """
 
     most: int
+    most_rank: int
     median: int
+    median_rank: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ def summarize(plan: ExportPlan) -> PlanSummary:
 
     def load(name: str) -> Load:
         found = [getattr(part, name) for part in busy]
-        return Load(max(found), median_low(found))
+        most, median = max(found), median_low(found)
+        return Load(most, busy[found.index(most)].rank, median, busy[found.index(median)].rank)
 
     return PlanSummary(
         num_leaders=_num_leaders(plan),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, OptionError
 from pp_export.core.json_values import to_json_value
+from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
 from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
@@ -22,6 +23,7 @@ from pp_export.steps.versions import versions
 if TYPE_CHECKING:
     from pp_export.distributed.backends import Backend
     from pp_export.distributed.world import World
+    from pp_export.process.recorder import Recorder
     from pp_export.steps.inputs import Whole
 
 SCHEMA_VERSION = 1
@@ -33,6 +35,7 @@ _RANK_0_ONLY: Mapping[str, Any] = {
     "links": (),
     "peak_anonymous_bytes": (),
     "planned_peak_bytes": (),
+    "timeline": {"words": [], "phases": {}, "ranks": []},
 }
 
 
@@ -51,23 +54,36 @@ class Clock:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank, and
-    the SHA-256 of those files of several ranges that it re-read.
+    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank, the
+    SHA-256 of those files of several ranges that it re-read, and what it did when, if it is one of those
+    whose timeline is kept.
     """
 
     peak_anonymous_bytes: int
     sent: Mapping[int, int]
     sha256_of: Mapping[str, str]
+    timeline: RankTimeline | None = None
+
+    @classmethod
+    def of(
+        cls, world: World, recorder: Recorder, sent: Mapping[int, int], sha256_of: Mapping[str, str]
+    ) -> Measured:
+        """What this rank measured until now."""
+        is_shown = world.rank in shown_ranks(world.size)
+        timeline = recorder.timeline(world.rank).coarse(SPANS_SHOWN) if is_shown else None
+        return cls(peak_anonymous_bytes(), sent, sha256_of, timeline)
 
     def to_bytes(self) -> bytes:
-        value = [self.peak_anonymous_bytes, list(self.sent.items()), dict(self.sha256_of)]
+        timeline = None if self.timeline is None else self.timeline.to_json()
+        value = [self.peak_anonymous_bytes, list(self.sent.items()), dict(self.sha256_of), timeline]
         return json.dumps(value).encode()
 
     @classmethod
     def from_bytes(cls, image: bytes) -> Measured:
         """What another rank measured."""
-        peak, sent, sha256_of = json.loads(image)
-        return cls(peak, dict(sent), sha256_of)
+        peak, sent, sha256_of, timeline = json.loads(image)
+        found = None if timeline is None else RankTimeline.from_json(timeline)
+        return cls(peak, dict(sent), sha256_of, found)
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,10 @@ class ExportReport:
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
     `backend` is what carried values between ranks (None: nothing did), for the
-    `backend_reason`; `links` are the bytes that were sent from rank to rank. What grows with the tensors or
-    the ranks (`dropped`, `other_dtypes`, `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`)
-    is empty on the other ranks than 0 of a live export.
+    `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
+    `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
+    `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`, `timeline`) is empty on the other
+    ranks than 0 of a live export.
     """
 
     output: str
@@ -137,6 +154,7 @@ class ExportReport:
     seconds: Mapping[str, float]
     peak_anonymous_bytes: tuple[int, ...]
     planned_peak_bytes: tuple[int, ...]
+    timeline: Mapping[str, Any]
 
     def __repr__(self) -> str:
         seconds = sum(self.seconds.values())
@@ -247,7 +265,20 @@ def succeeded(
         seconds=dict(seconds),
         peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in measured),
         planned_peak_bytes=tuple(part.peak_bytes for part in plan.parts),
+        timeline=_timeline([one.timeline for one in measured if one.timeline is not None], seconds),
     )
+
+
+def _timeline(ranks: Sequence[RankTimeline], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The timeline of some ranks, with rank 0's phases; those began when its recorder did."""
+    if not ranks:
+        return Timeline({}, ()).to_json()
+    at = (ranks[0].began_ns - min(rank.began_ns for rank in ranks)) / 1e9
+    phases = {}
+    for name, lasted in seconds.items():
+        phases[name] = (round(at, 6), round(at + lasted, 6))
+        at += lasted
+    return Timeline.of(ranks, phases).to_json()
 
 
 def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
@@ -273,16 +304,19 @@ def write_failure(error: ExportError, options: TargetOptions) -> None:
 
 
 def check_path(options: RunOptions) -> None:
-    """Raise OptionError where a report could not be written: that must not be found out at the end."""
-    if options.report is None:
-        return
-    folder, output = options.report.absolute().parent, options.output.absolute()
-    if not folder.is_dir():
-        raise OptionError("the report's folder does not exist", where={"--report": options.report})
-    if output in (folder, *folder.parents):
-        raise OptionError(
-            "the report lies in the output, which holds the model only", where={"--report": options.report}
-        )
+    """Raise OptionError where a report, or its page, could not be written: that must not be found out at the
+    end.
+    """
+    for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
+        if path is None:
+            continue
+        folder, output = path.absolute().parent, options.output.absolute()
+        if not folder.is_dir():
+            raise OptionError(f"the {what}'s folder does not exist", where={name: path})
+        if output in (folder, *folder.parents):
+            raise OptionError(
+                f"the {what} lies in the output, which holds the model only", where={name: path}
+            )
 
 
 def write_report(path: Path, value: dict[str, Any]) -> None:

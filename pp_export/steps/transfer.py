@@ -338,7 +338,7 @@ class Transfer:
         pause = _MIN_PAUSE_SECONDS
         while waiting:
             self._crew.check()
-            found = [each for each in waiting if self._world.announcements.has(each.file)]
+            found = [each for each in waiting if self._world.announcements.has(each.file, each.writers[0])]
             for each in found:
                 waiting.remove(each)
                 yield each

@@ -7,19 +7,26 @@ tensor_item.py). Only the zip's directory, `data.pkl` and local headers are read
 
 from __future__ import annotations
 
-import io
-import zipfile
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
 from pp_export.core.views import View
-from pp_export.torch_file import inert, unpickler
+from pp_export.torch_file import inert, unpickler, zip_directory
 from pp_export.torch_file.unpickler import Split
+from pp_export.torch_file.zip_directory import (
+    STORED,
+    NoDirectoryError,
+    ReadAt,
+    Window,
+    read_checked,
+    read_directory,
+)
 from pp_export.torch_file.zip_member import read_local_header
 
 _STORAGES = {
@@ -93,10 +100,14 @@ class Archive:
         found: dict[str, int] = {}
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
+
+            def read(begin: int, num_bytes: int) -> bytes:
+                return os.pread(file.fileno(), num_bytes, begin)
+
             for key in sorted(keys, key=lambda key: self.storages[key].header):
                 member = self.storages[key]
                 try:
-                    header = read_local_header(file, member.header)
+                    header = read_local_header(read, member.header)
                 except ValueError as error:
                     raise _damaged(self.path, str(error)) from None
                 if not header.name.endswith(f"/data/{key}".encode()):
@@ -136,7 +147,8 @@ def read(path: Path, split: Split | None = None) -> Archive:
         with path.open("rb") as file:
             start = file.read(4)
             if start.startswith(b"PK"):
-                return _read(file, path, split)
+                length = os.fstat(file.fileno()).st_size
+                return _read(Window(file.fileno(), 0, length).read, length, path, split)
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing", where={"file": path}) from None
     except OSError as error:
@@ -152,33 +164,35 @@ def read(path: Path, split: Split | None = None) -> Archive:
 
 def value_in(data: bytes, source: Path, split: Split | None = None) -> Any:
     """The value in an archive that was read from `source` into memory; tensors in it stay inert."""
-    return _read(io.BytesIO(data), source, split).value
+    return _read(lambda begin, count: data[begin : begin + count], len(data), source, split).value
 
 
-def _read(file: IO[bytes], path: Path, split: Split | None) -> Archive:
+def _read(read: ReadAt, length: int, path: Path, split: Split | None) -> Archive:
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
-            packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
-            if packed or len(members) != len(archive.infolist()):
-                raise ValueError(
-                    f"member {packed[0]} is compressed" if packed else "two members have one name"
-                )
-            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise ValueError("its tensors are not stored in little-endian order")
-            value = unpickler.load(archive.read(members["data.pkl"]), str(path), split)
+        directory = read_directory(read, length)
+        members = {member.inner_name: member for member in directory.members}
+        packed = [name for name, member in members.items() if member.method != STORED]
+        if packed or len(members) != len(directory.members):
+            raise ValueError(f"member {packed[0]} is compressed" if packed else "two members have one name")
+        if "byteorder" in members and _bytes_of(read, members["byteorder"]) != b"little":
+            raise ValueError("its tensors are not stored in little-endian order")
+        value = unpickler.load(_bytes_of(read, members["data.pkl"]), str(path), split)
     except CheckpointError:
         raise
-    except zipfile.BadZipFile as error:
+    except NoDirectoryError as error:
         raise _damaged(path, f"truncated or not finished ({error})") from error
     except Exception as error:  # a damaged archive can raise nearly anything
         raise _damaged(path, str(error)) from error
     storages = {
-        name.removeprefix("data/"): Member(member.header_offset, member.file_size, member.CRC)
+        name.removeprefix("data/"): Member(member.begin, member.num_bytes, member.crc)
         for name, member in members.items()
         if name.startswith("data/")
     }
     return Archive(path, value, storages)
+
+
+def _bytes_of(read: ReadAt, member: zip_directory.Member) -> bytes:
+    return read_checked(read, member, read_local_header(read, member.begin).begin)
 
 
 def storages_in(value: Any) -> set[str]:

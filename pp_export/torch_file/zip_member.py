@@ -1,21 +1,19 @@
-"""The header that stands before a member's bytes in a zip; Python's own reader tells only the directory."""
+"""The header that stands before a member's bytes in a zip; the directory tells only where it is."""
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from pp_export.torch_file.zip_directory import ReadAt
 
 _FIXED = struct.Struct("<4sHHHHHIIIHH")
 _SIGNATURE = b"PK\x03\x04"
-
-
-class _File(Protocol):
-    def seek(self, offset: int, /) -> int: ...
-    def read(self, size: int, /) -> bytes: ...
+_USUAL_BYTES = 256
 
 
 class LocalHeader(NamedTuple):
-    """What stands before a member, and `begin`: the byte of the file with which the member itself begins."""
+    """What stands before a member, and `begin`: the byte of the zip with which the member itself begins."""
 
     version: int
     flags: int
@@ -30,13 +28,19 @@ class LocalHeader(NamedTuple):
     begin: int
 
 
-def read_local_header(file: _File, at: int) -> LocalHeader:
-    """The header at byte `at` of `file`; ValueError where none begins there."""
-    file.seek(at)
-    fixed = file.read(_FIXED.size)
-    if len(fixed) < _FIXED.size or not fixed.startswith(_SIGNATURE):
+def read_local_header(read: ReadAt, at: int) -> LocalHeader:
+    """The header at byte `at` of a zip, in one read where it is no longer than usual; ValueError where none
+    begins there.
+    """
+    data = read(at, _USUAL_BYTES)
+    if len(data) < _FIXED.size or not data.startswith(_SIGNATURE):
         raise ValueError(f"no member begins at byte {at}")
-    _, version, flags, method, time, date, crc, packed, size, name_length, extra_length = _FIXED.unpack(fixed)
-    name, extra = file.read(name_length), file.read(extra_length)
-    begin = at + _FIXED.size + name_length + extra_length
-    return LocalHeader(version, flags, method, time, date, crc, packed, size, name, extra, begin)
+    _, version, flags, method, time, date, crc, packed, size, name_length, _ = found = _FIXED.unpack_from(
+        data
+    )
+    num_bytes = _FIXED.size + name_length + found[-1]
+    if num_bytes > len(data):
+        data = read(at, num_bytes)
+    name_end = _FIXED.size + name_length
+    name, extra = data[_FIXED.size : name_end], data[name_end:num_bytes]
+    return LocalHeader(version, flags, method, time, date, crc, packed, size, name, extra, at + num_bytes)

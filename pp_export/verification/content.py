@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import xxhash
 
 from pp_export.core.digest import STEP_BYTES, sha256
 from pp_export.verification.claims import ShardClaim
 from pp_export.verification.findings import Fault, shown
-from pp_export.verification.folder import open_regular
+from pp_export.verification.reading import UncachedFile, make_buffer
 
 OnBytes = Callable[[int], None]
 
@@ -45,12 +44,26 @@ class Digests:
 
 
 class Reader:
-    """Reads files and counts the bytes; may be used by several threads at once."""
+    """Reads files and counts the bytes.
 
-    def __init__(self, folder: Path, on_bytes: OnBytes | None = None) -> None:
-        self._folder, self._on_bytes = folder, on_bytes
+    At most `threads` threads digest, each a file of its own; those that are left over, because fewer files
+    are in hand, take SHA-256 off the others. The next bytes of every file are read meanwhile.
+    """
+
+    def __init__(self, folder: Path, on_bytes: OnBytes | None = None, threads: int = 1) -> None:
+        self._folder, self._on_bytes, self._threads = folder, on_bytes, threads
         self._lock, self._is_over = threading.Lock(), threading.Event()
+        self._may_digest = threading.Semaphore(threads)
+        self._pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="read")
         self.num_bytes_read = 0
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
 
     def check(self, promise: Promise) -> list[Fault]:
         """The faults of one file. What differs is read again before the disk is blamed."""
@@ -78,9 +91,9 @@ class Reader:
             faults.append(Fault("transient-read", promise.file, None, text))
         return second.sha256, faults
 
-    def check_all(self, promises: Iterable[Promise], threads: int) -> list[Fault]:
+    def check_all(self, promises: Iterable[Promise]) -> list[Fault]:
         """The faults of many files, several at a time; the order of the result is that of `promises`."""
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="digest") as pool:
             futures = [pool.submit(self.check, promise) for promise in promises]
             try:
                 return [fault for future in futures for fault in future.result()]
@@ -91,33 +104,59 @@ class Reader:
 
     def _attempt(self, promise: Promise) -> Digests | OSError:
         try:
-            file = open_regular(self._folder / promise.file)
+            file = UncachedFile(self._folder / promise.file)
         except OSError as error:
             return error
-        with file:
+        with file, self._may_digest:
             return self._digest(file, promise)
 
-    def _digest(self, file: io.FileIO, promise: Promise) -> Digests | OSError:
+    def _digest(self, file: UncachedFile, promise: Promise) -> Digests | OSError:
         """One pass over the file. A failed read is returned, not raised: `on_bytes` may raise OSError too."""
-        _forget(file)
-        buffer = memoryview(bytearray(STEP_BYTES))
+        file.forget()
         whole = sha256() if promise.with_sha256 else None
         parts, position = _PartDigests(promise.claim), 0
-        while True:
-            try:
-                num_bytes = _read_step(file, buffer)
-            except OSError as error:
-                return error
-            if not num_bytes or self._is_over.is_set():
-                return Digests(position, whole.hexdigest() if whole else "", parts.finish())
-            step = buffer[:num_bytes]
-            if whole:
-                whole.update(step)
-            parts.update(position, step)
-            if position:  # the header is read again
-                _forget(file, position, num_bytes)
-            position += num_bytes
-            self._count(num_bytes)
+        with closing(self._steps(file)) as steps:
+            for step in steps:
+                if isinstance(step, OSError):
+                    return step
+                beside = self._beside(whole.update, step) if whole else None
+                parts.update(position, step)
+                if beside is not None:
+                    beside.result()
+                elif whole:
+                    whole.update(step)
+                position += len(step)
+                self._count(len(step))
+                if self._is_over.is_set():
+                    break
+        return Digests(position, whole.hexdigest() if whole else "", parts.finish())
+
+    def _steps(self, file: UncachedFile) -> Generator[memoryview | OSError]:
+        """The bytes of the file in order, or the error that ends them. The next ones are read while those
+        before, which are gone then, are in use.
+        """
+        step_bytes = max(1, min(STEP_BYTES, file.num_bytes))
+        this, other = make_buffer(step_bytes), make_buffer(step_bytes)
+        position = 0
+        ahead = self._pool.submit(file.read, 0, step_bytes, this)
+        try:
+            while step := ahead.result():
+                position += len(step)
+                this, other = other, this
+                ahead = self._pool.submit(file.read, position, step_bytes, this)
+                yield step
+        except OSError as error:
+            yield error
+        finally:
+            ahead.exception()  # nobody reads any more when the file is closed
+
+    def _beside(self, digest: Callable[[memoryview], None], step: memoryview) -> Future[None] | None:
+        """`digest` at work in a thread that has nothing else to do, or None if there is none."""
+        if not self._may_digest.acquire(blocking=False):
+            return None
+        beside = self._pool.submit(digest, step)
+        beside.add_done_callback(lambda _: self._may_digest.release())
+        return beside
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:
@@ -189,15 +228,3 @@ def _compare(promise: Promise, found: Digests) -> list[Fault]:
             text += "; header and every tensor match, so the recorded digest is wrong"
         faults.append(Fault("wrong-digest", file, None, text))
     return faults
-
-
-def _forget(file: io.FileIO, begin: int = 0, num_bytes: int = 0) -> None:
-    """Ask the kernel to drop cached pages, all of them by default."""
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # it is advice, and some filesystems take none
-            os.posix_fadvise(file.fileno(), begin, num_bytes, os.POSIX_FADV_DONTNEED)
-
-
-def _read_step(file: io.FileIO, buffer: memoryview) -> int:
-    """The one read call, so that a test can fail it."""
-    return file.readinto(buffer) or 0

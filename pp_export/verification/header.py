@@ -129,7 +129,7 @@ def _parse_entry(name: str, value: Any) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise MalformedError(f"its entry is not dtype, shape and data_offsets but {brief(value)}")
     entry = parse_tensor(name, value["dtype"], value["shape"], value["data_offsets"])
-    num_bits = entry.num_elements * _bits(entry.dtype)
+    num_bits = entry.num_elements * bits_of(entry.dtype)
     if num_bits != 8 * (entry.end - entry.begin):
         num_bytes = entry.end - entry.begin
         raise MalformedError(
@@ -140,7 +140,7 @@ def _parse_entry(name: str, value: Any) -> TensorEntry:
 
 def parse_tensor(name: str, dtype: Any, shape: Any, offsets: Any) -> TensorEntry:
     """A tensor's description with the right types of values, or MalformedError; sizes are not compared."""
-    if not isinstance(dtype, str) or not _bits(dtype):
+    if not isinstance(dtype, str) or not bits_of(dtype):
         raise MalformedError(f"the format has no dtype {brief(dtype)}")
     if not isinstance(shape, (list, tuple)) or not all(is_count(size) for size in shape):
         raise MalformedError(f"the shape {brief(shape)} is not a list of sizes")
@@ -152,7 +152,8 @@ def parse_tensor(name: str, dtype: Any, shape: Any, offsets: Any) -> TensorEntry
     return TensorEntry(name, dtype, tuple(shape), begin, end)
 
 
-def _bits(dtype: str) -> int:
+def bits_of(dtype: str) -> int:
+    """Width of an element; 0 where the format has no such type."""
     known = dtypes.from_safetensors(dtype)
     return 8 * known.itemsize if known else _FOREIGN_BITS.get(dtype, 0)
 

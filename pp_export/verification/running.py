@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import VerificationError
-from pp_export.verification.diff import open_folder
 from pp_export.verification.findings import brief
 from pp_export.verification.loading import load_model, quiet_and_offline
+from pp_export.verification.weights import tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +53,7 @@ def run_folder(folder: Path, token_ids: torch.Tensor, max_memory: int | None) ->
 
 
 def _float32_bytes(folder: Path) -> int:
-    with ExitStack() as stack:
-        files = open_folder(folder, stack).items()
-        shapes: list[list[int]] = [file.get_slice(name).get_shape() for name, file in files]
-        return sum(4 * math.prod(shape) for shape in shapes)
+    return sum(4 * tensor.entry.num_elements for tensor in tensors_of(folder).values())
 
 
 def _available_bytes() -> int:

@@ -20,8 +20,6 @@ from pp_export.verification.structure import survey_folder
 from pp_export.verification.survey import Survey
 from pp_export.verification.tokens import check_tokens
 
-MAX_DEFAULT_THREADS = 4
-
 _QUICK = "a quick verification looks at structure only, and at no tokenizer either"
 _NOBODY = "nobody was asked for it"
 
@@ -32,7 +30,7 @@ def verify_folder(
     quick: bool = False,
     subset: tuple[int, int] | None = None,
     load: bool = False,
-    threads: int | None = None,
+    threads: int = 1,
     on_bytes: Callable[[int], None] | None = None,
     ask: Ask | None = None,
 ) -> Verification:
@@ -40,15 +38,15 @@ def verify_folder(
     tensors against the model's definition that `ask` finds out, and with `load` the model.
 
     `quick` stops after the structure: no definition, no tokenizer. `subset` (i, n) reads the i-th of n shares
-    of the files; the n shares together are all files. `on_bytes` is told the size of every read, by one
-    thread at a time; what it raises ends the verification. Raises OptionError for options that make no sense
-    and VerificationError where there is no folder to look at.
+    of the files; the n shares together are all files. `threads` digest at a time. `on_bytes` is told the size
+    of every read, by one thread at a time; what it raises ends the verification. Raises OptionError for
+    options that make no sense and VerificationError where there is no folder to look at.
     """
     folder = Path(folder)
-    threads = _check_options(quick, subset, threads)
+    _check_options(quick, subset, threads)
     survey = survey_folder(folder)
     proved = ["structure"]
-    reader = Reader(folder, on_bytes)
+    num_bytes_read = 0
     why = _QUICK if quick else _NOBODY if ask is None else why_not(survey)
     pending = ask(survey.config or {}) if ask is not None and why is None else None
     try:
@@ -59,7 +57,9 @@ def verify_folder(
         if promises:
             share = promises if subset is None else promises[subset[0] - 1 :: subset[1]]
             proved = ["full" if subset is None else f"subset {subset[0]}/{subset[1]}"]
-            faults += reader.check_all(share, threads)
+            with Reader(folder, on_bytes, threads) as reader:
+                faults += reader.check_all(share)
+            num_bytes_read = reader.num_bytes_read
         held = _held(survey, pending, why)
     finally:
         if pending is not None:
@@ -81,7 +81,7 @@ def verify_folder(
         faults=tuple(faults),
         num_files=len(survey.listing.sizes),
         num_tensors=sum(len(header.tensors) for header in survey.headers.values()),
-        num_bytes_read=reader.num_bytes_read,
+        num_bytes_read=num_bytes_read,
         depth=" and ".join(filter(None, [", ".join(proved[:-1]), proved[-1]])) + without,
         made_by_us=survey.made_by_us,
         notes=tuple(notes),
@@ -141,7 +141,8 @@ def _check_staged(
         text = "its JSON: header and tensors don't follow each other without a gap, so they don't tell all"
         return "", once([*faults, Fault("bad-manifest", file, None, text)])
     promise = Promise(file, {}, claim, with_sha256=with_sha256)
-    sha256, wrong = Reader(folder, on_bytes).digest(promise)
+    with Reader(folder, on_bytes) as reader:
+        sha256, wrong = reader.digest(promise)
     return sha256, once([*faults, *wrong])
 
 
@@ -166,14 +167,13 @@ def _read_shard_claim(folder: Path, file: str) -> ShardClaim | Fault:
         return Fault("bad-manifest", file, None, f"its JSON: {broken}")
 
 
-def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int | None) -> int:
+def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int) -> None:
     if subset is not None and not 1 <= subset[0] <= subset[1]:
         raise OptionError("a subset is i/n with i from 1 to n", got=f"{subset[0]}/{subset[1]}")
     if subset is not None and quick:
         raise OptionError("a quick verification reads no tensor bytes, so it has no subsets")
-    if threads is not None and threads < 1:
+    if threads < 1:
         raise OptionError("verification needs at least one thread", got=threads)
-    return threads or min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
 
 
 def _promises(survey: Survey) -> list[Promise]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture.accounting import TABLE
-from pp_export.view.text import console, empty_table, human_bytes
+from pp_export.view.text import console, empty_table, human_bytes, machine_facts
 
 if TYPE_CHECKING:
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.plan_report import PlanReport
+    from pp_export.steps.prediction_report import PredictionReport
     from pp_export.steps.report import ExportReport
     from pp_export.verification import Verification
     from pp_export.verification.comparison import LogitComparison
@@ -113,17 +115,8 @@ def print_plan(report: PlanReport) -> None:
         f" ({report.backend or 'nothing'}: {report.backend_reason})",
         soft_wrap=True,
     )
-    loads = empty_table()
-    for column in ("one rank", "most", "median"):
-        loads.add_column(column, justify="right")
-    for name, load in {
-        "reads": summary.read_bytes,
-        "sends": summary.sent_bytes,
-        "writes": summary.written_bytes,
-        "peak memory": summary.peak_bytes,
-    }.items():
-        loads.add_row(name, human_bytes(load.most), human_bytes(load.median))
-    out.print(loads)
+    _print_loads(report)
+    _print_prediction(report.prediction)
     shards = empty_table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
         shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
@@ -148,16 +141,49 @@ def print_plan(report: PlanReport) -> None:
         out.print(f"{name}: {text}", soft_wrap=True)
 
 
+def _print_loads(report: PlanReport) -> None:
+    """What one rank has to do: the most and the median of all, and who has that much."""
+    summary, ended = report.summary, [each for each in report.prediction.ended_seconds if each]
+    loads = empty_table()
+    for column in ("one rank", "most", "at", "median", "at"):
+        loads.add_column(column, justify="right")
+
+    def at(rank: int) -> str:
+        stage = report.ranks[rank].stage
+        return f"rank {rank}" if stage is None else f"rank {rank}, stage {stage}"
+
+    for name, load in {
+        "reads": summary.read_bytes,
+        "sends": summary.sent_bytes,
+        "writes": summary.written_bytes,
+        "peak memory": summary.peak_bytes,
+    }.items():
+        most, median = human_bytes(load.most), human_bytes(load.median)
+        loads.add_row(name, most, at(load.most_rank), median, at(load.median_rank))
+    most_seconds, median_seconds = max(ended), median_low(ended)
+    places = [at(report.prediction.ended_seconds.index(each)) for each in (most_seconds, median_seconds)]
+    loads.add_row("ends after", f"{most_seconds:.1f} s", places[0], f"{median_seconds:.1f} s", places[1])
+    console().print(loads)
+
+
+def _print_prediction(found: PredictionReport) -> None:
+    """How long it takes, for what machine, and what bounds it."""
+    table = empty_table(
+        title=f"predicted: {found.wall_seconds:.1f} s, bound by: {found.bound_by}", show_header=False
+    )
+    for name, text in machine_facts(found).items():
+        table.add_row(name, text)
+    console().print(table)
+
+
 def _print_ranks(report: PlanReport) -> None:
-    """All ranks, or, of many, the busiest."""
-    shown, title = report.ranks, "all ranks"
-    if len(shown) > _MAX_RANKS:
-        busiest = sorted(shown, key=lambda rank: (-rank.written_bytes, -rank.read_bytes, rank.rank))
-        shown, title = tuple(busiest[:_MAX_RANKS]), f"the {_MAX_RANKS} busiest ranks (--json lists all)"
-    ranks = empty_table(title=title)
+    """Each rank, where there are few."""
+    if len(report.ranks) > _MAX_RANKS:
+        return
+    ranks = empty_table(title="all ranks")
     for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
         ranks.add_column(column, justify="right")
-    for rank in shown:
+    for rank in report.ranks:
         sizes = (rank.read_bytes, rank.sent_bytes, rank.written_bytes, rank.peak_bytes)
         stage = "-" if rank.stage is None else str(rank.stage)
         ranks.add_row(str(rank.rank), stage, *map(human_bytes, sizes))
@@ -233,7 +259,12 @@ def print_difference(result: Difference) -> None:
             soft_wrap=True,
         )
     verdict = "identical" if result.identical else "different"
-    out.print(f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal)", soft_wrap=True)
+    unread = f", {result.num_equal_by_digest:,} of them by the digests that both record, unread"
+    out.print(
+        f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal"
+        f"{unread * bool(result.num_equal_by_digest)}; {human_bytes(result.num_bytes_read)} read)",
+        soft_wrap=True,
+    )
 
 
 def print_logits(result: LogitComparison) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pp_export.steps.prediction_report import PredictionReport
+
 _WIDTH_OF_FILES = 200
 
 
@@ -44,3 +46,16 @@ def empty_table(**settings: Any) -> Table:
     from rich.table import Table
 
     return Table(**settings)
+
+
+def machine_facts(found: PredictionReport) -> dict[str, str]:
+    """What a prediction was made for, and what comes of it, by name."""
+    bounds = sorted(found.bounds.items(), key=lambda pair: -pair[1])
+    nodes = f"{found.nodes:,} node{'s' * (found.nodes > 1)} with {found.cores} cores"
+    storage = f"storage {found.read_gbps:g} GB/s read, {found.write_gbps:g} written, in all"
+    return {
+        "machine": f"{nodes}; {storage}; network {found.network_gbps:g} GB/s for each node",
+        "phases": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.phases.items()),
+        "at least": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in bounds),
+        "costs": ", ".join(f"{name} {cost:g}" for name, cost in found.costs.items()) + " (CPU s/GB, or s)",
+    }

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from pp_export.distributed import liveness
+from pp_export.distributed import heartbeat
 from pp_export.steps import failure
 
 
@@ -22,5 +22,5 @@ def store() -> Store:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 gives a sign of life more often than every second, and nobody is waited for long."""
-    monkeypatch.setattr(liveness, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(failure, "GRACE_SECONDS", 0.6)

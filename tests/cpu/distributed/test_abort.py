@@ -11,7 +11,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import ExportError, PeerError, TargetError
 from pp_export.distributed.abort import Failure
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.steps.failure import abort
 from tests.fixtures.worlds import world_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.wire import Group, Message, Place, Wire
 from pp_export.distributed.world import World
 

@@ -5,16 +5,13 @@ broken off, and leaves the job's groups and store as they were.
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed import process_groups
-from pp_export.distributed.process_groups import SharedKeys
 from tests.fixtures.processes import run_python, torchrun
 
 NUM_RANKS = 3
@@ -68,64 +65,6 @@ def test_the_store_keeps_no_key_of_an_export(found: list[dict[str, Any]]) -> Non
     """The job's store is after every export what it was before, also after one that was broken off."""
     for rank in found:
         assert {rank[f"after {world}"]["keys"] for world in WORLDS} == {rank["before"]["keys"]}
-
-
-# --- the store
-
-
-@pytest.fixture
-def store() -> Store:
-    store = HashStore()
-    store.set_timeout(timedelta(milliseconds=300))
-    return store
-
-
-@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
-def test_values_of_any_size_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """A value comes back as it was, in one piece or several, and nothing of it is left when it is deleted."""
-    monkeypatch.setattr(process_groups, "_PIECE_BYTES", 10)
-    keys, value = SharedKeys(store), bytes(range(size))
-    keys.set("k", value)
-    assert keys.check("k")
-    assert keys.get("k") == value
-    assert store.num_keys() == (1 if size <= 10 else 1 + -(-size // 10))
-    keys.delete("k")
-    assert not keys.check("k")
-    assert store.num_keys() == 0
-
-
-@pytest.mark.parametrize("value", [b"#2", b"=", b"\0\xff"])
-def test_values_are_never_taken_for_pieces(store: Store, value: bytes) -> None:
-    """Whatever bytes a value begins with, they are its own."""
-    keys = SharedKeys(store)
-    keys.set("k", value)
-    assert keys.get("k") == value
-
-
-def test_the_first_value_stays(store: Store) -> None:
-    """`set_first` gives the value that was there first, and `get` the same."""
-    keys = SharedKeys(store)
-    assert [keys.set_first("k", value) for value in ("0", "1")] == [b"0", b"0"]
-    assert keys.get("k") == b"0"
-    keys.set("known", b"kept")
-    assert keys.set_first("known", "other") == b"kept"
-
-
-def test_counters_count_and_can_be_deleted(store: Store) -> None:
-    """`add` gives the new sum; a counter is deleted like a value, and deleting what isn't there is fine."""
-    keys = SharedKeys(store)
-    assert [keys.add("n", 2), keys.add("n", 0), keys.add("n", 1)] == [2, 2, 3]
-    keys.delete("n")
-    keys.delete("n")
-    assert store.num_keys() == 0
-
-
-def test_a_store_that_does_not_answer_is_a_peer_error(store: Store) -> None:
-    """Whatever goes wrong in the store is a PeerError with torch's reason in one line."""
-    with pytest.raises(PeerError, match="store does not answer") as caught:
-        SharedKeys(store).get("absent")
-    assert caught.value.got
-    assert "\n" not in caught.value.got
 
 
 # --- ways to make a world

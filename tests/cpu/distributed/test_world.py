@@ -11,7 +11,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from pp_export.core.errors import ExportError, PeerError, TargetError
 from pp_export.distributed.alone import alone
-from pp_export.distributed.process_groups import SharedKeys
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.steps.failure import abort
 from tests.fixtures.worlds import NUM_RANKS, RANKS, error_of, on_all, world_of
@@ -106,6 +106,7 @@ def test_close_leaves_no_key_of_steps_that_rank_0_never_took(store: Store) -> No
                 raise TargetError("full")
             arrived.wait(10)
             world.control.gather(b"x")
+            world.control.share(lambda: b"x")
 
         error_of(world, first)
 

@@ -169,7 +169,7 @@ def test_the_background_makes_the_same_folder(
 def test_waiting_gives_the_report_of_a_blocking_export(
     options: Options, in_children: Callable[[str], None]
 ) -> None:
-    """The two reports are equal but for seconds and memory."""
+    """The two reports are equal but for what was measured: seconds, memory and the timeline."""
     handle = pp_export.export_checkpoint(**options, background=True)
     there = handle.wait(60)
     with without_definition():
@@ -182,6 +182,7 @@ def test_waiting_gives_the_report_of_a_blocking_export(
         options={**here.options, "overwrite": False},
         seconds=there.seconds,
         peak_anonymous_bytes=there.peak_anonymous_bytes,
+        timeline=there.timeline,
     )
 
 
@@ -324,6 +325,19 @@ def test_the_report_is_written(options: Options, tmp_path: Path, fails: bool) ->
         except TargetError:
             assert fails
     assert json.loads(options["report"].read_text())["status"] == ("failed" if fails else "ok")
+
+
+def test_pages_are_drawn(options: Options, tmp_path: Path) -> None:
+    """The option `html` draws the plan, and the export that was made, each to its file; a place where that
+    would fail is refused before anything is done.
+    """
+    with remembering():
+        pp_export.plan(**options, html=tmp_path / "plan.html")
+        with pytest.raises(OptionError, match="the page's folder does not exist"):
+            pp_export.export_checkpoint(**options, html=tmp_path / "none" / "export.html")
+        pp_export.export_checkpoint(**options, html=tmp_path / "export.html")
+    assert b"Predicted timeline" in (tmp_path / "plan.html").read_bytes()
+    assert b"Measured timeline" in (tmp_path / "export.html").read_bytes()
 
 
 # --- what is not an export

@@ -115,7 +115,6 @@ def test_every_option_is_a_flag_with_its_help(run: Run) -> None:
         (["exprt"], "invalid choice: 'exprt'"),
         ([], "required: COMMAND"),
         (["verify", "x", "--quick", "--subset", "1/2"], "not allowed with argument --quick"),
-        (["plan", "--world-size", "four"], "invalid int value: 'four'"),
     ],
 )
 def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], told: str) -> None:
@@ -137,7 +136,10 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
         (["export", *FOLDERS, "--set", "verify"], ["--set takes key=value"]),
         (["export", *FOLDERS, "--dtype", "int8"], ["--dtype has no such value", "bfloat16", "int8"]),
         (["export", *FOLDERS, "--iteration", "ten"], ["--iteration has a value of the wrong type", "'ten'"]),
-        (["plan", *FOLDERS, "--world-size", "0"], ["--world-size must be at least 1"]),
+        (["plan", *FOLDERS, "--world-size", "four"], ["--world-size has a value of the wrong type"]),
+        (["plan", *FOLDERS, "--storage-gbps", "3"], ["not two rates", "R,W"]),
+        (["plan", *FOLDERS, "--nodes", "2"], ["there are more nodes than ranks"]),
+        (["plan", *FOLDERS, "--world-size", "0"], ["--world-size must be positive"]),
         (["export", "absent.yaml"], ["the job file can't be read", "absent.yaml"]),
         (["verify", "x", "--subset", "1of2"], ["--subset takes I/N", "1of2"]),
         (["verify", "x", "--subset", "3/2"], ["a subset is i/n"]),
@@ -214,7 +216,11 @@ def test_plan_shows_and_makes_nothing(run: Run, folders: list[object], tmp_path:
     shown = run("plan", *folders, "--world-size", 4)
     assert shown.status == 0
     assert "model-00008-of-00008.safetensors" in shown.stdout
-    value = json.loads(run("plan", *folders, "--world-size", 4, "--json").stdout)
+    machine = ("--nodes", 2, "--cores", 8, "--storage-gbps", "40,20", "--network-gbps", 5)
+    value = json.loads(run("plan", *folders, "--world-size", 4, *machine, "--json").stdout)
+    found = value["prediction"]
+    assert (found["nodes"], found["cores"], found["network_gbps"]) == (2, 8, 5)
+    assert (found["read_gbps"], found["write_gbps"]) == (40, 20)
     assert [rank["rank"] for rank in value["ranks"]] == [0, 1, 2, 3]
     assert len(value["shards"]) == 8
     assert value["expected_from"] == "the table itself"

@@ -21,7 +21,7 @@ from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
 from pp_export.disk import files
-from pp_export.distributed import process_groups
+from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.export import export
 from pp_export.options.kinds import ExportOptions
@@ -437,7 +437,7 @@ def test_a_world_that_the_grid_does_not_divide(inputs: Inputs, grid: dict[str, i
 
 def test_ranks_with_other_options_stop(inputs: Inputs) -> None:
     """Ranks that were started with different options find out before anything is read, and both are named."""
-    store = process_groups.SharedKeys(HashStore())
+    store = SharedKeys(HashStore())
     raised: dict[int, ExportError] = {}
 
     def rank(number: int) -> None:
@@ -472,7 +472,7 @@ def test_ranks_that_do_not_share_the_filesystem(
     """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    store = process_groups.SharedKeys(HashStore())
+    store = SharedKeys(HashStore())
     raised: dict[int, ExportError] = {}
 
     staging_path = files.staging_path

@@ -148,6 +148,14 @@ def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
     assert kinds.parse_leaders("all") is None
 
 
+def test_rates_are_two_positive_numbers() -> None:
+    """What storage reads and writes is given as R,W."""
+    assert kinds.parse_rates("200,1e2") == (200, 100)
+    for text in ("2", "2,", "2,1,1", "0,1", "1,-1", "nan,1", "a,b"):
+        with pytest.raises(OptionError, match="not two rates"):
+            kinds.ClusterOptions(storage_gbps=text)
+
+
 def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
     """A job file gives the same values as a mapping would; any other content is refused with the file's
     name.
@@ -189,7 +197,7 @@ def test_options_become_json_and_come_back() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     """Every field carries the help that the command line prints."""
-    for option in dataclasses.fields(ExportOptions):
+    for option in (*dataclasses.fields(ExportOptions), *dataclasses.fields(kinds.ClusterOptions)):
         assert len(option.metadata["help"]) > 8, option.name
 
 

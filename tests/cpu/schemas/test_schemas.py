@@ -23,7 +23,8 @@ from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
 from pp_export.verification import KINDS, Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
-from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
+from pp_export.verification.diff import Difference, SpecDifference
+from pp_export.verification.side_by_side import ValueDifference
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
 from tests.fixtures.planned import Planned
@@ -123,10 +124,8 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     faults = tuple(Fault(kind, "f", tensor, "text") for kind in KINDS for tensor in (None, "t"))
     check("verify", Verification("x", faults, 1, 2, 3, "subset 1/2 and load", False, ("note",)).to_json())
     values = (ValueDifference("v", 4, 3, 1, 0.5),)
-    check(
-        "diff",
-        Difference("a", "b", ("x",), ("y",), (SpecDifference("s", "F32[1]", "F16[1]"),), values, 3).to_json(),
-    )
+    specs = (SpecDifference("s", "F32[1]", "F16[1]"),)
+    check("diff", Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24).to_json())
 
 
 @pytest.mark.parametrize("name", NAMES)

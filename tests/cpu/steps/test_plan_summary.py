@@ -25,6 +25,10 @@ def test_a_summary_is_of_all_ranks() -> None:
     assert (found.num_leaders, found.num_busy_ranks, found.idle_ranks) == (sum(map(bool, written)), 6, (6, 7))
     assert found.total_sent_bytes == sum(plan.part_of(rank).sent_bytes for rank in range(6)) > 0
     assert found.peak_bytes.most == max(plan.part_of(rank).peak_bytes for rank in range(6))
+    assert (read[found.read_bytes.most_rank], read[found.read_bytes.median_rank]) == (
+        max(read),
+        median_low(read),
+    )
 
 
 @pytest.mark.parametrize("world_size", range(1, 20))
@@ -34,7 +38,11 @@ def test_the_number_of_ranks_that_is_enough_does_as_much(world_size: int) -> Non
     assert found.num_busy_ranks == min(world_size, NUM_FILES)
     enough = summarize(planned(DENSE, found.num_busy_ranks))
     assert enough.idle_ranks == ()
-    assert (enough.read_bytes, enough.written_bytes) == (found.read_bytes, found.written_bytes)
+    assert (enough.read_bytes.most, enough.read_bytes.median) == (
+        found.read_bytes.most,
+        found.read_bytes.median,
+    )
+    assert enough.written_bytes.most == found.written_bytes.most
 
 
 def test_who_can_t_help_is_told_with_what_helps() -> None:
@@ -56,4 +64,4 @@ def test_ranks_are_named_in_runs() -> None:
     """Neighbours are one range; of very many the first are named."""
     assert named([0, 3, 4, 5, 8]) == "0, 3-5, 8"
     assert named(range(1000)) == "0-999"
-    assert named(range(0, 1000, 2)).endswith("76, 78, ...")
+    assert named(range(0, 1000, 2)) == "0, 2, 4, 6, 8, 10, ..."

@@ -88,7 +88,8 @@ def test_items_are_not_taken_far_ahead_of_their_results(world: World) -> None:
 
     def make() -> Iterator[int]:
         nonlocal made
-        for made in range(1000):
+        while made < 1000:
+            made += 1
             yield made
 
     results = crew.in_parallel("worker", make(), lambda item: item, 2)
@@ -97,7 +98,7 @@ def test_items_are_not_taken_far_ahead_of_their_results(world: World) -> None:
         time.sleep(0.3)
         assert made < 10
         wait.set()
-        assert list(results) == list(range(1000))
+        assert list(results) == list(range(1, 1001))
 
     crew.add("taker", take)
     crew.run(lambda: None)

@@ -8,14 +8,16 @@ import os
 import pickle
 import random
 import struct
-import types
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 import pytest
 import torch
+from isal import isal_zlib
 
 from pp_export.core.dtypes import from_torch
 from pp_export.core.errors import CheckpointError, UnsafePickleError
@@ -53,6 +55,22 @@ def store() -> Iterator[Callable[[bytes], tuple[int, int, int]]]:
 Store = Callable[[bytes], tuple[int, int, int]]
 
 
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """The bytes of each read that is made meanwhile."""
+    sizes: list[int] = []
+    pread = os.pread
+
+    def counting(descriptor: int, num_bytes: int, at: int) -> bytes:
+        data = pread(descriptor, num_bytes, at)
+        sizes.append(len(data))
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", counting)
+        yield sizes
+
+
 def read(descriptor: int, found: StoredBytes) -> bytes:
     return os.pread(descriptor, found.num_bytes, found.offset)
 
@@ -72,20 +90,94 @@ def test_a_large_tensor_is_found_by_its_directory_alone(store: Store) -> None:
     """Of a large tensor only the archive's small members are read, not the tensor."""
     tensor = random_bits((1 << 20,), "float32")
     descriptor, offset, length = store(archive_of(tensor))
-    read_bytes = 0
-
-    def counting_pread(fd: int, count: int, at: int) -> bytes:
-        nonlocal read_bytes
-        data = os.pread(fd, count, at)
-        read_bytes += len(data)
-        return data
-
-    with pytest.MonkeyPatch.context() as patch:
-        fake = {"pread": counting_pread, **{name: getattr(os, name) for name in dir(os) if "SEEK_" in name}}
-        patch.setattr("pp_export.torch_file.tensor_item.os", types.SimpleNamespace(**fake))
+    with counted_reads() as reads:
         found = locate(descriptor, offset, length, spec((1 << 20,), "float32"))
     assert read(descriptor, found) == bytes_of(tensor)
-    assert read_bytes < 100_000
+    assert reads == [4096, 4096]  # what is behind the tensor, and what is before it
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+def test_a_small_archive_is_one_read(store: Store, name: str) -> None:
+    """An archive of a small tensor is read as a whole, at once."""
+    tensor = random_bits((3, 4), name)
+    descriptor, offset, length = store(archive_of(tensor))
+    with counted_reads() as reads:
+        found = locate(descriptor, offset, length, spec((3, 4), name))
+    assert read(descriptor, found) == bytes_of(tensor)
+    assert reads == [length]
+
+
+def test_an_archive_with_a_long_directory_takes_few_reads(store: Store) -> None:
+    """Where long names fill more than one read on both sides of the tensor, a few more are made."""
+    archive, buffer = archive_of(random_bits((1 << 16,), "float32")), io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for member in old.infolist():
+            name = "f" * 900 + "/" + member.filename.partition("/")[2]
+            new.writestr(zipfile.ZipInfo(name, (1980, 0, 0, 0, 0, 0)), old.read(member))
+    descriptor, offset, length = store(buffer.getvalue())
+    with counted_reads() as reads:
+        found = locate(descriptor, offset, length, spec((1 << 16,), "float32"))
+    assert zlib.crc32(read(descriptor, found)) == found.crc
+    assert len(reads) <= 5
+    assert sum(reads) < 25_000
+
+
+@pytest.mark.parametrize("num_bytes", [3, 5 << 30])
+def test_a_tensor_of_any_length_is_found(num_bytes: int) -> None:
+    """A tensor whose length takes more than 32 bits is found by the wide numbers of headers and directory, in
+    two reads; its zeros are a hole in the file here.
+    """
+    with tempfile.TemporaryFile() as file:
+        begin, crc = write_zip64(file, num_bytes)
+        with counted_reads() as reads:
+            found = locate(file.fileno(), 0, os.fstat(file.fileno()).st_size, spec((num_bytes,), "uint8"))
+    assert (found.offset, found.num_bytes, found.crc) == (begin, num_bytes, crc)
+    assert len(reads) <= 2
+
+
+def write_zip64(file: IO[bytes], num_bytes: int) -> tuple[int, int]:
+    """An archive of `num_bytes` zeros with wide numbers, as miniz writes them: where they begin, the CRC."""
+
+    class Zeros:
+        def __reduce__(self) -> Any:
+            hooks: Any = collections.OrderedDict()
+            return torch._utils._rebuild_tensor_v2, (storage, 0, (num_bytes,), (1,), False, hooks)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", torch.ByteStorage, "0", "cpu", num_bytes) if value is storage else None
+
+    storage, image = object(), io.BytesIO()
+    Pickler(image, 2).dump(Zeros())
+    crc, length = 0, 0
+    for bit in f"{num_bytes:b}":  # of twice as many zeros, and one more
+        crc, length = isal_zlib.crc32_combine(crc, crc, length), 2 * length
+        if bit == "1":
+            crc, length = zlib.crc32(b"\0", crc), length + 1
+    directory, begin = b"", 0
+    for name, data in ((b"a/data.pkl", image.getvalue()), (b"a/data/0", None), (b"a/version", b"3\n")):
+        size = num_bytes if data is None else len(data)
+        check = crc if data is None else zlib.crc32(data)
+        header = file.tell()
+        wide = struct.pack("<HHQQ", 1, 16, size, size)
+        fields = (45, 0, 0, 0, 0, check, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(wide))
+        file.write(struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", *fields) + name + wide)
+        if data is None:
+            begin = file.tell()
+            file.seek(num_bytes, os.SEEK_CUR)
+        else:
+            file.write(data)
+        wide = struct.pack("<HHQQQ", 1, 24, size, size, header)
+        entry = (45, 45, 0, 0, 0, 0, check, *[0xFFFFFFFF] * 2, len(name), len(wide), 0, 0, 0, 0, 0xFFFFFFFF)
+        directory += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", *entry) + name + wide
+    at = file.tell()
+    file.write(directory)
+    end = file.tell()
+    file.write(struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 3, 3, len(directory), at))
+    file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1))
+    file.write(struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 3, 3, len(directory), 0xFFFFFFFF, 0))
+    file.flush()
+    return begin, crc
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])

@@ -8,7 +8,12 @@ import zipfile
 import pytest
 import torch
 
+from pp_export.torch_file.zip_directory import ReadAt
 from pp_export.torch_file.zip_member import read_local_header
+
+
+def reading(image: bytes) -> ReadAt:
+    return lambda begin, count: image[begin : begin + count]
 
 
 def test_members_begin_where_their_bytes_are() -> None:
@@ -18,7 +23,7 @@ def test_members_begin_where_their_bytes_are() -> None:
     image = buffer.getvalue()
     with zipfile.ZipFile(buffer) as archive:
         for member in archive.infolist():
-            header = read_local_header(io.BytesIO(image), member.header_offset)
+            header = read_local_header(reading(image), member.header_offset)
             assert header.name == member.filename.encode()
             assert image[header.begin : header.begin + member.file_size] == archive.read(member)
 
@@ -29,6 +34,6 @@ def test_no_header_is_an_error(at: int) -> None:
     buffer = io.BytesIO()
     torch.save({"x": torch.arange(5)}, buffer)
     with pytest.raises(ValueError, match=f"no member begins at byte {at}"):
-        read_local_header(buffer, at)
+        read_local_header(reading(buffer.getvalue()), at)
     with pytest.raises(ValueError, match="no member begins at byte 0"):
-        read_local_header(io.BytesIO(buffer.getvalue()[:29]), 0)
+        read_local_header(reading(buffer.getvalue()[:29]), 0)

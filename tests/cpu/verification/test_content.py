@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import xxhash
+from safetensors.torch import save_file
 
-from pp_export.verification import content, verify_folder, verify_staged_shard
-from tests.fixtures.hf_folders import LAST, SHARDS, found, shard_manifest, stage
+from pp_export.verification import claims, content, reading, verify_folder
+from pp_export.verification.content import Promise, Reader
+from tests.fixtures.hf_folders import LAST, found, shard_manifest
 
 
 def faulty_reads(patch: pytest.MonkeyPatch, file: str, damage: Callable[[memoryview, int], None]) -> None:
     """Let every read of `file` pass through `damage`, which gets the bytes and the number of the read."""
-    read, count = content._read_step, iter(range(1000))
+    read, count = reading._read_once, iter(range(1000))
 
-    def faulty(opened_file: Any, buffer: memoryview) -> int:
-        num_bytes = read(opened_file, buffer)
+    def faulty(opened_file: Any, position: int, buffer: memoryview) -> int:
+        num_bytes = read(opened_file, position, buffer)
         if num_bytes and os.readlink(f"/proc/self/fd/{opened_file.fileno()}").endswith(file):
             damage(buffer[:num_bytes], next(count))
         return num_bytes
 
-    patch.setattr(content, "_read_step", faulty)
+    patch.setattr(reading, "_read_once", faulty)
 
 
 def test_bad_read_once_is_transient(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +78,49 @@ def test_small_steps_and_threads_change_nothing(sealed: Path, monkeypatch: pytes
         assert verify_folder(sealed, threads=3).ok
 
 
-def test_cached_pages_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is asked to forget the file before the first byte is digested."""
-    asked: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *rest: asked.append(rest))
-    verify_staged_shard(folder, stage(folder, shard_manifest(folder / SHARDS[0])))
-    assert (0, 0, os.POSIX_FADV_DONTNEED) in asked
+@pytest.mark.parametrize(("threads", "num_files"), [(1, 3), (2, 1), (2, 5), (3, 2)])
+def test_no_more_threads_digest_than_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, num_files: int
+) -> None:
+    """One large file keeps two threads busy, SHA-256 beside the rest, if two may; and never do more than that
+    digest at once, however many files there are.
+    """
+    lock, busy, most = threading.Lock(), 0, 0
+    monkeypatch.setattr(content, "STEP_BYTES", 1 << 16)
+
+    def counted(call: Callable[[Any], None]) -> Callable[[Any], None]:
+        def update(data: Any) -> None:
+            nonlocal busy, most
+            with lock:
+                busy += 1
+                most = max(most, busy)
+            time.sleep(0.002)
+            call(data)
+            with lock:
+                busy -= 1
+
+        return update
+
+    class Whole:
+        def __init__(self) -> None:
+            self._running = hashlib.sha256()
+            self.update, self.hexdigest = counted(self._running.update), self._running.hexdigest
+
+    class Part:
+        def __init__(self) -> None:
+            self._running = xxhash.xxh3_128()
+            self.update = counted(self._running.update)
+            self.hexdigest, self.reset = self._running.hexdigest, self._running.reset
+
+    generator = torch.Generator().manual_seed(0)
+    promises = []
+    for number in range(num_files):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({"t": torch.rand(100_000, generator=generator)}, path)
+        claim = claims.parse_shard_claim(shard_manifest(path))
+        promises.append(Promise(path.name, {"the test": claim.whole.sha256}, claim))
+    monkeypatch.setattr(content, "sha256", Whole)
+    monkeypatch.setattr(content, "xxhash", SimpleNamespace(xxh3_128=Part))
+    with Reader(tmp_path, threads=threads) as reader:
+        assert reader.check_all(promises) == []
+    assert most == threads

@@ -15,9 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pp_export.core.errors import VerificationError
-from pp_export.verification import diff
-from pp_export.verification.diff import SpecDifference, ValueDifference, diff_folders
+from pp_export.core.errors import OptionError, VerificationError
+from pp_export.verification import diff, reading, side_by_side
+from pp_export.verification.diff import SpecDifference, diff_folders
+from pp_export.verification.side_by_side import ValueDifference
+from tests.fixtures.damage import flip, in_tensor
+from tests.fixtures.defects import record_edit
+from tests.fixtures.hf_folders import DOWN, MIDDLE, as_stranger, seal
 from tests.fixtures.releases import complex_safetensors
 
 INDEX = "model.safetensors.index.json"
@@ -76,11 +80,12 @@ def test_same_tensors_in_other_files_are_identical(tmp_path: Path) -> None:
         {name: tensors[name] for name in names[::2]},
         {name: tensors[name] for name in names[1::2]},
     )
-    seen: list[str] = []
-    difference = diff_folders(a, b, seen.append)
+    seen: list[int] = []
+    difference = diff_folders(a, b, on_bytes=seen.append)
     assert difference.identical
-    assert difference.num_equal == len(tensors)
-    assert seen == sorted(tensors)
+    assert (difference.num_equal, difference.num_equal_by_digest) == (len(tensors), 0)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert sum(seen) == difference.num_bytes_read == 2 * size
     assert json.loads(json.dumps(difference.to_json(), allow_nan=False))["identical"] is True
 
 
@@ -124,8 +129,9 @@ def test_error_is_the_largest_over_all_steps(tmp_path: Path, monkeypatch: pytest
     b = a.clone()
     b[[3, 500, 999]] += torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64)
     expected = float((a - b).abs().max())
-    for step in (1, 7, 1000, 4096):
-        monkeypatch.setattr(diff, "_STEP_ELEMENTS", step)
+    for step, block in ((8, 8), (56, 24), (4096, 104), (1 << 20, 1 << 20)):
+        monkeypatch.setattr(side_by_side, "STEP_BYTES", step)
+        monkeypatch.setattr(side_by_side, "BLOCK_BYTES", block)
         (tmp_path / str(step)).mkdir()
         assert single(tmp_path / str(step), a, b) == ValueDifference("t", 1000, 3, 0, expected)
 
@@ -187,10 +193,135 @@ def test_broken_folders_are_errors(tmp_path: Path) -> None:
         diff_folders(good, tmp_path / "empty")
 
 
-def test_import_is_light() -> None:
-    """Importing the module imports neither torch nor safetensors."""
-    code = "import sys, pp_export.verification.diff\n"
-    code += "assert not {'torch', 'safetensors', 'numpy'} & sys.modules.keys()"
+def test_neither_torch_nor_safetensors_is_needed(tmp_path: Path) -> None:
+    """A comparison imports neither, nor numpy before it begins, whatever differs."""
+    a = make_folder(tmp_path / "a", {"t": torch.ones(4).to(torch.float8_e4m3fn), "u": torch.ones(2)})
+    b = make_folder(tmp_path / "b", {"t": torch.zeros(4).to(torch.float8_e4m3fn), "u": torch.zeros(2)})
+    code = "import sys; from pathlib import Path; from pp_export.verification.diff import diff_folders\n"
+    code += "assert not {'torch', 'safetensors', 'numpy'} & sys.modules.keys()\n"
+    code += f"assert len(diff_folders(Path({str(a)!r}), Path({str(b)!r})).other_values) == 2\n"
+    code += "assert not {'torch', 'safetensors'} & sys.modules.keys()\n"
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(diff.__file__).parent.parent, timeout=60
     )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_counts_and_errors_are_those_of_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Random bits of every type, cut into other files on either side: each tensor's figures are what torch
+    computes of whole tensors, however many threads work and wherever their steps fall.
+    """
+    monkeypatch.setattr(side_by_side, "STEP_BYTES", 24 * 40)
+    monkeypatch.setattr(side_by_side, "BLOCK_BYTES", 24 * 5)
+    generator = torch.Generator().manual_seed(0)
+    a: dict[str, torch.Tensor] = {}
+    b: dict[str, torch.Tensor] = {}
+    for number, dtype in enumerate(each for each in DTYPES if isinstance(each, torch.dtype)):
+        num_elements = 300 + number
+        high = 2 if dtype == torch.bool else 256
+        bits = torch.randint(high, (num_elements * dtype.itemsize,), generator=generator, dtype=torch.uint8)
+        changed = bits.clone().reshape(num_elements, -1)
+        where = torch.randint(num_elements, (7,), generator=generator)
+        changed[where] = torch.randint(high, (7, dtype.itemsize), generator=generator, dtype=torch.uint8)
+        a[f"{dtype}"], b[f"{dtype}"] = bits.view(dtype), changed.reshape(-1).view(dtype)
+        a[f"{dtype} same"] = b[f"{dtype} same"] = bits.clone().view(dtype)
+    names = list(b)
+    halves = [{name: b[name] for name in names[part::2]} for part in (1, 0)]
+    found = diff_folders(
+        make_folder(tmp_path / "a", a), make_folder(tmp_path / "b", *halves), threads=threads
+    )
+    expected = []
+    for name in sorted(a):
+        itemsize = a[name].element_size()
+        bytes_a, bytes_b = (each[name].view(torch.uint8).view(-1, itemsize) for each in (a, b))
+        differs = (bytes_a != bytes_b).any(1)
+        if differs.any():
+            errors = (a[name].double() - b[name].double()).abs()[differs]
+            finite = errors[errors.isfinite()]
+            largest = float(finite.max()) if finite.numel() else 0.0
+            counts = int(differs.sum()), len(errors) - len(finite)
+            expected.append(ValueDifference(name, a[name].numel(), *counts, largest))
+    assert found.other_values == tuple(expected)
+    assert found.num_equal == len(a) - len(expected) >= len(a) // 2
+
+
+def test_many_small_tensors_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that lie one behind the other on both sides are one read on each, and memory is that of the
+    threads, however large the folders are.
+    """
+    tensors = {f"t{number}": torch.full((5,), number) for number in range(1000)}
+    a, b = make_folder(tmp_path / "a", tensors), make_folder(tmp_path / "b", tensors)
+    reads: list[int] = []
+    buffers: list[int] = []
+    read, make = reading._read_once, reading.make_buffer
+
+    def counted(file: Any, position: int, into: memoryview) -> int:
+        reads.append(position)
+        return read(file, position, into)
+
+    def made(num_bytes: int) -> memoryview:
+        buffers.append(num_bytes)
+        return make(num_bytes)
+
+    monkeypatch.setattr(reading, "_read_once", counted)
+    monkeypatch.setattr(side_by_side, "make_buffer", made)
+    assert diff_folders(a, b, threads=2).num_equal == 1000
+    assert len(reads) == 2
+    assert buffers == [side_by_side.STEP_BYTES] * 4
+
+
+def test_quick_takes_the_word_of_both_manifests(sealed: Path, folder: Path) -> None:
+    """Without `quick` every byte counts. With it, equal records of both folders are enough, and what they
+    don't say, or say differently, is read all the same.
+    """
+    whole = diff_folders(sealed, folder)
+    assert (whole.identical, whole.num_equal_by_digest) == (True, 0)
+    quick = diff_folders(sealed, folder, quick=True)
+    assert (quick.num_equal, quick.num_equal_by_digest, quick.num_bytes_read) == (9, 9, 0)
+    flip(MIDDLE, in_tensor(DOWN))(folder)
+    assert diff_folders(sealed, folder, quick=True).identical
+    assert [value.name for value in diff_folders(sealed, folder).other_values] == [DOWN]
+    seal(folder)  # now the record tells of the changed bit
+    quick = diff_folders(sealed, folder, quick=True)
+    assert [value.name for value in quick.other_values] == [DOWN]
+    assert (quick.num_equal_by_digest, quick.num_bytes_read) == (8, 2 * 8 * 24 * 2)
+
+
+def test_quick_reads_what_no_manifest_proves(sealed: Path, folder: Path) -> None:
+    """A manifest that is missing, was changed, or doesn't fit the files proves nothing, so all is read."""
+    record_edit("xxh3_128", "0" * 32, resealed=False)(folder)
+    assert diff_folders(sealed, folder, quick=True).num_equal_by_digest == 0
+    record_edit("shape", [24, 8])(folder)
+    assert diff_folders(sealed, folder, quick=True).num_equal_by_digest == 8
+    as_stranger(folder)
+    assert diff_folders(sealed, folder, quick=True).num_equal_by_digest == 0
+
+
+def test_what_on_bytes_raises_ends_the_comparison(sealed: Path) -> None:
+    """And so does a file that becomes shorter meanwhile; less than one thread is refused."""
+
+    def stop(num_bytes: int) -> None:
+        raise OSError(28, "told to stop")
+
+    with pytest.raises(OSError, match="told to stop"):
+        diff_folders(sealed, sealed, threads=2, on_bytes=stop)
+    with pytest.raises(OptionError):
+        diff_folders(sealed, sealed, threads=0)
+
+
+def test_a_file_that_becomes_shorter_is_an_error(
+    sealed: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is cut after its header was read can't be compared, and is named."""
+    read = reading._read_once
+
+    def cut(file: Any, position: int, into: memoryview) -> int:
+        return min(read(file, position, into), 30)
+
+    monkeypatch.setattr(reading, "_read_once", cut)
+    monkeypatch.setattr(reading.UncachedFile, "_size", lambda _: 30)
+    with pytest.raises(VerificationError, match="became shorter") as caught:
+        diff_folders(sealed, folder)
+    assert "safetensors" in str(caught.value.where["file"])

@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from pp_export.distributed.alone import OwnKeys
 from pp_export.distributed.liveness import Liveness
-from pp_export.distributed.process_groups import SharedKeys
-from pp_export.distributed.store import Member
+from pp_export.distributed.tree import Seat
 from pp_export.distributed.world import World
 from pp_export.view import progress
 from pp_export.view.progress import ExportView
@@ -25,7 +24,7 @@ class Posted(Liveness):
     """Progress is what the test says it is."""
 
     def __init__(self, world: OneOfFour) -> None:
-        super().__init__(Member(0, 1, SharedKeys(HashStore())), stall_seconds=60)
+        super().__init__(Seat(0, 1, 1), OwnKeys(), OwnKeys(), stall_seconds=60)
         self._world = world
 
     def progress_of(self, ranks: Any) -> dict[int, dict[str, Any]]:
@@ -36,7 +35,7 @@ class OneOfFour(World):
     """A rank of four that has no process group."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(0, 1, SharedKeys(HashStore()), None, stall_seconds=60)
+        super().__init__(0, 1, OwnKeys(), None, stall_seconds=60)
         self.rank, self.size = rank, 4
         self.posted: dict[int, dict[str, Any]] = {}
         self.liveness = Posted(self)

@@ -9,6 +9,7 @@ import pytest
 
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.distributed.backends import Backend
+from pp_export.options.kinds import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.inputs import Whole, plan_export
@@ -16,7 +17,8 @@ from pp_export.steps.plan_report import plan_report
 from pp_export.steps.report import Completed, Measured
 from pp_export.verification import Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
-from pp_export.verification.diff import Difference, SpecDifference, ValueDifference
+from pp_export.verification.diff import Difference, SpecDifference
+from pp_export.verification.side_by_side import ValueDifference
 from pp_export.view import tables
 from pp_export.view.text import human_bytes
 from tests.cpu.conftest import Checkpoint
@@ -92,8 +94,8 @@ def test_long_plans_are_cut_with_the_number_of_what_is_left(
 def test_a_plan_for_many_ranks_begins_with_a_summary(
     planned: Planned, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """How many ranks write, the most and the median of one rank, and who is idle; of the ranks only the
-    busiest, with those that write most first.
+    """How many ranks write, and of one rank the most and the median with who has that much; no rows for each
+    of many ranks.
     """
     options = replace(planned.options, pipeline_parallel=None)
     plan = plan_export(planned.inputs, options, 60)
@@ -101,17 +103,35 @@ def test_a_plan_for_many_ranks_begins_with_a_summary(
     tables.print_plan(report)
     shown = capsys.readouterr().out
     assert "60 ranks in 8 stages: 8 write, 52 are idle; 0 B are sent" in shown.splitlines()[0]
-    written = sorted((rank.written_bytes for rank in report.ranks), reverse=True)
+    written = {rank.rank: rank.written_bytes for rank in report.ranks if rank.written_bytes}
+    most, median = max(written.values()), sorted(written.values())[3]
+
+    def at(size: int) -> str:
+        rank = min(rank for rank, bytes_ in written.items() if bytes_ == size)
+        return f"rank {rank}, stage {report.ranks[rank].stage}"
+
     row = next(line for line in shown.splitlines() if " writes " in line and "most" not in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "writes",
-        human_bytes(written[0]),
-        human_bytes(written[4]),
+        *(human_bytes(most), at(most)),
+        *(human_bytes(median), at(median)),
     ]
-    ranks = shown[shown.index("the 8 busiest ranks") :]
-    assert ranks.count("│") == 7 * 8
-    assert f" {human_bytes(written[0])} │" in ranks.splitlines()[4]
+    assert "all ranks" not in shown
     assert "52 of 60 ranks have nothing to read or write (1-6, 8-14, " in shown
+
+
+def test_a_plan_tells_how_long_it_will_take(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds of each phase, what bounds them, and for which machine, given or by default."""
+    cluster = ClusterOptions(world_size=4, nodes=2, cores=7, storage_gbps="3,1.5", network_gbps=5)
+    report = plan_report(planned.inputs, planned.plan, "auto", cluster)
+    tables.print_plan(report)
+    shown = capsys.readouterr().out
+    found = report.prediction
+    assert f"predicted: {found.wall_seconds:.1f} s, bound by: {found.bound_by}" in shown
+    assert "2 nodes with 7 cores; storage 3 GB/s read, 1.5 written, in all; network 5 GB/s" in shown
+    assert f"start {found.phases['start']:.2f} s, plan {found.phases['plan']:.2f} s" in shown
+    row = next(line for line in shown.splitlines() if " ends after " in line)
+    assert f"{max(found.ended_seconds):.1f} s" in row
 
 
 def test_a_checkpoint_is_shown_with_every_key(
@@ -167,6 +187,8 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         (SpecDifference("cut", "F32[2]", "F32[3]"),),
         (ValueDifference("off", 1000, 7, 2, 0.25), ValueDifference("near", 10, 1, 0, 1e-6)),
         5,
+        0,
+        3 * 10**9,
     )
     tables.print_difference(result)
     assert capsys.readouterr().out.splitlines() == [
@@ -175,10 +197,14 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         "SHAPE or type: cut: F32[2], F32[3]",
         "VALUES: off: 7 of 1,000 differ, by up to 0.25; 2 not finite",
         "VALUES: near: 1 of 10 differ, by up to 1e-06",
-        "A and B: different (5 tensors equal)",
+        "A and B: different (5 tensors equal; 3 GB read)",
     ]
-    tables.print_difference(replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=()))
-    assert capsys.readouterr().out == "A and B: identical (5 tensors equal)\n"
+    same = replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=())
+    tables.print_difference(same)
+    assert capsys.readouterr().out == "A and B: identical (5 tensors equal; 3 GB read)\n"
+    tables.print_difference(replace(same, num_equal_by_digest=4))
+    words = "5 tensors equal, 4 of them by the digests that both record, unread; 3 GB read"
+    assert capsys.readouterr().out == f"A and B: identical ({words})\n"
 
 
 def test_a_comparison_of_logits_is_shown_with_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:

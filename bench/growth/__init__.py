@@ -1,0 +1,1 @@
+"""How an export grows: with bytes, tensors, ranks and threads, measured and drawn."""
