@@ -147,7 +147,7 @@ def _other(folder: Path, files: list[RankFile]) -> dict[str, tuple[int, int]]:
         state, storages = file.archive.value, file.archive.storages
         seen = archive.storages_in([value for key, value in state.items() if is_model(key)])
         for key, value in state.items():
-            new = archive.storages_in(value) - seen
+            new = set() if is_model(key) else archive.storages_in(value) - seen
             seen |= new
             if new:
                 sizes[key if key in _KINDS else "other objects"] += [storages[name].length for name in new]

@@ -22,6 +22,8 @@ from tests.fixtures.element_types import bytes_of
 from tests.fixtures.legacy import Run
 
 NUM_ROWS, NUM_COLUMNS = 600, 50
+SAMPLED = 64
+"""So many bytes may be read of a file to learn whether it is in the page cache."""
 AGAIN = "bytes of views that overlap another, or lie transposed, are read once more for the CRC-32"
 
 
@@ -32,8 +34,8 @@ class Counter:
         self.num_bytes = 0
         preadv, pread, map_file = os.preadv, os.pread, mmap.mmap
 
-        def counting_preadv(descriptor: int, buffers: Sequence[memoryview], at: int) -> int:
-            count = preadv(descriptor, buffers, at)
+        def counting_preadv(descriptor: int, buffers: Sequence[memoryview], at: int, flags: int = 0) -> int:
+            count = preadv(descriptor, buffers, at, flags)
             self.num_bytes += count
             return count
 
@@ -71,7 +73,8 @@ def test_a_buffer_of_all_parameters_is_read_once(
     catalog = legacy.read_catalog(written(tmp_path, *case).folder)
     counter = Counter(monkeypatch)
     read_all(catalog, backwards=backwards)
-    assert counter.num_bytes == sum(item.length for item in catalog.stored_items)
+    num_bytes = sum(item.length for item in catalog.stored_items)
+    assert num_bytes <= counter.num_bytes <= num_bytes + SAMPLED * len(catalog.files)
 
 
 Views = list[tuple[int, int, Shape | None]]
@@ -115,4 +118,4 @@ def test_no_view_makes_others_be_read_again(
             reader.read(slice_, memoryview(into))
             assert bytes(into) == bytes_of(expected.contiguous())
         reader.finish()
-    assert counter.num_bytes <= most * NUM_COLUMNS * 4
+    assert counter.num_bytes <= most * NUM_COLUMNS * 4 + SAMPLED
