@@ -57,6 +57,6 @@ def test_nobody_leads_much_more_than_a_share(
     for size, leader in zip(sizes, leaders):
         assert leader < num_leaders
         led[leader] += size
-    fair = max(*sizes, sum(sizes) / num_leaders)
+    fair = max(*sizes, -(-sum(sizes) // num_leaders))  # whole bytes
     smallest = min(size for size, leader in zip(sizes, leaders) if led[leader] == max(led.values()))
     assert max(led.values()) <= max(1.2 * fair, sum(sizes) / num_leaders + smallest)

@@ -371,6 +371,7 @@ def test_long_runs_are_read_straight_to_their_places(
 ) -> None:
     """What lies in long runs on both sides needs no paste; what lies in many short ones does."""
     monkeypatch.setattr(assemble, "_LONG_RUN_BYTES", 12)
+    monkeypatch.setattr(assemble, "_FEW_RUNS", 1)
     name = "decoder.layers.0.qkv"
     rest = [
         each

@@ -266,7 +266,7 @@ def test_the_summary_says_what_was_proved(planned: Planned, capsys: pytest.Captu
         "every tensor once, by the table itself: nothing independent confirms it",
         " aren't known from the training args: ",
         "CRC-32 of every record checked",
-        "every byte re-read, 1.0 s",
+        "every byte re-read from the disk",
         "a correction",
         "1 GB, 0 B (anonymous, per rank)",
         "300 MB over gloo: asked for",
