@@ -112,6 +112,11 @@ def test_plan_reads_metadata_only(root: Path, inputs: list[object], exported: tu
     assert "from the cache" in shown.stdout
 
 
+def test_diff_needs_no_torch(root: Path, exported: tuple[Path, Ended]) -> None:
+    """Values are compared with numpy."""
+    assert run(root, "diff", exported[0], exported[0], "--json").large <= {"numpy"}
+
+
 def test_inspect_and_verify_need_no_torch(
     root: Path, checkpoint: Checkpoint, exported: tuple[Path, Ended]
 ) -> None:
