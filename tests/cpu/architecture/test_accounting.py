@@ -49,7 +49,7 @@ def findings(toy: ToyDecoder = DENSE, **given: Any) -> tuple[str, ...]:
     with pytest.raises(AccountingError, match="do not match one to one") as caught:
         settle(toy, **given)
     assert caught.value.where["expected from"] == DEFINITION
-    assert "nothing was read" in str(caught.value.advice)
+    assert "choose the right reference" in str(caught.value.advice)
     return caught.value.findings
 
 
