@@ -237,7 +237,7 @@ def test_the_result_says_nothing_of_where_from_and_how() -> None:
 
 
 NAMED = {"checkpoint", "reference", "output"}  # by the functions themselves
-OF_TEXTS = {"max_shard_size", "leaders_per_stage"}  # texts that may be numbers
+OF_TEXTS = {"max_shard_size", "leaders_per_stage", "memory_limit"}  # texts that may be numbers
 
 
 @pytest.mark.parametrize(

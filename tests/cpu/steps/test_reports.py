@@ -104,7 +104,10 @@ def test_every_rank_gets_the_report_of_rank_0_without_its_lists(done: ExportRepo
     first, *others = on_all(share, HashStore())
     assert made == [0]
     assert first == replace(done, not_finite={"norm.weight": 3}, dropped={"mtp.x": "asked for"})
-    told = replace(done, other_dtypes={}, links=(), peak_anonymous_bytes=(), planned_peak_bytes=())
+    nothing: dict[str, Any] = {"words": [], "phases": {}, "ranks": []}
+    told = replace(
+        done, other_dtypes={}, links=(), peak_anonymous_bytes=(), planned_peak_bytes=(), timeline=nothing
+    )
     assert others == [told] * len(others)
     assert done.links
     assert done.planned_peak_bytes
