@@ -60,12 +60,13 @@ class GatheredRound:
 
 
 class Exchange:
-    """The rounds of this rank; `sent` counts the bytes that went to each other rank."""
+    """The rounds of this rank in the transfer `name`; `sent` counts the bytes that went to each other rank."""
 
     def __init__(
         self,
         plan: RankPlan,
         world: World,
+        name: str,
         backend: Backend,
         device: torch.device | None,
         crew: Crew,
@@ -74,7 +75,7 @@ class Exchange:
         self._plan, self._world, self._rank = plan, world, world.rank
         self._backend, self._device = backend, device
         self._crew, self._progress = crew, progress
-        self._name = world.data.begin()
+        self._name = name
         self.incoming = RingBuffer(plan.incoming_bytes)
         self.sent: Counter[int] = Counter()
         self.has_peers = len(plan.group) > 1

@@ -43,7 +43,7 @@ from pp_export.steps.workers import Crew, Progress, StoppedWorkerError
 if TYPE_CHECKING:
     import torch
 
-_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.5
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.01, 0.5
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Transfer:
         is_nccl, self._is_from_device = backend.name == NCCL, values_on is not None
         self._device = own_device(values_on) if is_nccl else values_on
         self._sends_from_device = is_nccl and self._is_from_device
-        self._exchange = Exchange(plan, world, backend, self._device, self._crew, progress)
+        self._name = world.data.begin()
+        self._exchange = Exchange(plan, world, self._name, backend, self._device, self._crew, progress)
         self._images = RingBuffer(plan.image_bytes)
         self._ahead = RingBuffer(plan.ahead_bytes)
         self._scratch = RingBuffer(plan.scratch_bytes)
@@ -330,20 +331,29 @@ class Transfer:
             write.commit_shard(each.file, each.manifest, self._staging)
         self._progress.add("shards", 1)
         if isinstance(each.manifest, ShardManifest):
-            self._world.announcements.post(file)
+            self._world.announcements.post(self._announced_as(file))
         return file
 
     def _announced(self, waiting: deque[FileToVerify]) -> Iterator[FileToVerify]:
-        """Each of the files, once its writer has committed it."""
-        pause = _MIN_PAUSE_SECONDS
+        """Each of the files, once its writer has committed it. Of each writer only the first is asked for,
+        since it commits them about in order.
+        """
+        pause, posted = _MIN_PAUSE_SECONDS, self._world.announcements.has
         while waiting:
             self._crew.check()
-            found = [each for each in waiting if self._world.announcements.has(each.file, each.writers[0])]
+            first_of = {each.writers[0]: each for each in reversed(waiting)}
+            found = [
+                each for writer, each in first_of.items() if posted(self._announced_as(each.file), writer)
+            ]
             for each in found:
                 waiting.remove(each)
                 yield each
             pause = _MIN_PAUSE_SECONDS if found else min(2 * pause, _MAX_PAUSE_SECONDS)
             time.sleep(pause)
+
+    def _announced_as(self, file: str) -> str:
+        """Files of an earlier export in this world may have had the same name."""
+        return f"{self._name}/{file}"
 
     def _verify(self, each: FileToVerify) -> str:
         verify_file(self._rank, self._staging, each, self._progress)
