@@ -60,7 +60,7 @@ class GatheredRound:
 
 
 class Exchange:
-    """The rounds of this rank in the transfer `name`; `sent` counts the bytes that went to each other rank."""
+    """The rounds of this rank in a transfer; `sent` counts the bytes that went to each other rank."""
 
     def __init__(
         self,
