@@ -11,7 +11,8 @@ from pp_export.planning.rounds import LOOK_AHEAD, Link, Round
 from pp_export.planning.shard_plan import Contribution, ShardPlan
 from pp_export.process.ring_buffer import pages
 
-BASE_BYTES = 300 << 20
+BASE_BYTES, TORCH_BYTES = 96 << 20, 204 << 20
+"""The interpreter with what every export imports; and torch, for ranks that exchange or encode."""
 BOX_BYTES, TENSOR_BYTES = 1200, 700
 """What a rank holds of each box that it reads, and of each tensor that it makes; `python -m bench.scale`
 measures it.
@@ -111,6 +112,12 @@ class RankPlan:
         """
         return self._besides_images + self.image_bytes
 
+    @property
+    def base_bytes(self) -> int:
+        """Memory for the interpreter and libraries."""
+        needs_torch = self.world_size > 1 or any(shard.encodings for shard in self.led)
+        return BASE_BYTES + (TORCH_BYTES if needs_torch else 0)
+
     @cached_property
     def metadata_bytes(self) -> int:
         """Memory for what describes the work: the rank's part of the catalog and of the plan, or all of them
@@ -122,7 +129,7 @@ class RankPlan:
     @cached_property
     def _besides_images(self) -> int:
         buffers = self.ahead_bytes + self.incoming_bytes + self.scratch_bytes
-        return BASE_BYTES + self.metadata_bytes + buffers
+        return self.base_bytes + self.metadata_bytes + buffers
 
     @cached_property
     def shards_in_flight(self) -> int:

@@ -65,7 +65,7 @@ def make_staging_folder(world: World, target: Target, whole: Whole | None) -> Pa
 def index_folder(
     world: World, staging: Path, whole: Whole | None, options: TargetOptions
 ) -> IndexedFolder | None:
-    """Step 8, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
+    """Step 9, called by all ranks: the index over all shards, config.json and the assets. On rank 0, what
     it made.
     """
 

@@ -352,7 +352,7 @@ def test_memory_is_the_sum_of_what_is_held() -> None:
         ahead = LOOK_AHEAD * max(read, default=0)
         arriving = LOOK_AHEAD * pages(max(incoming)) if any(incoming) else 0
         part = plan.part_of(rank)
-        held = rank_plan.BASE_BYTES + part.metadata_bytes + images + ahead + arriving
+        held = rank_plan.BASE_BYTES + rank_plan.TORCH_BYTES + part.metadata_bytes + images + ahead + arriving
         assert part.peak_bytes == held
         assert (images > 0) == (rank in (0, 2))
         sent = sum(
