@@ -18,7 +18,7 @@ Memory = Mapping[str, memoryview]
 """The bytes of dense tensors, by name."""
 Tensors = Mapping[str, torch.Tensor]
 
-_STEP_ELEMENTS = 1 << 16
+_STEP_ELEMENTS = 1 << 18
 
 
 def encode(encoding: Encoding, inputs: Memory, outputs: Memory) -> None:

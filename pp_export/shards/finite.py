@@ -8,7 +8,8 @@ from pp_export.core import elements
 from pp_export.core.dtypes import DType
 
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0 << 48}
-_STEP_ELEMENTS = 1 << 16
+_STEP_ELEMENTS = 1 << 20
+"""Large enough that threads don't wait for the interpreter between steps, small enough for a cache."""
 
 
 def count_not_finite(memory: memoryview, dtype: DType) -> int:
