@@ -15,7 +15,7 @@ from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.source import Source
 from pp_export.core.digest import json_digest
-from pp_export.core.errors import RuleError
+from pp_export.core.errors import OptionError, RuleError
 from pp_export.core.version import VERSION
 from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
@@ -178,7 +178,7 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         holders = Holders(catalog.holders, [item.file for item in catalog.stored_items])
     # The file of the table may have another name elsewhere; its content counts.
     result = {**options.result.to_json(), "architecture": inputs.architecture.table}
-    return make_plan(
+    plan = make_plan(
         inputs.account,
         catalog.slices,
         world_size,
@@ -189,6 +189,23 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         basis=json_digest([VERSION, result]),
         capacity=capacity_of(options),
     )
+    _check_memory(plan, options)
+    return plan
+
+
+def _check_memory(plan: ExportPlan, options: TargetOptions) -> None:
+    """A limit that not even one shard in flight keeps to is refused before anything is read."""
+    if options.memory_limit is None:
+        return
+    most = max(plan.parts, key=lambda part: part.peak_bytes)
+    if most.peak_bytes > parse_bytes(options.memory_limit):
+        raise OptionError(
+            "--memory-limit is less than a rank needs for one shard in flight",
+            where={"rank": most.rank},
+            expected=f"at least {most.peak_bytes:,} bytes",
+            got=options.memory_limit,
+            advice="a smaller --max-shard-size, fewer --threads or more ranks need less",
+        )
 
 
 def _check_own_table(digest: str, table: str | None) -> None:

@@ -68,8 +68,9 @@ class PlannedRank:
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
     """What an export would do. `backend` is what is expected to carry values between ranks, for the
-    `backend_reason`; None where none are sent. `total_size` is in bytes of tensors, without the files'
-    headers.
+    `backend_reason`; None where none are sent. A rank has `threads`, and so at most one shard more in flight,
+    as far as `memory_limit` (bytes) allows; `shards_in_flight` are the most of any rank. `total_size` is in
+    bytes of tensors, without the files' headers.
     """
 
     architecture: str
@@ -89,6 +90,9 @@ class PlanReport:
     fingerprint: str
     backend: str | None
     backend_reason: str
+    threads: int
+    shards_in_flight: int
+    memory_limit: int | None
     summary: PlanSummary
     prediction: PredictionReport
     shards: tuple[PlannedShard, ...]
@@ -164,6 +168,9 @@ def plan_report(
         fingerprint=plan.fingerprint,
         backend=backend.name,
         backend_reason=backend.why,
+        threads=plan.capacity.threads,
+        shards_in_flight=max(part.shards_in_flight for part in plan.parts),
+        memory_limit=plan.capacity.memory_bytes,
         summary=summarize(plan),
         prediction=predicted(plan, num_boxes, cluster, verify=verify),
         shards=tuple(

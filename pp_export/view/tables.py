@@ -115,6 +115,12 @@ def print_plan(report: PlanReport) -> None:
         f" ({report.backend or 'nothing'}: {report.backend_reason})",
         soft_wrap=True,
     )
+    memory = "any memory" if report.memory_limit is None else human_bytes(report.memory_limit)
+    out.print(
+        f"each with up to {report.threads} threads and {report.shards_in_flight} shards in flight, in at most"
+        f" {memory} (--threads, --memory-limit; by default its share of this machine)",
+        soft_wrap=True,
+    )
     _print_loads(report)
     _print_prediction(report.prediction)
     shards = empty_table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
