@@ -2,10 +2,8 @@
 number of shards in hand.
 
 Each step takes what the one before gives, one by one, and has workers of its own, as many as the rank has
-threads: several rounds are read at once, several shards are hashed and written. What a rank reads for a shard
-that it leads goes straight to its place in the shard's image, where it lies in long enough pieces; the rest
-is pasted. What it reads for others it sends away, and it gathers what others read for it, in rounds
-(`steps.exchange`).
+threads: several rounds are read at once (`steps.reading`), several shards are hashed and written. What a rank
+reads and doesn't lead it sends away, and it gathers what others read for it, in rounds (`steps.exchange`).
 """
 
 from __future__ import annotations
@@ -14,31 +12,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pp_export.checkpoint.source import Reader
-from pp_export.core import errors
-from pp_export.core.errors import ExportError
-from pp_export.core.tensors import Slice
 from pp_export.disk import files
 from pp_export.distributed.backends import NCCL, Backend, own_device
-from pp_export.distributed.wire import Message
 from pp_export.distributed.world import World
 from pp_export.planning.rank_plan import FileToVerify, RankPlan
-from pp_export.planning.rounds import LOOK_AHEAD, Given, Round
-from pp_export.planning.shard_plan import Bucket, ShardPlan
+from pp_export.planning.shard_plan import Bucket
 from pp_export.process.pinned_memory import pin
-from pp_export.process.ring_buffer import Region, RingBuffer
+from pp_export.process.ring_buffer import Region
 from pp_export.shards import write
-from pp_export.shards.assemble import FrozenShard, ShardAssembler
+from pp_export.shards.assemble import FrozenShard
 from pp_export.shards.manifests import RangeManifest, ShardManifest
 from pp_export.steps.exchange import Exchange, GatheredRound, GrowingShard, ReadRound
+from pp_export.steps.reading import Reading, Rings
 from pp_export.steps.verification import verify_file
-from pp_export.steps.workers import Crew, Progress, StoppedWorkerError
+from pp_export.steps.workers import Crew, Progress, located
 
 if TYPE_CHECKING:
     import torch
@@ -62,27 +54,6 @@ class WrittenShard:
     manifest: ShardManifest | RangeManifest
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the slices of a part go that this rank reads in a round. Into host memory: each to its `pieces`
-    in the shard's image, or else to its offset in the `region`; or, `on_device`, nowhere.
-    """
-
-    given: Given
-    region: Region | None = None
-    pieces: tuple[list[memoryview] | None, ...] = ()
-    on_device: tuple[torch.Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class _PlacedRound:
-    """A round, and memory for everything that is read in it."""
-
-    round: Round
-    growing: GrowingShard | None
-    places: tuple[_Place, ...]
-
-
 class Transfer:
     """The workers of one rank and the memory that the plan gives them, both taken once.
 
@@ -103,19 +74,26 @@ class Transfer:
         self._staging, self._progress, self._threads = staging, progress, plan.capacity.threads
         self._span = progress.recorder.span
         self._crew = Crew(world)
-        is_nccl, self._is_from_device = backend.name == NCCL, values_on is not None
+        is_nccl, from_device = backend.name == NCCL, values_on is not None
         self._device = own_device(values_on) if is_nccl else values_on
-        self._sends_from_device = is_nccl and self._is_from_device
         self._name = world.data.begin()
         self._exchange = Exchange(plan, world, self._name, backend, self._device, self._crew, progress)
-        self._images = RingBuffer(plan.image_bytes)
-        self._ahead = RingBuffer(plan.ahead_bytes)
-        self._scratch = RingBuffer(plan.scratch_bytes)
+        self._rings = Rings(plan)
+        self._reading = Reading(
+            plan,
+            self._rings,
+            self._crew,
+            progress,
+            from_device=from_device,
+            sends_from_device=is_nccl and from_device,
+        )
         self._unpin: list[Callable[[], None]] = []
 
     def __enter__(self) -> Transfer:
         if self._device is not None:
-            self._unpin += [pin(ring.memory, self._device) for ring in (self._ahead, self._exchange.incoming)]
+            self._unpin += [
+                pin(ring.memory, self._device) for ring in (self._rings.ahead, self._exchange.incoming)
+            ]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -131,16 +109,11 @@ class Transfer:
 
     def read(self, reader: Reader) -> Iterator[ReadRound]:
         """Everything that this rank was dealt, round by round."""
-        placed = self._place(reader)
-        if reader.allows_threads:
-            read = self._crew.in_parallel("reader", placed, partial(self._read, reader), self._threads)
-        else:
-            read = self._crew.ahead("reader", map(partial(self._read, reader), placed), LOOK_AHEAD)
-        return self._checked(read, reader)
+        return self._reading.walk(reader)
 
     def gather(self, read: Iterable[ReadRound]) -> Iterator[GatheredRound]:
         """The rounds in which this rank leads, in plan order; what it leads not is sent to who does."""
-        gathered = self._gather(self._exchange.walk(read, self._ahead))
+        gathered = self._gather(self._exchange.walk(read, self._rings.ahead))
         return self._crew.ahead("exchanger", gathered) if self._exchange.has_peers else gathered
 
     def map(self, gathered: Iterable[GatheredRound]) -> Iterator[GrowingShard]:
@@ -182,98 +155,9 @@ class Transfer:
         self._crew.run(on_poll)
         self._world.control.together(lambda: None)
 
-    def _place(self, reader: Reader) -> Iterator[_PlacedRound]:
-        """Memory is taken in the order of the rounds, and by one worker, so that it always returns."""
-        growing: GrowingShard | None = None
-        for each in self._plan.rounds:
-            self._crew.check()
-            if each.takes is not None and each.takes.bucket.number == each.takes.shard.buckets[0].number:
-                growing = self._begin(each.takes.shard)
-            places = tuple(self._place_of(given, growing, reader) for given in each.gives)
-            yield _PlacedRound(each, growing if each.takes is not None else None, places)
-
-    def _begin(self, shard: ShardPlan) -> GrowingShard:
-        image = self._images.take(shard.image_bytes, self._crew.check)
-        scratch = self._scratch.take(shard.scratch_bytes, self._crew.check) if shard.encodings else None
-        with self._located(operation="read", stage=shard.stage, file=shard.file):
-            memory = memoryview(b"") if scratch is None else scratch.view
-            assembler = ShardAssembler(shard, image.view[shard.image_begin :], memory)
-        return GrowingShard(shard, assembler, image, scratch)
-
-    def _place_of(self, given: Given, growing: GrowingShard | None, reader: Reader) -> _Place:
-        part = given.part
-        pieces: tuple[list[memoryview] | None, ...] = ()
-        if given.shard.leader == self._rank:
-            assert growing is not None
-            # Memory that a GPU writes to is pinned, and that of images is not.
-            straight = not self._is_from_device
-            pieces = tuple(growing.assembler.memory_for(s) if straight else None for s in part.slices)
-            if None not in pieces:
-                return _Place(given, None, pieces)
-        elif self._sends_from_device:
-            found: list[torch.Tensor] = []
-            for slice_ in part.slices:
-                with self._reading(given, slice_):
-                    values = reader.on_device(slice_)
-                if values is None:
-                    break
-                found.append(values)
-            else:
-                return _Place(given, on_device=tuple(found))
-        return _Place(given, self._ahead.take(part.num_bytes, self._crew.check), pieces)
-
-    def _read(self, reader: Reader, placed: _PlacedRound) -> ReadRound:
-        messages: list[Message] = []
-        sent_from: list[Region] = []
-        for place in placed.places:
-            given = place.given
-            if place.on_device:
-                messages += [Message(given.shard.leader, values) for values in place.on_device]
-                self._progress.add("read", given.part.value_bytes)
-                continue
-            memory = list(_memory(place))
-            for slice_, pieces in zip(given.part.slices, memory):
-                with self._reading(given, slice_), self._span("reads", num_bytes=slice_.num_bytes):
-                    reader.read(slice_, *pieces)
-                self._progress.add("read", slice_.num_bytes)
-            if given.shard.leader != self._rank:
-                messages += [Message(given.shard.leader, pieces[0]) for pieces in memory]
-                sent_from += [place.region] if place.region is not None else []
-        reader.settle()
-        if placed.growing is not None:
-            self._take_own(placed.growing, [p for p in placed.places if p.given.shard.leader == self._rank])
-        return ReadRound(placed.round, placed.growing, tuple(messages), tuple(sent_from))
-
-    def _take_own(self, growing: GrowingShard, places: Iterable[_Place]) -> None:
-        """What this rank has read for its own shard is at its place, or goes there."""
-        for place in places:
-            with self._located(operation="map", stage=growing.shard.stage, file=growing.shard.file):
-                for slice_, straight, pieces in zip(place.given.part.slices, place.pieces, _memory(place)):
-                    if straight is not None:
-                        growing.assembler.filled(slice_)
-                        continue
-                    with self._span("pastes", num_bytes=slice_.num_bytes):
-                        growing.assembler.paste(slice_, pieces[0])
-            if place.region is not None:
-                self._ahead.give_back(place.region)
-
-    def _checked(self, read: Iterable[ReadRound], reader: Reader) -> Iterator[ReadRound]:
-        yield from read
-        self._progress.doing("checking what is left of the source's items")
-        with self._located(operation="read"), self._span("reads"):
-            reader.finish()
-
-    @contextmanager
-    def _reading(self, given: Given, slice_: Slice) -> Iterator[None]:
-        """What a reader does for a slice, seen from outside."""
-        label = given.shard
-        self._progress.doing(f"reading {slice_.name}")
-        with self._located(operation="read", stage=label.stage, tensor=slice_.name, unit=label.unit):
-            yield
-
     def _gather(self, walked: Iterator[GatheredRound]) -> Iterator[GatheredRound]:
         while True:
-            with self._located(operation="gather"):
+            with located(self._rank, operation="gather"):
                 each = next(walked, None)
             if each is None:
                 return
@@ -281,7 +165,7 @@ class Transfer:
 
     def _paste(self, each: GatheredRound) -> tuple[GrowingShard, Bucket]:
         growing, shard = each.growing, each.growing.shard
-        with self._located(operation="map", stage=shard.stage, file=shard.file):
+        with located(self._rank, operation="map", stage=shard.stage, file=shard.file):
             if each.parts:
                 with self._span("receives"):
                     each.arrived()
@@ -295,12 +179,12 @@ class Transfer:
     def _freeze(self, each: GrowingShard) -> Frozen:
         shard = each.shard
         with (
-            self._located(operation="freeze", stage=shard.stage, file=shard.file),
+            located(self._rank, operation="freeze", stage=shard.stage, file=shard.file),
             self._span("encodes", num_bytes=shard.data_bytes, file=shard.file),
         ):
             frozen = Frozen(each.assembler.freeze(), each.image)
         if each.scratch is not None:
-            self._scratch.give_back(each.scratch)
+            self._rings.scratch.give_back(each.scratch)
         return frozen
 
     def _write(self, each: Frozen) -> WrittenShard:
@@ -308,7 +192,7 @@ class Transfer:
         self._progress.doing(f"writing {frozen.file}")
         # One for each shard: nobody would end one that waits for the next when another worker fails.
         with (
-            self._located(operation="write", file=frozen.file),
+            located(self._rank, operation="write", file=frozen.file),
             ThreadPoolExecutor(1, thread_name_prefix="digester") as digester,
         ):
             manifest = digester.submit(self._digest, frozen)
@@ -317,7 +201,7 @@ class Transfer:
                     frozen, self._staging, lambda count: self._progress.add("written", count)
                 )
             written = WrittenShard(file, manifest.result())
-        self._images.give_back(each.image)
+        self._rings.images.give_back(each.image)
         return written
 
     def _digest(self, frozen: FrozenShard) -> ShardManifest | RangeManifest:
@@ -327,7 +211,7 @@ class Transfer:
     def _commit(self, each: WrittenShard) -> str:
         file = each.manifest.file
         self._progress.doing(f"making {file} durable")
-        with self._located(operation="commit", file=file), self._span("writes", file=file):
+        with located(self._rank, operation="commit", file=file), self._span("writes", file=file):
             write.commit_shard(each.file, each.manifest, self._staging)
         self._progress.add("shards", 1)
         if isinstance(each.manifest, ShardManifest):
@@ -359,31 +243,8 @@ class Transfer:
         verify_file(self._rank, self._staging, each, self._progress)
         return each.file
 
-    @contextmanager
-    def _located(self, **where: object) -> Iterator[None]:
-        """Give every error the place where it happened."""
-        try:
-            yield
-        except StoppedWorkerError:
-            raise
-        except ExportError as error:
-            error.at(rank=self._rank, **where)
-            raise
-        except Exception as error:
-            raise errors.unforeseen(error).at(rank=self._rank, **where) from error
-
     def _release(self) -> None:
         for unpin in self._unpin:
             unpin()
-        del self._images, self._ahead, self._scratch, self._exchange.incoming
-
-
-def _memory(place: _Place) -> Iterator[list[memoryview]]:
-    """For each slice of a part, the memory that it is read into."""
-    part = place.given.part
-    for number, (slice_, begin) in enumerate(zip(part.slices, part.offsets)):
-        pieces = place.pieces[number] if place.pieces else None
-        if pieces is None:
-            assert place.region is not None
-            pieces = [place.region.view[begin : begin + slice_.num_bytes]]
-        yield pieces
+        self._rings.release()
+        del self._exchange.incoming

@@ -7,8 +7,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
+from pp_export.core import errors
+from pp_export.core.errors import ExportError
 from pp_export.distributed.world import World
 from pp_export.process.recorder import Recorder
 
@@ -46,6 +49,20 @@ class Progress:
 
 class StoppedWorkerError(Exception):
     """Another worker of this rank failed; raised in a worker by `Crew.check`, and seen by nobody else."""
+
+
+@contextmanager
+def located(rank: int, **where: object) -> Iterator[None]:
+    """Give every error of a worker the place where it happened."""
+    try:
+        yield
+    except StoppedWorkerError:
+        raise
+    except ExportError as error:
+        error.at(rank=rank, **where)
+        raise
+    except Exception as error:
+        raise errors.unforeseen(error).at(rank=rank, **where) from error
 
 
 class Crew:

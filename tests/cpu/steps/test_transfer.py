@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -21,8 +22,9 @@ def test_no_thread_is_left_when_a_shard_is_written(tmp_path: Path) -> None:
     transfer = object.__new__(Transfer)
     transfer._rank, transfer._staging, transfer._progress = 0, tmp_path, Progress()
     transfer._span = transfer._progress.recorder.span
-    transfer._images = RingBuffer(len(frozen.image))
-    image = transfer._images.take(len(frozen.image), lambda: None)
+    ring = RingBuffer(len(frozen.image))
+    transfer._rings = SimpleNamespace(images=ring)  # type: ignore[assignment]
+    image = ring.take(len(frozen.image), lambda: None)
     before = set(threading.enumerate())
     written = transfer._write(Frozen(frozen, image))
     assert set(threading.enumerate()) == before
