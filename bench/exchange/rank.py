@@ -115,6 +115,8 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
         for each in gathered:
             each.arrived()
             each.done()
+            if each.bucket is each.growing.shard.buckets[-1]:
+                transfer._rings.images.give_back(each.growing.image)  # nobody freezes it
         ended.append(now())
         yield from ()
 
@@ -123,8 +125,7 @@ def export_once(world: World, plan: ExportPlan) -> Timed:
     ) as transfer:
         dist.barrier()
         begun = now()
-        # `finish` makes what it is given durable; there is nothing in what it is given here.
-        transfer.finish(taken(transfer.gather(transfer.read(Source()))), lambda: None)  # type: ignore[arg-type]
+        transfer.finish(taken(transfer.gather(transfer.read(Source()))), lambda: None)
     return Timed(begun[0], ended[0][0], ended[0][1] - begun[1])
 
 

@@ -145,8 +145,8 @@ class Transfer:
         to_verify = deque(each for each in self._plan.to_verify if each.is_whole)
         return self._crew.in_parallel("verifier", self._announced(to_verify), self._verify, self._threads)
 
-    def finish(self, files: Iterable[str], on_poll: Callable[[], None]) -> None:
-        """Let all of this happen, until the last of the `files`; called by all ranks, and over when all are
+    def finish(self, files: Iterable[object], on_poll: Callable[[], None]) -> None:
+        """Let all of this happen, until the last of `files`; called by all ranks, and over when all are
         done.
 
         Raises the first error, of any rank.
