@@ -34,7 +34,7 @@ setup(
         "rich>=13",
         "isal>=1.6",
         "xxhash>=3.4.1",
-        "numpy>=1.24",
+        "numpy>=1.26",
         "transformers>=4.57",
         "accelerate>=1.0",
     ],
