@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.core.dtypes import from_torch
-from pp_export.core.tensors import Box, Shape
+from pp_export.core.tensors import Shape
+from tests.fixtures.catalogs import COLUMN, GLU, ROW, WHOLE, cut_boxes
 
-COLUMN, ROW, GLU, WHOLE = "column", "row", "glu", "whole"
 _DTYPE = from_torch("bfloat16")
 _RECORD_BYTES = 1 << 10
 """What torch.save puts around a tensor's bytes, about."""
@@ -95,7 +95,7 @@ class Model:
         for key, shape, cut, stage, expert in self.tensors():
             parts = self.expert_tensor if ".experts." in key else self.tensor
             boxes = []
-            for number, box in enumerate(_cut(shape, cut, parts)):
+            for number, box in enumerate(cut_boxes(shape, cut, parts)):
                 rank = (stage, expert, number % parts)
                 begin, length = ends.get(rank, 0), box.volume * _DTYPE.itemsize + _RECORD_BYTES
                 ends[rank] = begin + length
@@ -105,21 +105,6 @@ class Model:
         about = Description("folder", "torch_dist", "a benchmark", 1, None, {}, {}, reader="DCP")
         names = tuple(f"__{number}_0.distcp" for number in range(len(files)))
         return Catalog(about, names, tuple(items), tuple(tensors))
-
-
-def _cut(shape: Shape, cut: str, parts: int) -> list[Box]:
-    """Each rank's rows or columns, or its part of gate and of up."""
-    if cut == WHOLE:
-        return [Box((0,) * len(shape), shape)]
-    dim = 1 if cut == ROW else 0
-    count = parts * (2 if cut == GLU else 1)
-    step = shape[dim] // count
-    boxes = []
-    for number in range(count):
-        offset, size = [0] * len(shape), list(shape)
-        offset[dim], size[dim] = number * step, step
-        boxes.append(Box(tuple(offset), tuple(size)))
-    return boxes
 
 
 MODELS = {

@@ -96,15 +96,13 @@ class ExportPlan:
         to_verify: defaultdict[int, list[FileToVerify]] = defaultdict(list)
         for ranges, rank in zip(self.files, self.verifiers()):
             first, writers = ranges[0].range, tuple(shard.leader for shard in ranges)
-            header = None if first.is_whole else first.header
-            to_verify[rank].append(FileToVerify(first.file, first.file_bytes, writers, header))
+            to_verify[rank].append(FileToVerify(first.file, first.file_bytes, writers))
         return tuple(
             RankPlan(
                 rank=rank,
                 world_size=self.world_size,
                 fingerprint="",
                 num_links=len(self.links),
-                num_files_in_ranges=sum(len(ranges) > 1 for ranges in self.files),
                 rounds=tuple(rounds.get(rank, ())),
                 led=tuple(led.get(rank, ())),
                 group=group_of.get(rank, (rank,)),

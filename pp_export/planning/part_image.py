@@ -36,13 +36,10 @@ def to_bytes(part: RankPlan) -> bytes:
         for each in part.rounds
     ]
     value = [
-        [part.rank, part.world_size, part.num_links, part.num_files_in_ranges, part.described_bytes],
+        [part.rank, part.world_size, part.num_links, part.described_bytes],
         _runs(part.group),
         [[*link, count] for link, count in part.links.items()],
-        [
-            [each.file, each.num_bytes, each.writers, None if each.header is None else _text(each.header)]
-            for each in part.to_verify
-        ],
+        [[each.file, each.num_bytes, each.writers] for each in part.to_verify],
         part.items,
         led,
         rounds,
@@ -60,7 +57,7 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
     of the original.
     """
     head, group, links, to_verify, _, led_told, rounds_told, *tables = json.loads(image)
-    rank, world_size, num_links, num_files_in_ranges, described_bytes = head
+    rank, world_size, num_links, described_bytes = head
     heard = _Hearing(rank, *tables)
     led = tuple(map(heard.shard, led_told))
     taken = iter([LedBucket(shard, bucket) for shard in led for bucket in shard.buckets])
@@ -73,14 +70,12 @@ def from_bytes(image: bytes, fingerprint: str) -> RankPlan:
         world_size=world_size,
         fingerprint=fingerprint,
         num_links=num_links,
-        num_files_in_ranges=num_files_in_ranges,
         rounds=tuple(rounds),
         led=led,
         group=tuple(member for begin, count in group for member in range(begin, begin + count)),
         links={(sender, receiver): count for sender, receiver, count in links},
         to_verify=tuple(
-            FileToVerify(file, size, tuple(writers), None if first is None else first.encode("latin-1"))
-            for file, size, writers, first in to_verify
+            FileToVerify(file, num_bytes, tuple(writers)) for file, num_bytes, writers in to_verify
         ),
         described_bytes=described_bytes,
     )

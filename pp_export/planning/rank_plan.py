@@ -23,19 +23,16 @@ DESCRIBED_BOX_BYTES = 2400
 
 @dataclass(frozen=True)
 class FileToVerify:
-    """A file that a rank re-reads: its size, the ranks that write its ranges, in order of these, and, where
-    there are several, its header, which no shard JSON proves by itself.
-    """
+    """A file that a rank re-reads: its size, and the ranks that write its ranges, in order of these."""
 
     file: str
     num_bytes: int
     writers: tuple[int, ...]
-    header: bytes | None
 
     @property
     def is_whole(self) -> bool:
-        """Whether one leader writes all of it."""
-        return self.header is None
+        """Whether it is one range, which one leader writes."""
+        return len(self.writers) == 1
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,8 @@ class RankPlan:
     writes, in file order; `group` the ranks that it exchanges with, directly or by others, itself among them;
     `links` the bytes that go from it to others and from others to it; `to_verify` the files that it re-reads,
     never one that it wrote, unless there is no other rank. `num_links` counts those of the whole plan: where
-    there are none, no rank sends to another; `num_files_in_ranges` the files of the whole plan that several
-    ranks write. `described_bytes` is the memory that describing and planning the whole takes, on the rank
-    that does; `capacity` is what it may take of its node.
+    there are none, no rank sends to another. `described_bytes` is the memory that describing and planning
+    the whole takes, on the rank that does; `capacity` is what it may take of its node.
 
     Slices that it reads name their item by its number in the catalog that goes along; those that others
     read for it name none that it knows.
@@ -58,7 +54,6 @@ class RankPlan:
     world_size: int
     fingerprint: str
     num_links: int
-    num_files_in_ranges: int
     rounds: tuple[Round, ...]
     led: tuple[ShardPlan, ...]
     group: tuple[int, ...]
