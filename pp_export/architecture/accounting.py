@@ -168,7 +168,7 @@ class _Made:
         self.sources_of: dict[str, tuple[str, ...]] = {}
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
-        self._checked: dict[tuple[str, Shape], Geometry] = {}
+        self._checked: dict[tuple[str, TensorSpec], tuple[Geometry, dict[str, TensorSpec]]] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
 
     def add(
@@ -182,10 +182,10 @@ class _Made:
         numbers = [member[0] for member in members]
         sources = tuple(member[1] for member in members)
         rule, spec = members[0][2], specs[sources[0]]
-        stack = tuple(max(axis) + 1 for axis in zip(*numbers))
+        stack = tuple([max(axis) + 1 for axis in zip(*numbers)])
         if len(members) > 1 and (len(set(numbers)) != len(numbers) or not stack):
             return [f"{name} is made twice, from {' and '.join(sources)}" for name in names]
-        if any(specs[source] != spec for source in sources) or len(members) != math.prod(stack):
+        if len(members) != math.prod(stack) or any([specs[source] != spec for source in sources[1:]]):
             return [
                 f"{name} stacks tensors that differ or leave gaps: {', '.join(sources)}" for name in names
             ]
@@ -200,15 +200,15 @@ class _Made:
         if clashes:
             return clashes
         try:
-            geometry = self._geometry(rule.transform, spec.shape, sizes)
+            geometry, outputs = self._geometry(rule.transform, spec, sizes)
         except ExportError as error:
             return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
         by_role = dict(zip(rule.hf, names))
         assert rule.unit is not None
         unit = self._unit(rule.unit, members[0][3])  # of the first one, where layers are stacked
-        for role, shape in geometry.outputs.items():
+        for role, output in outputs.items():
             name = by_role[role]
-            self.mapped[name] = TensorSpec((*stack, *shape), spec.dtype)
+            self.mapped[name] = TensorSpec((*stack, *output.shape), spec.dtype) if stack else output
             self.unit_of[name] = unit
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
@@ -234,13 +234,18 @@ class _Made:
             self._units[key] = kind.unit(numbers)
         return self._units[key]
 
-    def _geometry(self, transform: Transform, shape: Shape, sizes: Mapping[str, int]) -> Geometry:
-        """The checked geometry of a source of `shape`: found once for all experts that are alike."""
-        key = (transform.name, shape)
+    def _geometry(
+        self, transform: Transform, spec: TensorSpec, sizes: Mapping[str, int]
+    ) -> tuple[Geometry, dict[str, TensorSpec]]:
+        """The checked geometry of a source like `spec`, and what each role of it is: found once for all
+        experts that are alike.
+        """
+        key = (transform.name, spec)
         if key not in self._checked:
-            geometry = transform.geometry(shape, sizes)
-            transform.check(shape, geometry)
-            self._checked[key] = geometry
+            geometry = transform.geometry(spec.shape, sizes)
+            transform.check(spec.shape, geometry)
+            outputs = {role: TensorSpec(shape, spec.dtype) for role, shape in geometry.outputs.items()}
+            self._checked[key] = geometry, outputs
         return self._checked[key]
 
 

@@ -21,7 +21,7 @@ from pp_export.core.errors import RuleError
 
 HOLES = ("layer", "expert", "mtp")
 _HOLE_SEGMENT = re.compile(r"(?<=\.)\{\w*\}(?=\.|$)")
-_NUMBER_SEGMENT = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_NUMBER_SEGMENT = re.compile(r"(?<=\.)(\d+)(?=\.|$)")
 _ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit"}
 _UNIT_KEYS = {"unit", "megatron"}
 
@@ -81,10 +81,9 @@ class Architecture:
 
     def match(self, name: str) -> tuple[Rule, dict[str, int]] | None:
         """The row for the canonical tensor `name` and the numbers in its holes."""
-        rule = self._by_template.get(_NUMBER_SEGMENT.sub("{}", name))
-        if rule is None:
-            return None
-        return rule, dict(zip(rule.holes, map(int, _NUMBER_SEGMENT.findall(name))))
+        parts = _NUMBER_SEGMENT.split(name)
+        rule = self._by_template.get("{}".join(parts[::2]))
+        return None if rule is None else (rule, dict(zip(rule.holes, map(int, parts[1::2]))))
 
 
 def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Architecture:

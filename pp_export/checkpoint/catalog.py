@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pp_export.checkpoint.canonical_names import canonical
+from pp_export.checkpoint.canonical_names import CanonicalKey, canonical
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
-from pp_export.core.numbering import Numbering
+from pp_export.core.numbering import Numbering, heard_rows, told_rows
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 
 
@@ -70,11 +71,6 @@ class StoredTensor:
     boxes: tuple[StoredBox, ...]
     interleave: Interleave | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is one canonical tensor as it is: nothing is stacked in it, no rows take turns."""
-        return self.interleave is None and not canonical(self.key).num_stacked
-
 
 @dataclass(frozen=True)
 class Description:
@@ -116,8 +112,7 @@ class Catalog:
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and type of every canonical tensor."""
         specs = {}
-        for tensor in self.tensors:
-            key = canonical(tensor.key)
+        for tensor, key in zip(self.tensors, self._keys):
             spec = TensorSpec(tensor.shape[key.num_stacked :], tensor.dtype)
             if key.num_stacked:
                 specs.update(dict.fromkeys(key.names(tensor.shape), spec))
@@ -128,21 +123,24 @@ class Catalog:
     @cached_property
     def slices(self) -> dict[str, tuple[Slice, ...]]:
         """The stored slices of every canonical tensor."""
-        found: dict[str, list[Slice]] = {}
-        for tensor in self.tensors:
-            if tensor.is_plain:
-                name, dtype = canonical(tensor.key).template, tensor.dtype
-                found.setdefault(name, []).extend(
-                    [
-                        Slice(name, box, dtype, item, begin, strides)
-                        for box, item, begin, strides in tensor.boxes
-                    ]
-                )
+        found: defaultdict[str, list[Slice]] = defaultdict(list)
+        for tensor, key in zip(self.tensors, self._keys):
+            if tensor.interleave is None and not key.num_stacked:
+                name, dtype = key.template, tensor.dtype
+                found[name] += [
+                    Slice(name, box, dtype, item, begin, strides)
+                    for box, item, begin, strides in tensor.boxes
+                ]
                 continue
             for stored in tensor.boxes:
                 for slice_ in slices_of(tensor, stored):
-                    found.setdefault(slice_.name, []).append(slice_)
+                    found[slice_.name].append(slice_)
         return {name: tuple(slices) for name, slices in found.items()}
+
+    @cached_property
+    def _keys(self) -> list[CanonicalKey]:
+        """What the key of each tensor means."""
+        return [canonical(tensor.key) for tensor in self.tensors]
 
     @cached_property
     def key_of_item(self) -> dict[int, str]:
@@ -165,21 +163,24 @@ class Catalog:
         """
         files: Numbering[int] = Numbering()
         boxes: Numbering[Box] = Numbering()
-        items_told: list[Any] = []
-        tensors_told: dict[int, list[Any]] = {}
-        for number, item in enumerate(items):
-            file, offset, length, crc = self.stored_items[item]
-            items_told += (files[file], offset, length, crc)
-            for tensor, stored in self._boxes_of_item[item]:
-                told = tensors_told.setdefault(tensor, [])
-                told += (boxes[stored.box], number, stored.begin, stored.strides)
+        tensors: Numbering[int] = Numbering()
+        rows = [
+            (tensors[tensor], boxes[box], number, begin, strides)
+            for number, item in enumerate(items)
+            for tensor, (box, _, begin, strides) in self._boxes_of_item[item]
+        ]
+        places = [
+            (files[file], offset, length, crc)
+            for file, offset, length, crc in map(self.stored_items.__getitem__, items)
+        ]
         names = self.files if self.holders is None else self.holders
         about = self.description
         value = [
             [about.folder, about.format, about.reader, self.holders is None, self.is_one_file_per_rank],
             [names[file] for file in files],
-            items_told,
-            [[*_told(self.tensors[number]), told] for number, told in tensors_told.items()],
+            told_rows(places),
+            [_told(self.tensors[number]) for number in tensors],
+            told_rows(rows),
             list(boxes),
         ]
         return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
@@ -187,26 +188,25 @@ class Catalog:
     @classmethod
     def from_bytes(cls, image: bytes) -> Catalog:
         """What `image_of` told."""
-        (folder, form, reader, has_files, is_one_file_per_rank), names, items, tensors, boxes = json.loads(
-            zlib.decompress(image)
-        )
-        made = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes]
+        about, names, items, tensors, rows, boxes_told = json.loads(zlib.decompress(image))
+        folder, form, reader, has_files, is_one_file_per_rank = about
+        made = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes_told]
+        boxes: list[list[StoredBox]] = [[] for _ in tensors]
+        for tensor, box, item, begin, strides in heard_rows(rows):
+            boxes[tensor].append(StoredBox(made[box], item, begin, strides and tuple(strides)))
         return cls(
             Description(folder, form, "", None, None, {}, {}, reader=reader),
             tuple(names) if has_files else (),
-            tuple(itertools.starmap(StoredItem, _fours(items))),
+            tuple(itertools.starmap(StoredItem, heard_rows(items))),
             tuple(
                 StoredTensor(
                     key,
                     tuple(shape),
                     dtypes.from_torch(dtype),
-                    tuple(
-                        StoredBox(made[box], item, begin, strides and tuple(strides))
-                        for box, item, begin, strides in _fours(told)
-                    ),
+                    tuple(boxes_of_tensor),
                     interleave and Interleave(*interleave),
                 )
-                for key, shape, dtype, interleave, told in tensors
+                for (key, shape, dtype, interleave), boxes_of_tensor in zip(tensors, boxes)
             ),
             None if has_files else tuple(map(tuple, names)),
             is_one_file_per_rank,
@@ -223,10 +223,16 @@ class Catalog:
 
     def check_names(self) -> None:
         """Raise CheckpointError if stacked and single keys give one canonical name twice."""
-        counts = Counter(name for t in self.tensors for name in canonical(t.key).names(t.shape))
+        num_names = sum(
+            math.prod(tensor.shape[: key.num_stacked]) for tensor, key in zip(self.tensors, self._keys)
+        )
+        if num_names == len(self.specs):
+            return
+        counts = Counter(
+            name for tensor, key in zip(self.tensors, self._keys) for name in key.names(tensor.shape)
+        )
         doubled = sorted(name for name, count in counts.items() if count > 1)
-        if doubled:
-            raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
+        raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
 
     @property
     def is_stacked(self) -> bool:
@@ -239,12 +245,6 @@ def _told(tensor: StoredTensor) -> list[Any]:
     interleave = tensor.interleave
     told = None if interleave is None else [interleave.block, interleave.parts]
     return [tensor.key, tensor.shape, tensor.dtype.torch_name, told]
-
-
-def _fours(values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Values that were told one after another, four by four."""
-    each = iter(values)
-    return zip(each, each, each, each)
 
 
 def slices_of(tensor: StoredTensor, stored: StoredBox) -> Iterator[Slice]:

@@ -1,8 +1,10 @@
-"""Numbers for values that come often, so that an image says each of them once."""
+"""How an image says what comes often: a value by its number, a column of which all values are alike by one."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from itertools import repeat
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -12,3 +14,14 @@ class Numbering(dict[T, int]):
 
     def __missing__(self, value: T) -> int:
         return self.setdefault(value, len(self))
+
+
+def told_rows(rows: Collection[tuple[Any, ...]]) -> list[Any]:
+    """Rows as JSON takes them: how many, and their columns, of one value only where all are alike."""
+    return [len(rows), *(column[:1] if len(set(column)) == 1 else column for column in zip(*rows))]
+
+
+def heard_rows(told: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """The rows that `told_rows` told."""
+    count, *columns = told
+    return zip(*(column if len(column) == count else repeat(column[0], count) for column in columns))

@@ -164,8 +164,10 @@ class _Caller:
                 )
 
     def end(self) -> None:
-        """End the thread, unless a call holds it up for ever."""
+        """End the thread; wait for that, but not for one that a call holds up for ever."""
         self._calls.put(None)
+        if self._thread is not None:
+            self._thread.join(_LOOK_SECONDS)
 
 
 def _serve(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:

@@ -259,7 +259,7 @@ class ClusterOptions(Options):
         "cores of a node; default: as many as this process may use here", None, positive=True
     )
     storage_gbps: str = _option(
-        "R,W: gigabytes per second that the storage reads and writes for all nodes together", "2,1"
+        "R,W: gigabytes per second that the storage reads, or writes, for all nodes together", "2,1"
     )
     network_gbps: float = _option(
         "gigabytes per second that one node gets through its network, to the storage and to others",

@@ -18,10 +18,17 @@ def assign_shared(files: Sequence[FileContent], world_size: int) -> Assignment:
     runs = _runs(files, world_size)
     num_runs = runs[-1] + 1
     leaders = tuple(run * world_size // num_runs for run in runs)
-    parts = parts_of_items(files, leaders)
-    reader_of = {item: largest_part(of_leader) for item, of_leader in parts.items()}
-    meetings = [of_leader for of_leader in parts.values() if len(of_leader) > 1]
-    return Assignment(connected([*((leader,) for leader in leaders), *meetings]), leaders, reader_of)
+    reader_of: dict[int, int] = {}
+    shared = {
+        item
+        for file, leader in zip(files, leaders)
+        for item in file.item_bytes
+        if reader_of.setdefault(item, leader) != leader
+    }
+    parts = parts_of_items(files, leaders, shared) if shared else {}
+    reader_of |= {item: largest_part(of_leader) for item, of_leader in parts.items()}
+    groups = [*((leader,) for leader in leaders), *parts.values()]
+    return Assignment(connected(groups), leaders, reader_of)
 
 
 def _runs(files: Sequence[FileContent], world_size: int) -> list[int]:

@@ -8,7 +8,7 @@ Where every rank can read every slice (files on a shared filesystem), each reads
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,11 +26,16 @@ class FileContent:
     slices: tuple[Slice, ...]
 
     @cached_property
+    def slice_bytes(self) -> list[int]:
+        """The bytes of each slice."""
+        return [slice_.num_bytes for slice_ in self.slices]
+
+    @cached_property
     def item_bytes(self) -> dict[int, int]:
         """How many bytes it takes of each stored item."""
         found: dict[int, int] = {}
-        for slice_ in self.slices:
-            found[slice_.item] = found.get(slice_.item, 0) + slice_.num_bytes
+        for slice_, num_bytes in zip(self.slices, self.slice_bytes):
+            found[slice_.item] = found.get(slice_.item, 0) + num_bytes
         return found
 
 
@@ -98,11 +103,15 @@ def leaders_of(
     return tuple(leaders)
 
 
-def parts_of_items(files: Sequence[FileContent], leaders: Sequence[int]) -> dict[int, dict[int, int]]:
-    """For each item, how many bytes of it go to which leader, in file order."""
+def parts_of_items(
+    files: Sequence[FileContent], leaders: Sequence[int], items: Collection[int] | None = None
+) -> dict[int, dict[int, int]]:
+    """For each item (of `items`, if any), how many bytes of it go to which leader, in file order."""
     found: dict[int, dict[int, int]] = {}
     for file, leader in zip(files, leaders):
         for item, num_bytes in file.item_bytes.items():
+            if items is not None and item not in items:
+                continue
             of_leader = found.setdefault(item, {})
             of_leader[leader] = of_leader.get(leader, 0) + num_bytes
     return found

@@ -7,10 +7,10 @@ than one key would come in a random order.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from pp_export.core import dtypes
@@ -101,23 +101,28 @@ class FileRange:
 
 def arrange(tensors: Mapping[str, TensorSpec]) -> tuple[TensorPlace, ...]:
     """The tensors of one shard in canonical order, without gaps."""
-    ordered = sorted(tensors, key=lambda name: (-dtypes.order(tensors[name].dtype), name.encode()))
+    # Texts sort as their UTF-8 does.
+    ordered = sorted(tensors)
+    if len({spec.dtype for spec in tensors.values()}) > 1:
+        ordered.sort(key=lambda name: -dtypes.order(tensors[name].dtype))
     places, begin = [], 0
     for name in ordered:
-        places.append(TensorPlace(name, tensors[name], begin))
-        begin = places[-1].end
+        spec = tensors[name]
+        places.append(TensorPlace(name, spec, begin))
+        begin += spec.num_bytes
     return tuple(places)
 
 
 def header(places: tuple[TensorPlace, ...]) -> bytes:
     """The file's first bytes: the header's length in 8 bytes, then the header."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for place in places:
-        entries[place.name] = {
-            "dtype": place.spec.dtype.safetensors_name,
-            "shape": list(place.spec.shape),
-            "data_offsets": [place.begin, place.end],
-        }
-    image = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    entries = ['"__metadata__":{"format":"pt"}']
+    for name, spec, begin in places:
+        # A whole JSON library takes three times as long, of which there are hundreds of thousands.
+        shape, end = ",".join(map(str, spec.shape)), begin + spec.num_bytes
+        entries.append(
+            f'{encode_basestring(name)}:{{"dtype":"{spec.dtype.safetensors_name}","shape":[{shape}],'
+            f'"data_offsets":[{begin},{end}]}}'
+        )
+    image = f"{{{','.join(entries)}}}".encode()
     image += b" " * (-len(image) % 8)
     return len(image).to_bytes(8, "little") + image

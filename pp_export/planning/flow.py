@@ -77,7 +77,7 @@ class _Tasks:
         self._num_threads = machine.threads(work.world_size)
         self._cores = [Shared(machine.cores, most=1.0) for _ in range(machine.nodes)]
         self._network = [Shared(machine.node_gbps * GB) for _ in range(machine.nodes)]
-        self._reading, self._writing = Shared(machine.read_gbps * GB), Shared(machine.write_gbps * GB)
+        self._storage = Shared(1.0)
         self._workers: dict[tuple[int, Word], Worker] = {}
 
     def of_all(self) -> Iterator[_Done]:
@@ -97,13 +97,14 @@ class _Tasks:
                 encode = self._of(rank, "encodes", shard.encoded_bytes, name, costs.encodes, gathered)
                 after, size = [encode.task], shard.num_bytes
                 hash_ = self._of(rank, "hashes", size, name, costs.hashes, after)
-                write = self._of(rank, "writes", size, name, costs.writes, after, self._writing)
+                write = self._of(rank, "writes", size, name, costs.writes, after, self._machine.write_gbps)
                 yield from (encode, hash_, write)
                 held.append([hash_.task, write.task])
                 written += held[-1]
             if (verifier := file.verifier) is not None:
                 size, cost = file.num_bytes, costs.verifies
-                yield self._of(verifier, "verifies", size, file.file, cost, written, self._reading)
+                gbps = self._machine.read_gbps
+                yield self._of(verifier, "verifies", size, file.file, cost, written, gbps)
 
     def _gathering(self, shard: ShardWork, freed: list[Task]) -> Iterator[_Done]:
         """Each part of a shard is read by its rank, piece by piece, and goes to its place; if that rank isn't
@@ -113,7 +114,7 @@ class _Tasks:
         for rank, part in shard.read_by:
             for begin in range(0, part, _PIECE_BYTES):
                 size = min(_PIECE_BYTES, part - begin)
-                read = self._of(rank, "reads", size, file, costs.reads, freed, self._reading)
+                read = self._of(rank, "reads", size, file, costs.reads, freed, self._machine.read_gbps)
                 yield read
                 if rank != shard.leader:
                     send = self._sending(rank, shard.leader, size, file, read.task)
@@ -135,12 +136,18 @@ class _Tasks:
         file: str,
         cost: float,
         after: list[Task],
-        storage: Shared | None = None,
+        storage_gbps: float | None = None,
     ) -> _Done:
+        """A task that passes over so many bytes, and whether the storage moves them: those that read and
+        those that write share its time.
+        """
         node = self._node(rank)
         uses = [(self._cores[node], num_bytes / GB * cost)]
-        if storage is not None:
-            uses += [(storage, float(num_bytes)), (self._network[node], float(num_bytes))]
+        if storage_gbps is not None:
+            uses += [
+                (self._storage, num_bytes / GB / storage_gbps),
+                (self._network[node], float(num_bytes)),
+            ]
         return _Done(Task(self._worker(rank, word), uses, after), rank, word, num_bytes, file)
 
     def _node(self, rank: int) -> int:

@@ -39,8 +39,9 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`nodes` with `cores` each, for which `read_gbps` and `write_gbps` (GB/s) are what the storage gives all
-    of them together, and `node_gbps` what one node gets through its network, to the storage and to others.
+    """`nodes` with `cores` each, for which `read_gbps` or `write_gbps` (GB/s) are what the storage gives all
+    of them together while it does nothing else: who reads and who writes share its time, as on a disk.
+    `node_gbps` is what one node gets through its network, to the storage and to others.
     """
 
     nodes: int

@@ -13,7 +13,8 @@ from typing import Any
 from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
 from pp_export.core import dtypes
-from pp_export.core.numbering import Numbering
+from pp_export.core.dtypes import DType
+from pp_export.core.numbering import Numbering, heard_rows, told_rows
 from pp_export.core.tensors import Box, Slice, TensorSpec
 from pp_export.core.views import View
 from pp_export.planning.file_layout import FileRange, TensorPlace, header
@@ -43,7 +44,7 @@ def to_bytes(part: RankPlan) -> bytes:
         part.items,
         led,
         rounds,
-        [list(told.sources), [told.types[source] for source in told.sources]],
+        [list(told.sources), [told.types[source].torch_name for source in told.sources]],
         list(told.names),
         list(told.views),
         list(told.boxes),
@@ -92,7 +93,7 @@ class _Telling:
         self.views: Numbering[View] = Numbering()
         self.boxes: Numbering[Box] = Numbering()
         self.labels: Numbering[ShardLabel] = Numbering()
-        self.types: dict[str, str] = {}
+        self.types: dict[str, DType] = {}
         self._item = {item: number for number, item in enumerate(items)}
 
     def shard(self, shard: ShardPlan) -> list[Any]:
@@ -128,13 +129,12 @@ class _Telling:
         return [self.labels[given.shard], self.slices(given.part)]
 
     def slices(self, part: Contribution) -> list[Any]:
-        """Five values for each slice, one after another."""
-        told: list[Any] = []
         sources, types, boxes, item_of = self.sources, self.types, self.boxes, self._item
+        rows = []
         for name, box, dtype, item, begin, strides in part.slices:
-            types[name] = dtype.torch_name
-            told += (sources[name], boxes[box], item_of.get(item, _OF_ANOTHER_RANK), begin, strides)
-        return told
+            types[name] = dtype
+            rows.append((sources[name], boxes[box], item_of.get(item, _OF_ANOTHER_RANK), begin, strides))
+        return told_rows(rows)
 
     def _place(self, place: TensorPlace) -> list[Any]:
         return [self.names[place.name], place.spec.dtype.torch_name, place.spec.shape, place.begin]
@@ -203,7 +203,7 @@ class _Hearing:
 
     def _part(self, rank: int, told: list[Any]) -> Contribution:
         slices = []
-        for source, box, item, begin, strides in _by(5, told):
+        for source, box, item, begin, strides in heard_rows(told):
             name, dtype = self._sources[source]
             slices.append(
                 Slice(name, self._boxes[box], dtype, item, begin, None if strides is None else tuple(strides))

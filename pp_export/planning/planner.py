@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -75,19 +75,23 @@ def make_plan(
     ]
     encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
 
-    def ties_of(name: str) -> list[str]:
+    def ties_of(name: str) -> Collection[str]:
         """What must have one leader: a source that several tensors come from, tensors encoded together."""
-        return [*account.sources_of[name], *(encoding_of[name].outputs if name in encoding_of else ())]
+        sources = account.sources_of[name]
+        return (*sources, *encoding_of[name].outputs) if name in encoding_of else sources
 
     # Where the user bounds who leads, ranges would have no leaders of their own.
     is_bounded = leaders_per_stage is not None and (grid, holders) != (None, None)
     num_leaders = 1 if is_bounded else world_size
     fair_share = -(-sum(spec.num_bytes for spec in account.outputs.values()) // num_leaders)
     parts = [
-        (unit, list(tensors) if range_.is_whole else _in_natural_order(range_), range_)
+        (unit, names, range_)
         for position, (unit, tensors) in enumerate(files, start=1)
-        for range_ in cut_ranges(
-            FileLayout(numbered_weights(position, len(files)), arrange(tensors)), ties_of, fair_share
+        for range_, names in _in_order_of(
+            tensors,
+            cut_ranges(
+                FileLayout(numbered_weights(position, len(files)), arrange(tensors)), ties_of, fair_share
+            ),
         )
     ]
     sources_of = [_sources(account, names) for _, names, _ in parts]
@@ -110,7 +114,7 @@ def make_plan(
         mapped |= set(names) - {name for e in encodings for name in e.outputs}
         buckets = [
             Bucket(number + i, bucket)
-            for i, bucket in enumerate(_buckets(contents[position].slices, assignment.reader_of, leader))
+            for i, bucket in enumerate(_buckets(contents[position], assignment.reader_of, leader))
         ]
         number += len(buckets)
         shards.append(
@@ -140,12 +144,12 @@ def _ordered(sources: Iterable[str], slices: Slices) -> tuple[Slice, ...]:
 
 
 def _buckets(
-    slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int
+    content: FileContent, reader_of: Mapping[int, int], leader: int
 ) -> list[tuple[Contribution, ...]]:
     """The buckets of a shard, filled up to BUCKET_BYTES."""
     filled: list[defaultdict[int, list[Slice]]] = [defaultdict(list)]
     size = 0
-    for row, reader, num_bytes in _in_turns(slices, reader_of, leader):
+    for row, reader, num_bytes in _in_turns(content, reader_of, leader):
         if size and size + num_bytes > BUCKET_BYTES:
             filled.append(defaultdict(list))
             size = 0
@@ -157,7 +161,7 @@ def _buckets(
 
 
 def _in_turns(
-    slices: Iterable[Slice], reader_of: Mapping[int, int], leader: int
+    content: FileContent, reader_of: Mapping[int, int], leader: int
 ) -> list[tuple[Slice, int, int]]:
     """The rows of all slices, who reads each, and its bytes. Readers take turns as their shares demand, each
     with its own rows in their order.
@@ -165,12 +169,15 @@ def _in_turns(
     Every leader begins at another reader. Otherwise all leaders of a group would ask the same rank in the
     same round (for expert 0, then 1, ...), and the others would wait.
     """
-    rows = [
-        (row, reader_of[slice_.item], row.num_bytes) for slice_ in slices for row in slice_.rows(BUCKET_BYTES)
-    ]
+    rows: list[tuple[Slice, int, int]] = []
     to_read: defaultdict[int, int] = defaultdict(int)
-    for _, reader, num_bytes in rows:
+    for slice_, num_bytes in zip(content.slices, content.slice_bytes):
+        reader = reader_of[slice_.item]
         to_read[reader] += num_bytes
+        if num_bytes <= BUCKET_BYTES:
+            rows.append((slice_, reader, num_bytes))
+        else:
+            rows += [(row, reader, row.num_bytes) for row in slice_.rows(BUCKET_BYTES)]
     if len(to_read) < 2:
         return rows
     readers = sorted(to_read)
@@ -207,8 +214,13 @@ def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dic
     return files
 
 
-def _in_natural_order(range_: FileRange) -> list[str]:
-    return sorted((place.name for place in range_.tensors), key=_natural)
+def _in_order_of(
+    tensors: Mapping[str, TensorSpec], ranges: Iterable[FileRange]
+) -> Iterator[tuple[FileRange, list[str]]]:
+    """The ranges of a file, and the names in each in the order of the file's `tensors`."""
+    position = {name: number for number, name in enumerate(tensors)}
+    for range_ in ranges:
+        yield range_, sorted((place.name for place in range_.tensors), key=position.__getitem__)
 
 
 def _natural(name: str) -> list[Any]:

@@ -101,8 +101,7 @@ def _bounds(work: Work, machine: Machine) -> dict[str, float]:
             cpu[node] += size * costs.verifies
             network[node] += size
     return {
-        "reading": reading / GB / machine.read_gbps,
-        "writing": writing / GB / machine.write_gbps,
+        "storage": (reading / machine.read_gbps + writing / machine.write_gbps) / GB,
         "cores": max(cpu) / GB / machine.cores,
         "network": max(network) / GB / machine.node_gbps,
     }

@@ -46,12 +46,13 @@ def _groups(
     places: Sequence[TensorPlace], ties_of: Callable[[str], Collection[str]]
 ) -> list[list[TensorPlace]]:
     """Runs of tensors that no tie leads out of, as short as possible."""
-    last_of = {tie: position for position, place in enumerate(places) for tie in ties_of(place.name)}
+    ties = [ties_of(place.name) for place in places]
+    last_of = {tie: position for position, tied in enumerate(ties) for tie in tied}
     groups: list[list[TensorPlace]] = []
     end = -1
-    for position, place in enumerate(places):
+    for position, (place, tied) in enumerate(zip(places, ties)):
         if position > end:
             groups.append([])
         groups[-1].append(place)
-        end = max(end, position, *(last_of[tie] for tie in ties_of(place.name)))
+        end = max(end, position, *map(last_of.__getitem__, tied))
     return groups

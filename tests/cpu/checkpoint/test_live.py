@@ -104,7 +104,7 @@ def test_nothing_of_the_job_is_changed(found: Found, model: str, layout: str) ->
     """
     ranks = found(name_of(model, layout))
     for rank in ranks:
-        assert (rank["changed"], rank["threads"], rank["all_reduce"]) == ([], 0, len(ranks))
+        assert (rank["changed"], rank["threads"], rank["all_reduce"]) == ([], [], len(ranks))
 
 
 def test_replicas_share_the_work(found: Found) -> None:
@@ -145,7 +145,7 @@ def test_a_failure_is_the_same_error_everywhere_and_leaves_the_job_alone(
     assert len(ranks) == 4
     for one in ranks:
         assert one["error"] == ranks[0]["error"]
-        assert (one["changed"], one["threads"], one["all_reduce"]) == ([], 0, 4)
+        assert (one["changed"], one["threads"], one["all_reduce"]) == ([], [], 4)
     assert f"injected into {what}" in ranks[0]["error"]["what"]
     assert ranks[0]["error"]["where"]["rank"] == rank
     assert [path.name for path in (root / fault).iterdir() if not path.name.startswith("rank")] == []

@@ -53,8 +53,7 @@ def test_one_file_takes_its_steps_one_after_another() -> None:
     assert list(found.ended) == pytest.approx([6.4])
     assert found.bounds == {
         "start": pytest.approx(3),
-        "reading": pytest.approx(1),
-        "writing": pytest.approx(2),
+        "storage": pytest.approx(1 + 2),
         "cores": pytest.approx((2 * (0.2 + 0.5 + 0.1 + 0.2) + 0.4) / 2),
         "network": pytest.approx(0.06),
     }
@@ -73,6 +72,18 @@ def test_one_core_does_what_two_do_side_by_side() -> None:
     """Hash and write share a core: the work of both is the bound."""
     slow = replace(MACHINE, write_gbps=100)
     assert predict(one_file(), slow).phases["bytes"] == pytest.approx(0.5 + 0.4 + 1.2 + 0.5)
+
+
+def test_reading_and_writing_share_the_storage() -> None:
+    """Two ranks with two files each: while the second ones are read, the first ones are written; the storage
+    moves one byte at a time, so all of them take as long as if they came one after another.
+    """
+    size = int(GB)
+    shards = [ShardWork(f"{number}", number % 2, size, 0, ((number % 2, size),)) for number in range(4)]
+    work = Work(2, 1000, tuple(FileWork(shard.file, (shard,), None) for shard in shards))
+    found = predict(work, replace(MACHINE, cores=16))
+    assert found.phases["bytes"] == pytest.approx(4 / 4 + 4 / 1)
+    assert found.bound_by == "storage"
 
 
 def test_what_another_rank_reads_is_sent() -> None:
