@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.checkpoint import Source, default_cache
-from bench.growth.axes import Stored, exporting, working_in
+from bench.growth.axes import Measured, Stored, exporting, working_in
 from bench.prediction.rates import disk_gbps, pass_costs
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.options.kinds import ExportOptions
@@ -72,19 +72,21 @@ def _machine(folder: Path, empty: Stored, rounds: int) -> Machine:
     """This machine, all of it measured; `empty` is a model of nearly no bytes."""
     read, write = disk_gbps(folder)
     costs = replace(Costs(), **pass_costs(folder))
-    alone = [exporting(empty, folder, number, 1, cold=True) for number in range(rounds)]
-    both = [exporting(empty, folder, number, 2, cold=True) for number in range(rounds)]
-    wall, wall_of_two, cpu, cpu_of_two = (
-        statistics.median(run[key] for run in runs)
-        for key, runs in (("wall", alone), ("wall", both), ("cpu", alone), ("cpu", both))
+    exporting(empty, folder, 0, 1)  # the library's answer comes from the cache from now on
+    (wall, _), (wall_of_two, cpu_of_two), (_, cpu_of_four) = (
+        _medians([exporting(empty, folder, number, ranks, cold=True) for number in range(rounds)])
+        for ranks in (1, 2, 4)
     )
-    start = wall - costs.publish_seconds
-    cores = usable_cores()
-    # With two ranks, the launcher and both of them.
-    waiting = max(start, cpu * 2 / cores)
-    launch = max(0.0, wall_of_two - costs.publish_seconds - waiting)
-    costs = replace(costs, start_seconds=start, launch_seconds=launch, rank_cpu_seconds=cpu_of_two / 2)
+    start, cores = wall - costs.publish_seconds, usable_cores()
+    rank_cpu = (cpu_of_four - cpu_of_two) / 2
+    launch = max(0.0, wall_of_two - costs.publish_seconds - max(start, rank_cpu * 2 / cores))
+    costs = replace(costs, start_seconds=start, launch_seconds=launch, rank_cpu_seconds=rank_cpu)
     return Machine(nodes=1, cores=cores, read_gbps=read, write_gbps=write, node_gbps=1000, costs=costs)
+
+
+def _medians(runs: list[Measured]) -> tuple[float, float]:
+    """Seconds of the whole runs and of their CPUs."""
+    return statistics.median(run["wall"] for run in runs), statistics.median(run["cpu"] for run in runs)
 
 
 def _predicted(source: Source, ranks: int, machine: Machine) -> Prediction:

@@ -13,6 +13,9 @@ from pathlib import Path
 import xxhash
 from isal import isal_zlib
 
+from pp_export.core.dtypes import from_torch
+from pp_export.shards.finite import count_not_finite
+
 _SIZE, _STEP = 512 << 20, 4 << 20
 GB = 1e9
 
@@ -48,7 +51,9 @@ def disk_gbps(folder: Path) -> tuple[float, float]:
 
 
 def pass_costs(folder: Path) -> dict[str, float]:
-    """CPU seconds per GB: of reading with a CRC-32, SHA-256, writing with XXH3, and reading back by XXH3."""
+    """CPU seconds per GB: of reading with a CRC-32, SHA-256 and the look for what is no finite number, writing
+    with XXH3, and reading back by XXH3.
+    """
     memory, file = mmap.mmap(-1, _SIZE), folder / "rates"
     view = memoryview(memory)
     for begin in range(0, _SIZE, _STEP):
@@ -71,12 +76,16 @@ def pass_costs(folder: Path) -> dict[str, float]:
             check(step)
         os.close(descriptor)
 
+    def look_and_hash() -> None:
+        count_not_finite(view, from_torch("bfloat16"))
+        hashlib.sha256(view)
+
     try:
         found = {"writes": _cpu_seconds(write)}
         file.read_bytes()  # into the page cache
         found["reads"] = _cpu_seconds(lambda: read(isal_zlib.crc32, 0))
         found["verifies"] = _cpu_seconds(lambda: read(xxhash.xxh3_128_digest, os.O_DIRECT))
-        found["hashes"] = _cpu_seconds(lambda: hashlib.sha256(view))
+        found["hashes"] = _cpu_seconds(look_and_hash)
     finally:
         file.unlink(missing_ok=True)
     return {name: seconds / (_SIZE / GB) for name, seconds in found.items()}
