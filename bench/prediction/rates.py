@@ -51,8 +51,8 @@ def disk_gbps(folder: Path) -> tuple[float, float]:
 
 
 def pass_costs(folder: Path) -> dict[str, float]:
-    """CPU seconds per GB: of reading with a CRC-32, SHA-256 and the look for what is no finite number, writing
-    with XXH3, and reading back by XXH3.
+    """CPU seconds per GB: of reading with a CRC-32, SHA-256 and the look for what is no finite number,
+    writing with XXH3, and reading back by XXH3.
     """
     memory, file = mmap.mmap(-1, _SIZE), folder / "rates"
     view = memoryview(memory)

@@ -185,7 +185,7 @@ class _Made:
         stack = tuple([max(axis) + 1 for axis in zip(*numbers)])
         if len(members) > 1 and (len(set(numbers)) != len(numbers) or not stack):
             return [f"{name} is made twice, from {' and '.join(sources)}" for name in names]
-        if len(members) != math.prod(stack) or any([specs[source] != spec for source in sources[1:]]):
+        if len(members) != math.prod(stack) or any(specs[source] != spec for source in sources[1:]):
             return [
                 f"{name} stacks tensors that differ or leave gaps: {', '.join(sources)}" for name in names
             ]

@@ -1,4 +1,4 @@
-"""How an image says what comes often: a value by its number, a column of which all values are alike by one."""
+"""How an image says what comes often: a value by its number, a column whose values are all alike by one."""
 
 from __future__ import annotations
 
