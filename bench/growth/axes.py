@@ -49,19 +49,24 @@ class Stored:
 
     @classmethod
     def write(cls, folder: Path, gigabytes: float) -> Stored:
-        """Write it to `folder`, unless it is there; with 0 GB, it is a toy."""
+        """Write it to `folder`, unless it is there, and export it once: the library's answer comes from the
+        cache from then on. With 0 GB, it is a toy.
+        """
         sizes = (
             SIZES["small"]
             if not gigabytes
             else replace(_SIZES, layers=max(1, round((gigabytes - _BESIDES_GB) / _LAYER_GB)))
         )
         checkpoint, reference = folder / f"{gigabytes:g}GB", folder / f"{gigabytes:g}GB-reference"
-        if not checkpoint.exists():
+        source, is_new = Source(checkpoint, reference), not checkpoint.exists()
+        if is_new:
             reference.mkdir(parents=True)
             (reference / "config.json").write_text(json.dumps(sizes.config_json()))
             write_checkpoint(checkpoint, sizes)
-        source = Source(checkpoint, reference)
-        return cls(source, source.num_bytes / 1e9)
+        stored = cls(source, source.num_bytes / 1e9)
+        if is_new:
+            exporting(stored, folder, 0, 1)
+        return stored
 
 
 def exporting(

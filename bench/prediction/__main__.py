@@ -72,7 +72,6 @@ def _machine(folder: Path, empty: Stored, rounds: int) -> Machine:
     """This machine, all of it measured; `empty` is a model of nearly no bytes."""
     read, write = disk_gbps(folder)
     costs = replace(Costs(), **pass_costs(folder))
-    exporting(empty, folder, 0, 1)  # the library's answer comes from the cache from now on
     (wall, _), (wall_of_two, cpu_of_two), (_, cpu_of_four) = (
         _medians([exporting(empty, folder, number, ranks, cold=True) for number in range(rounds)])
         for ranks in (1, 2, 4)
