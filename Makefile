@@ -35,7 +35,7 @@ demo: $(READY) ## write a real Megatron checkpoint, export it, verify it, compar
 	@$(BIN)/python -m tests.fixtures.compare_logits $(DEMO)/checkpoint/tp2pp2 qwen2 $(DEMO)/export
 
 test: $(READY) ## run the tests (CPU; tests/gpu is skipped without a GPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Real frameworks are large, so they live beside the tests' own packages, not among them.
 FRAMEWORKS := $(VENV)/frameworks

@@ -39,7 +39,14 @@ setup(
         "accelerate>=1.0",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "jsonschema>=4", "megatron-core==0.16.1", "psutil>=5.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "jsonschema>=4",
+            "megatron-core==0.16.1",
+            "psutil>=5.9",
+        ],
         "check": ["coverage>=7.10", "ruff>=0.8", "mypy>=1.13", "types-PyYAML", "types-jsonschema"],
     },
     entry_points={"console_scripts": ["pp_export = pp_export.cli:main"]},

@@ -25,14 +25,17 @@ _TAIL_CHARACTERS = 4000
 class Run:
     """One run of one variant. CPU seconds are those of all its processes; `report` is pp_export's own.
 
-    `other_cores` is how many cores all else kept busy meanwhile, the kernel's own threads (which write dirty
-    pages to the disk) and the sampling included: above a few tenths, somebody else was using the machine.
+    `disk_busy` is for how much of the time the disk of its output had something to do; None where the kernel
+    doesn't count it. `other_cores` is how many cores all else kept busy meanwhile, the kernel's own threads
+    (which write dirty pages to the disk) and the sampling included: above a few tenths, somebody else was
+    using the machine.
     """
 
     variant: str
     round: int
     wall_seconds: float
     cpu_seconds: float
+    disk_busy: float | None
     other_cores: float
     peak_anonymous_bytes: int
     peak_resident_bytes: int
@@ -55,6 +58,7 @@ def run(variant: Variant, number: int, log: Path) -> Run:
     """Measure the whole process, from before it is started until it has ended. Its output goes to `log`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     own_before, all_before = _own_cpu_seconds(), _all_cpu_seconds()
+    disk_before = _disk_seconds(log.parent)
     with log.open("wb") as output:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -73,12 +77,14 @@ def run(variant: Variant, number: int, log: Path) -> Run:
         raise SystemExit(f"{' '.join(variant.command)}\nexit status {status}; its output ends with:\n{tail}")
     cpu_seconds = _own_cpu_seconds() - own_before
     other_seconds = max(0.0, _all_cpu_seconds() - all_before - cpu_seconds)
+    disk_seconds = None if disk_before is None else (_disk_seconds(log.parent) or 0.0) - disk_before
     report = json.loads(variant.report.read_bytes()) if variant.report is not None else {}
     return Run(
         variant.name,
         number,
         wall_seconds,
         cpu_seconds,
+        None if disk_seconds is None else min(1.0, disk_seconds / wall_seconds),
         other_seconds / wall_seconds,
         sampler.peak_bytes,
         sampler.resident_bytes,
@@ -92,6 +98,17 @@ def run(variant: Variant, number: int, log: Path) -> Run:
 def _own_cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def _disk_seconds(folder: Path) -> float | None:
+    """For how long the disk of `folder` has had something to do since the machine started."""
+    device = os.stat(folder).st_dev
+    numbers = [str(os.major(device)), str(os.minor(device))]
+    for line in Path("/proc/diskstats").read_text().splitlines():
+        fields = line.split()
+        if fields[:2] == numbers:
+            return int(fields[12]) / 1000
+    return None
 
 
 def _all_cpu_seconds() -> float:

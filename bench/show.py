@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from bench.variants import Variant
 
 PHASES = ("plan", "export", "index", "publish")
 _CAPTION = (
+    "Disk busy: for how much of the time the disk had something to do, as the kernel counts it. "
     "Others' cores: how many cores all else kept busy during the run; above a few tenths the machine was "
     "not alone. Peaks are of all processes of a run together. Anonymous (RssAnon and RssShmem) is sampled "
     "and can miss what is short; resident is the sum of the kernel's own peaks (VmHWM), libraries included."
@@ -29,16 +31,21 @@ def show(console: Console, results: Results, variants: Sequence[Variant], facts:
 def _runs(results: Results, variants: Sequence[Variant]) -> Table:
     table = _table("Median, with least and most", "variant")
     table.caption, table.caption_justify = _CAPTION, "left"
-    for heading in ("name", "seconds", "CPU seconds", "others' cores", "anonymous MB", "resident MB"):
+    for heading in (
+        *("name", "seconds", "CPU seconds", "cores busy", "disk busy"),
+        *("others' cores", "anonymous MB", "resident MB"),
+    ):
         table.add_column(heading, justify="left" if heading == "name" else "right")
     figures: tuple[Value, ...] = (
         lambda run: run.wall_seconds,
         lambda run: run.cpu_seconds,
+        lambda run: 100 * run.cpu_seconds / run.wall_seconds / (os.cpu_count() or 1),
+        lambda run: 100 * run.disk_busy if run.disk_busy is not None else None,
         lambda run: run.other_cores,
         lambda run: run.peak_anonymous_bytes / 1e6,
         lambda run: run.peak_resident_bytes / 1e6,
     )
-    forms = ("{:.2f}", "{:.2f}", "{:.1f}", "{:,.0f}", "{:,.0f}")
+    forms = ("{:.2f}", "{:.2f}", "{:.0f}%", "{:.0f}%", "{:.1f}", "{:,.0f}", "{:,.0f}")
     for variant in variants:
         cells = [_cell(results.spread(variant.name, value), form) for value, form in zip(figures, forms)]
         table.add_row(variant.text, variant.name, *cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from bench.checkpoint import Source
 
 WORLD_SIZES = (1, 2)
+COPY = "cp-sync-reread"
+"""What any verified export does at least: read, write durably, read back."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Variant:
 def all_variants(source: Source, folder: Path) -> list[Variant]:
     """The variants in the order of a round; all write below `folder`, on the checkpoint's own filesystem."""
     python = sys.executable
-    copy = f"cp -r {source.checkpoint} {folder / 'cp'}"
+    copied = folder / "cp"
+    copy = f"cp -r {source.checkpoint} {copied} && sync -f {copied}"
+    reread = f"find {copied} -type f -exec dd if={{}} of=/dev/null bs=8M iflag=direct status=none ';'"
     naive = (
         python,
         "-m",
@@ -36,13 +41,14 @@ def all_variants(source: Source, folder: Path) -> list[Variant]:
     )
     variants = [
         Variant("naive", "naive converter of today", naive, folder / "naive"),
-        Variant("cp", "cp -r of the checkpoint", tuple(copy.split()), folder / "cp"),
         Variant(
-            "cp-sync",
-            "cp -r, then sync -f: on disk",
-            ("sh", "-c", f"{copy} && sync -f {folder / 'cp'}"),
-            folder / "cp",
+            "naive-sync",
+            "the same, then sync -f: on disk",
+            ("sh", "-c", f"{shlex.join(naive)} && sync -f {folder / 'naive'}"),
+            folder / "naive",
         ),
+        Variant("cp-sync", "cp -r of the checkpoint, then sync -f", ("sh", "-c", copy), copied),
+        Variant(COPY, "the same, then read back past the cache", ("sh", "-c", f"{copy} && {reread}"), copied),
     ]
     for world_size in WORLD_SIZES:
         launcher = (python, "-m") if world_size == 1 else _torchrun(world_size)

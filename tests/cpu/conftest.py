@@ -11,6 +11,7 @@ import pytest
 
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.reference import write_reference
+from tests.fixtures.sharing import alone, of_the_run
 
 Checkpoint = Callable[[str, str], Path]
 Reference = Callable[[str], Path]
@@ -75,12 +76,14 @@ LAUNCHES = (
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """`checkpoint(name, layout)`: the root folder of a checkpoint by megatron-core, not to be changed."""
-    root = tmp_path_factory.mktemp("checkpoints")
+    root = of_the_run(tmp_path_factory, "checkpoints")
 
     def find(name: str, layout: str) -> Path:
         folder = root / name / layout
-        if not folder.exists():
-            _write(root, next(launch for launch in LAUNCHES if _writes(launch, name, layout)), find)
+        number = next(i for i, launch in enumerate(LAUNCHES) if _writes(launch, name, layout))
+        with alone(root / f"launch-{number}.lock"):
+            if not folder.exists():
+                _write(root, LAUNCHES[number], find)
         return folder
 
     return find
@@ -89,13 +92,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """`reference(name)`: the Hugging Face folder without weights that belongs to a checkpoint."""
-    root = tmp_path_factory.mktemp("references")
+    root = of_the_run(tmp_path_factory, "references")
     models = {written.name: written.model for launch in LAUNCHES for written in launch.written}
 
     def find(name: str) -> Path:
         folder = root / models[name]
-        if not folder.exists():
-            write_reference(models[name], folder)
+        with alone(root / f"{models[name]}.lock"):
+            if not folder.exists():
+                write_reference(models[name], folder)
         return folder
 
     return find
