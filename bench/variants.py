@@ -31,21 +31,18 @@ def all_variants(source: Source, folder: Path) -> list[Variant]:
     copied = folder / "cp"
     copy = f"cp -r {source.checkpoint} {copied} && sync -f {copied}"
     reread = f"find {copied} -type f -exec dd if={{}} of=/dev/null bs=8M iflag=direct status=none ';'"
-    naive = (
-        python,
-        "-m",
-        "bench.naive",
-        str(source.checkpoint),
-        str(source.reference),
-        str(folder / "naive"),
-    )
+
+    def naive(output: Path) -> tuple[str, ...]:
+        return (python, "-m", "bench.naive", *map(str, (source.checkpoint, source.reference, output)))
+
+    naive_on_disk = f"{shlex.join(naive(folder / 'naive-sync'))} && sync -f {folder / 'naive-sync'}"
     variants = [
-        Variant("naive", "naive converter of today", naive, folder / "naive"),
+        Variant("naive", "naive converter of today", naive(folder / "naive"), folder / "naive"),
         Variant(
             "naive-sync",
             "the same, then sync -f: on disk",
-            ("sh", "-c", f"{shlex.join(naive)} && sync -f {folder / 'naive'}"),
-            folder / "naive",
+            ("sh", "-c", naive_on_disk),
+            folder / "naive-sync",
         ),
         Variant("cp-sync", "cp -r of the checkpoint, then sync -f", ("sh", "-c", copy), copied),
         Variant(COPY, "the same, then read back past the cache", ("sh", "-c", f"{copy} && {reread}"), copied),
