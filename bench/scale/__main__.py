@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.growth.plot import Point, draw
 from bench.scale.models import MODELS
 
 WORLDS = (1, 8, 128, 1024, 16384)
@@ -29,15 +30,31 @@ def main() -> int:
     parser.add_argument("--ranks", nargs="+", type=int, default=WORLDS)
     parser.add_argument("--described", nargs="*", default=DESCRIBED, help="models to write and describe")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help="draw rank 0's seconds by ranks, as SVG")
     options = parser.parse_args()
     runs = [_run(model, ranks) for model in options.models for ranks in options.ranks]
     described = [_run(model, 0) for model in options.described]
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(_planned(runs))
     console.print(_described(described))
+    if options.figure is not None:
+        options.figure.write_text(figure(runs))
     if options.json is not None:
         options.json.write_text(json.dumps({"planned": runs, "described": described}, indent=1) + "\n")
     return 0
+
+
+def figure(runs: list[dict[str, Any]]) -> str:
+    """CPU seconds of rank 0 by ranks, a line for each model."""
+    series: dict[str, list[Point]] = {}
+    for run in runs:
+        seconds = _seconds(run)
+        series.setdefault(f"{run['boxes']:,} boxes", []).append(Point(run["ranks"], seconds, seconds, seconds))
+    return draw("CPU seconds of rank 0 for account, plan and parts", "ranks", "s", series)
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    return sum(float(run["steps"][name]["cpu_seconds"]) for name in ("specs", *_STEPS))
 
 
 def _run(model: str, ranks: int) -> dict[str, Any]:
