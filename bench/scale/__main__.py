@@ -49,7 +49,9 @@ def figure(runs: list[dict[str, Any]]) -> str:
     series: dict[str, list[Point]] = {}
     for run in runs:
         seconds = _seconds(run)
-        series.setdefault(f"{run['boxes']:,} boxes", []).append(Point(run["ranks"], seconds, seconds, seconds))
+        series.setdefault(f"{run['boxes']:,} boxes", []).append(
+            Point(run["ranks"], seconds, seconds, seconds)
+        )
     return draw("CPU seconds of rank 0 for account, plan and parts", "ranks", "s", series)
 
 

@@ -17,23 +17,24 @@ class Costs:
 
     What a rank `reads`, with the source's CRC-32 along, goes to its place in the shard. What another has read
     it `sends`, which costs as much again where it is received, and `pastes`. What is cast it `encodes`. It
-    `hashes` (SHA-256) and `writes`, with XXH3 along, and `verifies` by XXH3 what it reads back.
+    `hashes` (SHA-256, and a look for NaN) and `writes`, with XXH3 along, and `verifies` by XXH3 what it reads
+    back.
 
     A run of one rank takes `start_seconds` before its first byte; more ranks take `rank_cpu_seconds` each,
     and their launcher `launch_seconds`. `publish_seconds` are those after the last byte.
     """
 
-    reads: float = 0.20
+    reads: float = 0.29
     sends: float = 0.30
     pastes: float = 0.19
     encodes: float = 0.50
-    hashes: float = 0.56
-    writes: float = 0.10
-    verifies: float = 0.18
-    box_seconds: float = 60e-6
-    start_seconds: float = 1.5
-    launch_seconds: float = 1.5
-    rank_cpu_seconds: float = 2.0
+    hashes: float = 0.95
+    writes: float = 0.20
+    verifies: float = 0.23
+    box_seconds: float = 80e-6
+    start_seconds: float = 1.0
+    launch_seconds: float = 3.5
+    rank_cpu_seconds: float = 4.0
     publish_seconds: float = 0.3
 
 
