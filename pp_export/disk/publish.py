@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,9 +18,9 @@ from pathlib import Path
 from pp_export.core import file_names, weight_index
 from pp_export.core.errors import TargetError
 from pp_export.disk.files import attempt, read_umask, remove_folder, sync_folder
+from pp_export.disk.replaceable import check_replaceable
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
-_MARKS = re.compile(r"iter_\d+|mp_rank_.*|latest_checkpointed_iteration\.txt|\.metadata|.*\.distcp")
 _OF_ALL = (file_names.INDEX, file_names.MANIFEST, file_names.SUMS)
 
 
@@ -30,9 +29,8 @@ def check_target(
 ) -> None:
     """Raise TargetError unless `target` may be made, or replaced with `overwrite`.
 
-    `beside` leaves what else it holds alone, so it only must not hold weights. Otherwise only a model folder
-    may be replaced: none that holds a checkpoint, nor one of `sources` or the working directory, since an old
-    folder is removed with everything in it.
+    `beside` leaves what else it holds alone, so it only must not hold weights. Otherwise only an empty folder
+    or a model's (`check_replaceable`) may be replaced, and none that holds one of `sources`.
     """
     if not target.parent.is_dir():
         raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
@@ -52,10 +50,12 @@ def check_target(
             where={"output": target},
             advice="choose another --output, or pass --overwrite to replace it once the new one is complete",
         )
-    _check_replaceable(target, beside, sources)
+    _check_apart(target, beside, sources)
+    if not beside:
+        check_replaceable(target)
 
 
-def _check_replaceable(target: Path, beside: bool, sources: Iterable[Path]) -> None:
+def _check_apart(target: Path, beside: bool, sources: Iterable[Path]) -> None:
     real = target.resolve()
     for source in (source.resolve() for source in sources):
         if real == source or (not beside and real in source.parents):
@@ -65,14 +65,6 @@ def _check_replaceable(target: Path, beside: bool, sources: Iterable[Path]) -> N
                 got=source,
                 advice="choose another --output",
             )
-    marks = sorted(path.name for path in target.iterdir() if _MARKS.fullmatch(path.name))
-    if marks and not beside:
-        raise TargetError(
-            "the output holds a Megatron checkpoint, which replacing it would remove",
-            where={"output": target},
-            got=", ".join(marks[:5]),
-            advice="choose another --output, or --contents model to put the model beside what is there",
-        )
 
 
 def holds_weights(folder: Path) -> bool:
@@ -95,6 +87,7 @@ def publish(staging: Path, target: Path) -> list[str]:
     if old is None:
         attempt("rename", target, lambda: os.rename(staging, target))
         return _afterwards(partial(sync_folder, target.parent))
+    check_replaceable(target)  # somebody may have put something in it meanwhile
     replaced = attempt("swap", target, lambda: _exchange(staging, target))
     return _afterwards(partial(sync_folder, target.parent), partial(remove_folder, replaced))
 
