@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-frameworks test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-frameworks test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -45,6 +45,19 @@ $(FRAMEWORKS)/.ready: tests/frameworks/requirements.txt $(READY)
 
 test-frameworks: $(FRAMEWORKS)/.ready ## run verl's own checkpoint manager through the bridge (installs verl, 500 MB)
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=$(CURDIR)/$(FRAMEWORKS) $(BIN)/python -m pytest tests/frameworks
+
+test-slurm: $(READY) ## run the templates of launch/ on a real Slurm of two nodes, on this machine (as root; installs Debian's slurm)
+	.ci/slurm-packages
+	$(BIN)/python -m pytest tests/slurm
+
+export: $(READY) ## export the job file JOB: make export JOB=job.yaml [ARGS="--dtype bfloat16"]
+	$(BIN)/python -m pp_export export "$(JOB)" $(ARGS)
+
+plan: $(READY) ## show what an export of JOB would do: make plan JOB=job.yaml [ARGS="--world-size 8"]
+	$(BIN)/python -m pp_export plan "$(JOB)" $(ARGS)
+
+verify: $(READY) ## prove a folder: make verify DIR=/exports/my_run
+	$(BIN)/python -m pp_export verify "$(DIR)" $(ARGS)
 
 # The oldest and newest Python, each in an environment of its own. tests/oldest.txt: the lowest versions that setup.py admits.
 test-pythons: test-oldest test-newest ## run a selection on Python 3.10 with the lowest packages, and 3.13 with the newest

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pp_export.core.errors import ExportError, OptionError
+from pp_export.core.errors import ExportError, LaunchError, OptionError
 from pp_export.options.kinds import (
     ClusterOptions,
     ExportOptions,
@@ -27,7 +27,7 @@ from pp_export.options.kinds import (
     flag,
 )
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
-from pp_export.process import log, signals
+from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
     from pp_export.distributed.world import World
@@ -170,6 +170,15 @@ def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]
 
 def _export(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
+    try:
+        launch.check_launch(os.environ)
+    except LaunchError as error:
+        if not launch.is_first(os.environ):
+            return 1  # the first of them says it for all
+        from pp_export.steps import report
+
+        report.write_failure(error, options)
+        raise
     is_first = os.environ.get("RANK", "0") == "0"
     os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     if is_first:

@@ -109,6 +109,10 @@ class PeerError(ExportError):
     """Another rank failed, died or stopped making progress; `where` names it."""
 
 
+class LaunchError(ExportError):
+    """The processes were not started as the ranks of one export."""
+
+
 class StoppedError(ExportError):
     """The process was told to stop (SIGTERM, SIGINT)."""
 

@@ -1,0 +1,224 @@
+"""Claims: the templates of `launch` export on a real Slurm as users submit them, and whatever Slurm does to a
+job in the middle, nothing half made is published or left.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.gpu.model import SIZES, write_checkpoint
+from tests.fixtures.exports import files_of
+from tests.fixtures.processes import ROOT, run_python
+from tests.slurm.cluster import ENDED, Cluster, missing, wait_until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+LAUNCH = ROOT / "launch"
+SIZES_OF_A_WHILE = replace(SIZES["small"], layers=6, hidden=2048, ffn=8192, heads=16, groups=4, head_dim=128)
+SMALL = ("--cpus-per-task=1", "--mem=0")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    for above in (folder, folder.parent, folder.parent.parent):
+        above.chmod(0o755)  # munge's user looks into it
+    with Cluster(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `job.yaml` for a checkpoint of two iterations that takes seconds to export."""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "reference").mkdir()
+    (folder / "reference" / "config.json").write_text(json.dumps(SIZES_OF_A_WHILE.config_json()))
+    for iteration in (100, 200):
+        write_checkpoint(folder / "checkpoint" / f"iter_{iteration:07d}", SIZES_OF_A_WHILE)
+    (folder / "checkpoint" / "latest_checkpointed_iteration.txt").write_text("100")
+    job = {"checkpoint": folder / "checkpoint", "reference": folder / "reference", "max_shard_size": "100MB"}
+    (folder / "job.yaml").write_text("".join(f"{key}: {value}\n" for key, value in job.items()))
+    return folder
+
+
+class Job:
+    """A submitted template and what it is to make."""
+
+    def __init__(
+        self, cluster: Cluster, jobs: Path, template: str, name: str, *sbatch: str, **env: str
+    ) -> None:
+        self.cluster, self.output = cluster, jobs / name
+        known = {"JOB": str(jobs / "job.yaml"), "OUTPUT": str(self.output), "PYTHON": sys.executable}
+        env = {**known, "PYTHONPATH": str(ROOT), "RANKS_PER_NODE": "2", **env}
+        self.number = cluster.submit(LAUNCH / template, sbatch=(*SMALL, *sbatch), cwd=jobs, **env)
+        self.log = jobs / f"pp_export-{self.number}.log"
+
+    @property
+    def litter(self) -> list[str]:
+        """What it leaves beside its output."""
+        return [path.name for path in self.output.parent.glob(f".{self.output.name}.*")]
+
+    @property
+    def report(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(Path(f"{self.output}.report.json").read_bytes())
+        return found
+
+    def wait_for_bytes(self) -> None:
+        """Wait until the export is in the middle of writing."""
+        wait_until(lambda: bool(self.litter), f"staging folder of job {self.number}\n{self.log}", 90)
+        assert not self.output.exists()
+
+    def check_complete(self, tmp_path: Path) -> None:
+        """The output is whole, and nothing lies beside it."""
+        assert self.cluster.ended(self.number)["JobState"] == "COMPLETED", self.log.read_text()
+        run_python(["-m", "pp_export", "verify", str(self.output)], tmp_path, timeout_s=120).checked()
+        assert self.report["status"] == "ok"
+
+    def check_nothing(self) -> None:
+        """There is no output, and nothing lies beside where it would be."""
+        assert not self.output.exists()
+        assert self.litter == []
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, jobs: Path) -> Job:
+    """An export on one node."""
+    job = Job(cluster, jobs, "one_node.sbatch", "one-node")
+    cluster.ended(job.number)
+    return job
+
+
+def test_one_node(whole: Job, tmp_path: Path) -> None:
+    """The job completes, the folder verifies, the report and the log are where the template says."""
+    whole.check_complete(tmp_path)
+    assert whole.litter == []
+    assert "exporting" in whole.log.read_text()
+
+
+def test_many_nodes_make_the_same_bytes(cluster: Cluster, jobs: Path, whole: Job, tmp_path: Path) -> None:
+    """Two nodes of two ranks are one world, and make what one process makes."""
+    job = Job(cluster, jobs, "many_nodes.sbatch", "many-nodes", "--nodes=2")
+    job.check_complete(tmp_path)
+    assert job.litter == []
+    assert job.report["world_size"] == 4
+    assert cluster.job(job.number)["NumNodes"] == "2"
+    made, expected = (
+        {name: data for name, data in files_of(folder).items() if name.endswith(".safetensors")}
+        for folder in (job.output, whole.output)
+    )
+    assert made == expected
+
+
+def test_a_job_requeued_in_the_middle_begins_again(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """The ranks stop cleanly, the job comes back under its number and completes."""
+    job = Job(cluster, jobs, "many_nodes.sbatch", "requeued", "--nodes=2")
+    job.wait_for_bytes()
+    cluster.told("scontrol", "requeue", job.number)
+    wait_until(lambda: cluster.job(job.number)["Restarts"] == "1", "restart")
+    job.check_complete(tmp_path)
+    assert cluster.job(job.number)["Restarts"] == "1"
+    assert job.litter == []
+
+
+def test_a_cancelled_job_leaves_nothing(cluster: Cluster, jobs: Path) -> None:
+    """No folder, no staging folder; the report says that it was told to stop."""
+    job = Job(cluster, jobs, "many_nodes.sbatch", "cancelled", "--nodes=2")
+    job.wait_for_bytes()
+    cluster.told("scancel", job.number)
+    assert cluster.ended(job.number)["JobState"] == "CANCELLED"
+    wait_until(lambda: not job.litter, "removal of the staging folder", 30)
+    job.check_nothing()
+    assert job.report["status"] == "failed"
+    assert "SIGTERM" in json.dumps(job.report)
+
+
+def test_a_lost_node_brings_the_job_back(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """When a node is gone, Slurm queues the job again; with a node in its place it completes."""
+    job = Job(cluster, jobs, "many_nodes.sbatch", "lost", "--nodes=2")
+    job.wait_for_bytes()
+    cluster.lose_node("n2")
+    try:
+        wait_until(lambda: cluster.job(job.number)["JobState"] == "PENDING", "requeue", 90)
+        assert not job.output.exists()
+    finally:
+        cluster.start_node("n2")
+    job.check_complete(tmp_path)
+
+
+def test_time_is_used_to_stop(cluster: Cluster, jobs: Path) -> None:
+    """Before its time is over the job is told to stop, and leaves nothing: it fails, and is not cut off."""
+    job = Job(cluster, jobs, "many_nodes.sbatch", "late", "--nodes=2", "--time=1", "--signal=TERM@58")
+    state = cluster.ended(job.number)["JobState"]
+    if state != "COMPLETED":  # Slurm looks at times now and then, and may be later than the export is
+        assert state == "FAILED", job.log.read_text()
+        job.check_nothing()
+
+
+def test_an_array_with_a_bad_element(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """Each element is a job of its own: what is not there fails by name, the others complete. Submitted again
+    they leave what is made as it is.
+    """
+    outputs = jobs / "iterations"
+    outputs.mkdir()
+    made: dict[str, int] = {}
+    for _ in range(2):
+        array = Job(cluster, jobs, "iterations.sbatch", "unused", "--array=100,150,200", OUTPUTS=str(outputs))
+        states = _ended_elements(cluster, array.number)
+        assert states == {"100": "COMPLETED", "150": "FAILED", "200": "COMPLETED"}
+        assert {path.name for path in outputs.iterdir() if path.is_dir()} == {"iter_0000100", "iter_0000200"}
+        report = json.loads((outputs / "iter_0000150.report.json").read_bytes())
+        assert report["status"] == "failed"
+        assert "150" in json.dumps(report["error"])
+        times = {path.name: path.stat().st_mtime_ns for path in outputs.iterdir() if path.is_dir()}
+        made = made or times
+        assert times == made
+
+
+def _ended_elements(cluster: Cluster, number: str) -> dict[str, str]:
+    """The state of each element of an array when all have ended."""
+
+    def states() -> dict[str, str]:
+        lines = cluster.told("scontrol", "show", "job", number, "--oneliner").splitlines()
+        fields = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+        return {each["ArrayTaskId"]: each["JobState"] for each in fields}
+
+    wait_until(lambda: set(states().values()) <= set(ENDED), "end of the array", 180)
+    return states()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        (("-n", "2"), ("-m",)),
+        (
+            ("-N", "2", "--ntasks-per-node=1"),
+            ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"),
+        ),
+    ],
+    ids=["no torchrun", "a torchrun of its own on each node"],
+)
+def test_processes_that_are_no_world_are_refused(
+    cluster: Cluster, jobs: Path, tmp_path: Path, launcher: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """They would each export everything to one folder: one says what to do instead, and nothing is made."""
+    output = tmp_path / "output"
+    command = [*words, "pp_export", "export", str(jobs / "job.yaml"), "--output", str(output)]
+    done = subprocess.run(
+        ["srun", *launcher, sys.executable, *command],
+        cwd=tmp_path,
+        env=cluster.env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: srun started 2") == 1
+    assert "many_nodes.sbatch" in done.stderr
+    assert not list(tmp_path.glob("*output*"))
