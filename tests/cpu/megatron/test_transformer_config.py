@@ -74,7 +74,6 @@ def test_everything_else_is_kept() -> None:
         (functional.gelu, "gelu"),
         (None, None),
     ],
-    ids=str,
 )
 def test_functions_become_their_names(function: Any, name: str | None) -> None:
     """However a function is given, its name is kept; nothing depends on where it lies in memory."""

@@ -139,7 +139,6 @@ def globals_of(image: bytes) -> list[tuple[str, str]]:
         torch.load,
         json.loads,
     ],
-    ids=str,
 )
 def test_harmless_globals_are_refused_too(value: Any) -> None:
     """What is not in the table is refused even if it could do no harm: the table is closed."""
