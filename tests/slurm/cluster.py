@@ -138,6 +138,15 @@ class Cluster:
         wait_until(lambda: self.job(number)["JobState"] in ENDED, f"end of job {number}", timeout_s)
         return self.job(number)
 
+    def start_again(self, number: str) -> None:
+        """Wait until a job is queued again, and spare it the two minutes for which Slurm holds such jobs back."""
+        wait_until(lambda: self._is_queued_again(number), f"requeue of {self.job(number)}", 90)
+        self.told("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def _is_queued_again(self, number: str) -> bool:
+        job = self.job(number)
+        return job["JobState"] == "PENDING" and job["Restarts"] == "1"
+
     def _idle(self) -> int:
         return self.told("sinfo", "-h", "-N", "-o", "%T").split().count("idle")
 

@@ -405,12 +405,19 @@ def staging(tmp_path: Path) -> Path:
     (tmp_path / "bystander" / "f").write_bytes(b"keep")
     folder = files.staging_path(tmp_path / "target", "run7")
     files.make_folder(folder)
-    write_file(folder / "f", [b"new"])
+    write_file(folder / "config.json", [b"new"])
     return folder
 
 
+def older(folder: Path) -> None:
+    """A model folder that may be replaced."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"old")
+
+
 def content(tmp_path: Path) -> bytes | None:
-    path = tmp_path / "target" / "f"
+    path = tmp_path / "target" / "config.json"
     return path.read_bytes() if path.exists() else None
 
 
@@ -427,13 +434,12 @@ def test_publishing_gives_the_folder_its_name(tmp_path: Path, staging: Path) -> 
     """The staging folder becomes the target, and nothing else changes."""
     publish(staging, tmp_path / "target", overwrite=False)
     assert content(tmp_path) == b"new"
-    assert listing(tmp_path) == ["bystander", "bystander/f", "target", "target/f"]
+    assert listing(tmp_path) == ["bystander", "bystander/f", "target", "target/config.json"]
 
 
 def test_an_existing_target_is_refused_and_kept(tmp_path: Path, staging: Path) -> None:
     """Without --overwrite an existing folder stays as it is, with the way out in the message."""
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "f").write_bytes(b"old")
+    older(tmp_path / "target")
     acts: list[Callable[[], object]] = [
         lambda: publish(staging, tmp_path / "target", overwrite=False),
         lambda: publishing.check_target(tmp_path / "target", overwrite=False),
@@ -452,12 +458,11 @@ def test_overwriting_swaps_and_removes_only_the_old_folder(
     """With --overwrite the new folder takes the name and the old one goes, on filesystems of both kinds."""
     if not has_exchange:
         monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "f").write_bytes(b"old")
-    (tmp_path / "target" / "more").write_bytes(b"old")
+    older(tmp_path / "target")
+    (tmp_path / "target" / "README.md").write_bytes(b"old")
     publish(staging, tmp_path / "target", overwrite=True)
     assert content(tmp_path) == b"new"
-    assert listing(tmp_path) == ["bystander", "bystander/f", "target", "target/f"]
+    assert listing(tmp_path) == ["bystander", "bystander/f", "target", "target/config.json"]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES])
@@ -474,8 +479,7 @@ def test_exchange_falls_back_only_where_it_is_unknown(
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc())
     monkeypatch.setattr(ctypes, "get_errno", lambda: code)
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "f").write_bytes(b"old")
+    older(tmp_path / "target")
     if code == errno.EACCES:
         with pytest.raises(TargetError, match="swap failed: Permission denied"):
             publish(staging, tmp_path / "target", overwrite=True)
@@ -503,11 +507,10 @@ def test_any_failing_call_leaves_the_target_whole(
     def attempt(root: Path, fail_at: int | None) -> list[str]:
         root.mkdir()
         if overwrite:
-            (root / "target").mkdir()
-            (root / "target" / "f").write_bytes(b"old")
+            older(root / "target")
         folder = root / ".staging"
         folder.mkdir()
-        (folder / "f").write_bytes(b"new")
+        (folder / "config.json").write_bytes(b"new")
         faulty_os = faulty(fail_at)
         if fail_at is None:
             publish(folder, root / "target", overwrite=overwrite)
@@ -533,7 +536,7 @@ def test_targets_that_are_no_folders_are_refused(tmp_path: Path, staging: Path) 
     kept.
     """
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "f").write_bytes(b"keep")
+    (tmp_path / "elsewhere" / "config.json").write_bytes(b"keep")
     target = tmp_path / "target"
     for make in (
         lambda: target.symlink_to("elsewhere"),
@@ -546,8 +549,8 @@ def test_targets_that_are_no_folders_are_refused(tmp_path: Path, staging: Path) 
                 publish(staging, target, overwrite=overwrite)
         assert target.is_symlink() or target.read_bytes() == b"a file"
         target.unlink()
-    assert (tmp_path / "elsewhere" / "f").read_bytes() == b"keep"
-    assert (staging / "f").read_bytes() == b"new"
+    assert (tmp_path / "elsewhere" / "config.json").read_bytes() == b"keep"
+    assert (staging / "config.json").read_bytes() == b"new"
 
 
 def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
@@ -607,6 +610,7 @@ NEW = [file_names.INDEX, "f"]
 @pytest.fixture
 def weights(staging: Path) -> Path:
     """A staged export with an index."""
+    (staging / "config.json").rename(staging / "f")
     write_file(staging / file_names.INDEX, [b"{}"])
     return staging
 
@@ -619,7 +623,7 @@ def test_other_files_stay_what_they_are(tmp_path: Path, weights: Path, target: P
     assert {name: (target / name).lstat().st_ino for name in THEIRS} == before
     assert (target / "config.json").read_text() == "their config.json"
     assert mode(target / "config.json") == 0o640
-    assert content(tmp_path) == b"new"
+    assert (target / "f").read_bytes() == b"new"
     assert sorted(os.listdir(tmp_path)) == ["bystander", "target"]
     assert (tmp_path / "bystander" / "f").read_bytes() == b"keep"
 
@@ -663,16 +667,6 @@ def test_a_folder_without_weights_may_take_some(tmp_path: Path, target: Path) ->
     publishing.check_target(tmp_path / "absent", overwrite=False, beside=True)
     with pytest.raises(TargetError, match="the output exists"):
         publishing.check_target(target, overwrite=False)
-
-
-@pytest.mark.parametrize("mark", ["iter_0000010", "latest_checkpointed_iteration.txt", ".metadata"])
-def test_a_checkpoint_is_never_replaced(target: Path, mark: str) -> None:
-    """A folder that holds a checkpoint is not removed with --overwrite; a model may be put beside it."""
-    (target / mark).write_text("")
-    with pytest.raises(TargetError, match="holds a Megatron checkpoint") as caught:
-        publishing.check_target(target, overwrite=True)
-    assert caught.value.got == mark
-    publishing.check_target(target, overwrite=True, beside=True)
 
 
 def test_what_is_read_is_never_replaced(tmp_path: Path, target: Path) -> None:

@@ -187,7 +187,7 @@ def test_overwrite_replaces_the_whole_folder(
     folder.parent.mkdir()
     inputs = {"checkpoint": checkpoint("qwen2", "tp2"), "reference": reference("qwen2")}
     export_here(**inputs, output=folder, max_shard_size="20KB")
-    (folder / "notes.txt").write_text("of the old export")
+    (folder / "README.md").write_text("of the old export")
     many = len(files_of(folder))
     export_here(**inputs, output=fresh)
     export_here(**inputs, output=folder, overwrite=True)
