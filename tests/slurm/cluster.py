@@ -139,7 +139,7 @@ class Cluster:
         return self.job(number)
 
     def start_again(self, number: str) -> None:
-        """Wait until a job is queued again, and spare it the two minutes for which Slurm holds such jobs back."""
+        """Wait until a job is queued again, and spare it the two minutes for which Slurm holds it back."""
         wait_until(lambda: self._is_queued_again(number), f"requeue of {self.job(number)}", 90)
         self.told("scontrol", "update", f"JobId={number}", "StartTime=now")
 
