@@ -117,7 +117,7 @@ def header(places: tuple[TensorPlace, ...]) -> bytes:
     """The file's first bytes: the header's length in 8 bytes, then the header."""
     entries = ['"__metadata__":{"format":"pt"}']
     for name, spec, begin in places:
-        # A whole JSON library takes three times as long, of which there are hundreds of thousands.
+        # There can be hundreds of thousands of them, and a JSON encoder takes three times as long.
         shape, end = ",".join(map(str, spec.shape)), begin + spec.num_bytes
         entries.append(
             f'{encode_basestring(name)}:{{"dtype":"{spec.dtype.safetensors_name}","shape":[{shape}],'
