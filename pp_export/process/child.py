@@ -6,15 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+from pp_export.process import launch
+
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 """`python -m` may put the working directory first on the import path; this one holds nothing unexpected."""
 
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 def environment() -> dict[str, str]:
-    """Offline, without GPU, no member of torchrun's group, and with the import path of this process."""
-    inherited = {key: value for key, value in os.environ.items() if key not in _LAUNCHER_VARIABLES}
+    """Offline, without GPU, no member of a launcher's group, and with the import path of this process."""
+    inherited = {key: value for key, value in os.environ.items() if key not in launch.VARIABLES}
     import_path = [os.path.abspath(entry) for entry in sys.path if entry]
     return inherited | {
         "HF_HUB_OFFLINE": "1",

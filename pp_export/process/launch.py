@@ -25,6 +25,15 @@ _LAUNCHERS = (
     _Launcher("mpiexec", "PMI_SIZE", "PMI_RANK"),
 )
 
+VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+        *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_ERROR_FILE"),
+        *(variable for launcher in _LAUNCHERS for variable in launcher[1:]),
+    }
+)
+"""What makes a process a member of what a launcher started; for a process of its own they are left out."""
+
 
 def check_launch(environment: Mapping[str, str]) -> None:
     """Raise LaunchError where several processes, or several torchruns, were started that are no one world."""
@@ -61,9 +70,12 @@ def is_first(environment: Mapping[str, str]) -> bool:
 
 def _advice(launcher: str, environment: Mapping[str, str]) -> str:
     nodes = _number(environment, "SLURM_STEP_NUM_NODES") or 1
-    alone = f"{launcher} {'-n 1' if launcher != 'srun' else '--ntasks=1'} python -m pp_export export ..."
     if launcher != "srun" or nodes == 1:
-        return f"{alone}; for several nodes see launch/many_nodes.sbatch"
+        size = next(each.size for each in _LAUNCHERS if each.name == launcher)
+        return (
+            f"{launcher} -n 1 python -m pp_export export ...; for several nodes launch/many_nodes.sbatch; "
+            f"where one process alone exports on purpose: env -u {size} python -m pp_export export ..."
+        )
     return (
         f"srun --nodes={nodes} --ntasks-per-node=1 torchrun --nnodes={nodes} --nproc-per-node=RANKS "
         "--rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=FIRST_HOST:PORT -m pp_export export ... "

@@ -83,7 +83,7 @@ class Cluster:
             self._start("slurmctld", "slurmctld", "-D", "-i")
             for name in NODES:
                 self.start_node(name)
-            wait_until(lambda: self._idle() == len(NODES), "idle nodes")
+            self.wait_for_nodes()
         except BaseException:
             self.__exit__()
             raise
@@ -93,7 +93,7 @@ class Cluster:
         for process in reversed(self._running.values()):
             process.terminate()
         for pid in _processes(f"SLURM_CONF={self.folder}/slurm.conf"):
-            _kill(pid)
+            _send(signal.SIGKILL, pid)
         for process in self._running.values():
             process.kill()
             process.wait()
@@ -104,12 +104,17 @@ class Cluster:
         self._start(name, "slurmd", "-D", "-N", name)
 
     def lose_node(self, name: str) -> None:
-        """End a node as a power cut does: its daemon, and all that it started, at once."""
+        """End a node as a power cut does: its daemon and all that it started at once, so that none can tell
+        of another's end.
+        """
         process = self._running.pop(name)
-        process.kill()
+        tasks = _processes(f"SLURMD_NODENAME={name}")
+        pids = {process.pid, *tasks, *filter(_is_shepherd, map(_parent, tasks))}
+        for sent in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                _send(sent, pid)
         process.wait()
-        for pid in _processes(f"SLURMD_NODENAME={name}"):
-            _kill(pid)
+        shutil.rmtree(self.folder / f"spool-{name}")  # or its daemon takes the old step for a living one
 
     def submit(
         self, script: Path, *arguments: str, sbatch: tuple[str, ...] = (), cwd: Path, **env: str
@@ -138,10 +143,17 @@ class Cluster:
         wait_until(lambda: self.job(number)["JobState"] in ENDED, f"end of job {number}", timeout_s)
         return self.job(number)
 
-    def start_again(self, number: str) -> None:
-        """Wait until a job is queued again, and spare it the two minutes for which Slurm holds it back."""
+    def wait_for_requeue(self, number: str) -> None:
+        """Wait until a job that was started is in the queue again."""
         wait_until(lambda: self._is_queued_again(number), f"requeue of {self.job(number)}", 90)
+
+    def start_now(self, number: str) -> None:
+        """Spare a job in the queue the two minutes for which Slurm holds back what it has queued again."""
         self.told("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all nodes are idle: none is down, or still ends a job."""
+        wait_until(lambda: self._idle() == len(NODES), "idle nodes")
 
     def _is_queued_again(self, number: str) -> bool:
         job = self.job(number)
@@ -209,9 +221,24 @@ def _processes(variable: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def _kill(pid: int) -> None:
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _is_shepherd(pid: int) -> bool:
+    """Whether it is the daemon that looks after the tasks of a step."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd"
+    except OSError:
+        return False
+
+
+def _send(sent: signal.Signals, pid: int) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, sent)
 
 
 def _free_ports(count: int) -> list[int]:

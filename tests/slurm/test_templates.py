@@ -121,7 +121,8 @@ def test_a_job_requeued_in_the_middle_begins_again(cluster: Cluster, jobs: Path,
     job = Job(cluster, jobs, "many_nodes.sbatch", "requeued", "--nodes=2")
     job.wait_for_bytes()
     cluster.told("scontrol", "requeue", job.number)
-    cluster.start_again(job.number)
+    cluster.wait_for_requeue(job.number)
+    cluster.start_now(job.number)
     job.check_complete(tmp_path)
     assert cluster.job(job.number)["Restarts"] == "1"
     assert job.litter == []
@@ -145,10 +146,12 @@ def test_a_lost_node_brings_the_job_back(cluster: Cluster, jobs: Path, tmp_path:
     job.wait_for_bytes()
     cluster.lose_node("n2")
     try:
-        cluster.start_again(job.number)
+        cluster.wait_for_requeue(job.number)
         assert not job.output.exists()
     finally:
         cluster.start_node("n2")
+    cluster.wait_for_nodes()
+    cluster.start_now(job.number)
     job.check_complete(tmp_path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from pp_export.core.errors import LaunchError
+from pp_export.process import child
 from pp_export.process.launch import check_launch, is_first
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}
@@ -64,6 +65,19 @@ def test_a_world_on_each_node_is_refused() -> None:
     with pytest.raises(LaunchError, match="2 torchruns") as caught:
         check_launch(TWO_TORCHRUNS | ranks(8, 1))
     assert "--nnodes=2" in str(caught.value)
+
+
+@pytest.mark.parametrize("launched", [STEP, TWO_TORCHRUNS | ranks(8, 1)])
+def test_a_background_export_is_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, launched: dict[str, str]
+) -> None:
+    """What a rank of such a job starts knows nothing of the launch, nor of the rank's error file."""
+    for name, value in {**launched, "TORCHELASTIC_ERROR_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    environment = child.environment()
+    check_launch(environment)
+    assert is_first(environment)
+    assert "TORCHELASTIC_ERROR_FILE" not in environment
 
 
 def test_one_speaks_for_all() -> None:
