@@ -86,7 +86,7 @@ def _planned(runs: list[dict[str, Any]]) -> Table:
         seconds[0] += steps["specs"]["cpu_seconds"]
         table.add_row(
             *(run["model"], f"{run['boxes']:,}", f"{run['ranks']:,}"),
-            *(f"{each:.2f}" for each in (*seconds, sum(seconds))),
+            *(f"{each:.2f}" for each in (*seconds, _seconds(run))),
             f"{steps['images']['peak_bytes'] / 1e6:,.0f}",
             f"{run['image_bytes'] / 1e6:,.1f}",
             f"{run['largest_image_bytes'] / 1e3:,.0f}",

@@ -49,7 +49,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
                 where=where,
                 expected="one process (it has a thread for each core), or one torchrun on each node",
                 got=f"{launcher.size}={count} and no RANK or WORLD_SIZE",
-                advice=_advice(launcher.name, environment),
+                advice=_advice(launcher, environment),
             )
         torchruns = _number(environment, "GROUP_WORLD_SIZE")
         if 0 < torchruns < count:
@@ -58,7 +58,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
                 where=where,
                 expected=f"one world of {count} torchruns (--nnodes={count}, one rendezvous for all)",
                 got=f"a torchrun that knows of {torchruns}",
-                advice=_advice(launcher.name, environment),
+                advice=_advice(launcher, environment),
             )
 
 
@@ -68,13 +68,13 @@ def is_first(environment: Mapping[str, str]) -> bool:
     return all(number == "0" for number in numbers)
 
 
-def _advice(launcher: str, environment: Mapping[str, str]) -> str:
-    nodes = _number(environment, "SLURM_STEP_NUM_NODES") or 1
-    if launcher != "srun" or nodes == 1:
-        size = next(each.size for each in _LAUNCHERS if each.name == launcher)
+def _advice(launcher: _Launcher, environment: Mapping[str, str]) -> str:
+    nodes = _number(environment, "SLURM_STEP_NUM_NODES") if launcher.name == "srun" else 1
+    if nodes < 2:
+        alone = "python -m pp_export export ..."
         return (
-            f"{launcher} -n 1 python -m pp_export export ...; for several nodes launch/many_nodes.sbatch; "
-            f"where one process alone exports on purpose: env -u {size} python -m pp_export export ..."
+            f"{launcher.name} -n 1 {alone}; for several nodes launch/many_nodes.sbatch; "
+            f"where one process alone exports on purpose: env -u {launcher.size} {alone}"
         )
     return (
         f"srun --nodes={nodes} --ntasks-per-node=1 torchrun --nnodes={nodes} --nproc-per-node=RANKS "

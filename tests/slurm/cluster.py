@@ -135,8 +135,12 @@ class Cluster:
 
     def job(self, number: str) -> dict[str, str]:
         """What `scontrol show job` says of a job."""
-        words = self.told("scontrol", "show", "job", number, "--oneliner").split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        return self.elements(number)[0]
+
+    def elements(self, number: str) -> list[dict[str, str]]:
+        """The same of each element of an array; a job that is none is one."""
+        lines = self.told("scontrol", "show", "job", number, "--oneliner").splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
     def ended(self, number: str, timeout_s: float = 120) -> dict[str, str]:
         """What Slurm says of a job when it has ended."""
@@ -162,11 +166,13 @@ class Cluster:
     def _idle(self) -> int:
         return self.told("sinfo", "-h", "-N", "-o", "%T").split().count("idle")
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start(self, name: str, *command: str, user: int | None = None, group: int | None = None) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command,
                 env=self.env,
+                user=user,
+                group=group,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -190,16 +196,7 @@ class Cluster:
             "seed-file": "seed",
         }
         words = [f"--{option}={at / name}" for option, name in names.items()]
-        with (self.folder / "munged.out").open("ab") as log:
-            self._running["munged"] = subprocess.Popen(
-                ("munged", "--foreground", *words),
-                env=self.env,
-                user=user.pw_uid,
-                group=user.pw_gid,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._start("munged", "munged", "--foreground", *words, user=user.pw_uid, group=user.pw_gid)
         wait_until((at / "socket").exists, "socket of munged")
 
 

@@ -188,9 +188,7 @@ def _ended_elements(cluster: Cluster, number: str) -> dict[str, str]:
     """The state of each element of an array when all have ended."""
 
     def states() -> dict[str, str]:
-        lines = cluster.told("scontrol", "show", "job", number, "--oneliner").splitlines()
-        fields = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
-        return {each["ArrayTaskId"]: each["JobState"] for each in fields}
+        return {each["ArrayTaskId"]: each["JobState"] for each in cluster.elements(number)}
 
     wait_until(lambda: set(states().values()) <= set(ENDED), "end of the array", 180)
     return states()
