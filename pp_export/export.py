@@ -25,11 +25,11 @@ from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.process.collector import paused_collector
-from pp_export.steps import report
+from pp_export.steps import report, resumption
 from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
-from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe
+from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe, make_whole
 from pp_export.steps.pending import PendingInputs, asking
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
@@ -53,13 +53,13 @@ def export(
     """Export what `source` has to `options.output`; called by all ranks of `world`, which share a filesystem.
 
     Returns the report (whole on rank 0). If anything fails on any rank, raises the same ExportError on
-    every rank; the target is then what it was before, and nothing is left beside it. `pending` is rank
-    0's, if it was started ahead; it is ended here. `on_plan` (on rank 0 only) and `on_poll` are for showing
-    progress.
+    every rank; the target is then what it was before, and nothing is left beside it but, if the options say
+    so, what a later run may go on with. `pending` is rank 0's, if it was started ahead; it is ended here.
+    `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
     """
     target = Target.of(options, world.run_id)
     with (
-        ending_together(world, target.staging),
+        ending_together(world, target.staging, resumable=resumption.is_asked(options)),
         asking(world, options, pending) as library,
         paused_collector() as resume_collector,
     ):
@@ -67,12 +67,15 @@ def export(
         world.liveness.counters = progress.snapshot
 
         inputs = describe(source, target, options, world, library)  # 1
-        own, whole = agree_on_plan(inputs, options, world)  # 2
+        whole = make_whole(inputs, options, world)  # 2
+        staging = make_staging_folder(world, target, whole, options)
+        if resumption.is_asked(options):
+            whole = resumption.take_up(world, target, whole, options, progress, on_poll)
+        own = agree_on_plan(whole, options, world)
         backend = agree_on_backend(source, own.plan, whole, options, world)
         confirmation = Confirmation(whole, library)
         if whole is not None:
             on_plan(whole.inputs, whole.plan)
-        staging = make_staging_folder(world, target, whole)
         resume_collector()
         clock.lap("plan")
 

@@ -12,6 +12,8 @@ MANIFEST = "export_manifest.json"
 SUMS = "SHA256SUMS"
 SHARD_JSONS = ".shards"
 """The folder, inside the staging folder only, of the JSON beside each shard (`shard_json`)."""
+WORK = f"{SHARD_JSONS}/work.json"
+"""What the shards of a staging folder are made from: only the same work may go on with them."""
 
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,242}\.safetensors")
 _NUMBERED = re.compile(r"model-([0-9]{5,9})-of-([0-9]{5,9})\.safetensors")

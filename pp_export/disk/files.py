@@ -229,6 +229,11 @@ def make_folder(path: Path) -> None:
     attempt("make folder", path, lambda: path.mkdir(mode=0o700))
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file of this run; absent is fine."""
+    attempt("remove", path, lambda: path.unlink(missing_ok=True))
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder of this run with everything in it; absent is fine."""
     if path.exists():

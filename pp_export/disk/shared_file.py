@@ -34,7 +34,7 @@ class RangeFile(OpenFile):
 
     def __init__(self, path: Path, begin: int, end: int) -> None:
         first, last = whole_blocks(begin, end)
-        super().__init__(path, _temporary(path), 0, first, last - first, direct=True)
+        super().__init__(path, growing_file(path), 0, first, last - first, direct=True)
 
     def commit(self) -> None:
         """Bytes to disk."""
@@ -46,7 +46,7 @@ def join_ranges(path: Path, num_bytes: int, edges: Iterable[tuple[int, bytes]]) 
     """Write the edges, each at its place, and give the file of `num_bytes` its name; called by one rank, when
     all ranges are committed. The caller syncs the folder.
     """
-    temporary = _temporary(path)
+    temporary = growing_file(path)
     descriptor = attempt("open", path, lambda: os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
     try:
         for begin, data in edges:
@@ -73,5 +73,6 @@ def _write_at(descriptor: int, path: Path, begin: int, data: bytes) -> None:
         view, begin = view[done:], begin + done
 
 
-def _temporary(path: Path) -> Path:
+def growing_file(path: Path) -> Path:
+    """Where the ranges of `path` are until they are joined."""
     return path.with_name(f".{path.name}.ranges.tmp")

@@ -53,6 +53,7 @@ class ExportKeywords(TargetKeywords, total=False):
 
     iteration: int | None
     check_source: bool
+    resume: bool
     pipeline_parallel: int | None
     tensor_parallel: int | None
     expert_parallel: int | None

@@ -238,6 +238,11 @@ class ExportOptions(TargetOptions, SourceOptions):
     The grid is for a checkpoint alone, which any rank can read; in a live model, ranks read what they hold.
     """
 
+    resume: bool = _option(
+        "go on with what an earlier run of the same export has committed; if this one fails, leave what is"
+        " committed for the next",
+        False,
+    )
     pipeline_parallel: int | None = _option(
         "the export's own number of stages; default: each rank reads what it writes", None, positive=True
     )

@@ -12,6 +12,7 @@ from operator import attrgetter
 from pp_export.planning import part_image, proof
 from pp_export.planning.assignment import connected
 from pp_export.planning.capacity import Capacity
+from pp_export.planning.kept import Kept
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_plan import DESCRIBED_BOX_BYTES, TENSOR_BYTES, FileToVerify, RankPlan
 from pp_export.planning.rounds import Link, Round, links_of, rounds_of
@@ -24,7 +25,8 @@ class ExportPlan:
     that makes them.
 
     `basis` is the digest of what decides the bytes beside the checkpoint: the table, the result's options
-    and the version of the package, `capacity` what each rank may take of its node.
+    and the version of the package, `capacity` what each rank may take of its node. What is `kept` of an
+    earlier run belongs to the export, but nobody makes it again.
     """
 
     basis: str
@@ -32,6 +34,22 @@ class ExportPlan:
     stages: tuple[tuple[int, ...], ...]
     shards: tuple[ShardPlan, ...]
     capacity: Capacity = Capacity()
+    kept: Kept = Kept()
+
+    @property
+    def of_everything(self) -> ExportPlan:
+        """The plan that it would be if nothing were kept."""
+        return self if self.kept == Kept() else replace(self, kept=Kept())
+
+    @cached_property
+    def to_make(self) -> tuple[ShardPlan, ...]:
+        """The shards that are not kept, in file order."""
+        return tuple(shard for shard in self.shards if not self.kept.has(shard.range))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the files, and of ranges of others, that nobody makes again."""
+        return sum(shard.num_bytes for shard in self.shards if self.kept.has(shard.range))
 
     @cached_property
     def files(self) -> tuple[tuple[ShardPlan, ...], ...]:
@@ -83,7 +101,7 @@ class ExportPlan:
     def _parts(self) -> tuple[RankPlan, ...]:
         """The parts without the fingerprint, which is made of them."""
         led: defaultdict[int, list[ShardPlan]] = defaultdict(list)
-        for shard in self.shards:
+        for shard in self.to_make:
             led[shard.leader].append(shard)
         links: defaultdict[int, dict[Link, int]] = defaultdict(dict)
         for link, count in self.links.items():
@@ -96,6 +114,8 @@ class ExportPlan:
         to_verify: defaultdict[int, list[FileToVerify]] = defaultdict(list)
         for ranges, rank in zip(self.files, self.verifiers()):
             first, writers = ranges[0].range, tuple(shard.leader for shard in ranges)
+            if first.file in self.kept.files:
+                continue
             to_verify[rank].append(FileToVerify(first.file, first.file_bytes, writers))
         return tuple(
             RankPlan(
@@ -122,7 +142,9 @@ class ExportPlan:
         return num_boxes * DESCRIBED_BOX_BYTES + num_tensors * TENSOR_BYTES
 
     def verifiers(self) -> list[int]:
-        """The rank that re-reads each of the `files`: never one that wrote it, unless there is no other."""
+        """The rank that re-reads each of the `files`: never one that wrote it, unless there is no other.
+        Those that are kept have been re-read.
+        """
         loads = [(0, rank) for rank in range(self.world_size)]
         chosen = []
         for ranges in self.files:
@@ -141,7 +163,7 @@ class ExportPlan:
     @cached_property
     def links(self) -> dict[Link, int]:
         """The bytes that go over the wire from one rank to another, for each pair that exchanges any."""
-        return links_of(self.shards)
+        return links_of(self.to_make)
 
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:

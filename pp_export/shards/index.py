@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,17 +35,22 @@ def merge_shards(staging: Path, plan: ExportPlan) -> list[ShardManifest]:
     difference.
     """
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="merge") as pool:
-        merged = list(pool.map(partial(_merge, staging), plan.files))
+        merged = list(pool.map(partial(_merge, staging, kept=plan.kept.files), plan.files))
     findings = [finding for _, of_file in merged for finding in of_file]
     if findings:
         raise VerificationError("shards are not what was planned", findings=findings)
     return [shard for shard, _ in merged]
 
 
-def _merge(staging: Path, ranges: Sequence[ShardPlan]) -> tuple[ShardManifest, list[str]]:
-    """The manifest of one file, joined if it has several ranges, and where it differs from the plan."""
+def _merge(
+    staging: Path, ranges: Sequence[ShardPlan], *, kept: Collection[str]
+) -> tuple[ShardManifest, list[str]]:
+    """The manifest of one file, and where it differs from the plan. A file of several ranges is joined,
+    unless it was `kept` whole.
+    """
     file = ranges[0].file
-    shard = read_manifest(staging, file) if len(ranges) == 1 else join_file(staging, ranges)
+    is_whole = len(ranges) == 1 or file in kept
+    shard = read_manifest(staging, file) if is_whole else join_file(staging, ranges)
     planned = {
         place.name: (place.spec.dtype.safetensors_name, place.spec.shape)
         for each in ranges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,17 @@ def read_manifest(staging: Path, file: str) -> ShardManifest:
     return _read(staging / shard_json(file), ShardManifest.from_json)
 
 
+def complete_manifest(staging: Path, file: str, sha256: str) -> None:
+    """Put the SHA-256 of a joined file into its shard JSON."""
+    manifest = replace(read_manifest(staging, file), sha256=sha256)
+    files.write_file(staging / shard_json(file), [json.dumps(manifest.to_json()).encode()])
+
+
+def read_range(staging: Path, file: str, number: int) -> RangeManifest:
+    """The JSON of a committed range."""
+    return _read(staging / range_json(file, number), RangeManifest.from_json)
+
+
 def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
     """Write what is left of a file, name it, and leave one shard JSON of it, without a SHA-256 yet; called on
     rank 0 when the leaders of all its `ranges` have committed.
@@ -29,7 +41,7 @@ def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
     Raises VerificationError for a range that is missing or is not the one that was planned.
     """
     file, num_bytes = ranges[0].file, ranges[0].range.file_bytes
-    found = [_read_range(staging, shard) for shard in ranges]
+    found = [planned_range(staging, shard) for shard in ranges]
     edges = [
         edge for each in found for edge in ((each.begin, each.head), (each.end - len(each.tail), each.tail))
     ]
@@ -46,9 +58,10 @@ def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
     return manifest
 
 
-def _read_range(staging: Path, shard: ShardPlan) -> RangeManifest:
+def planned_range(staging: Path, shard: ShardPlan) -> RangeManifest:
+    """The JSON of a committed range, which must be the one that is planned; else VerificationError."""
     planned, path = shard.range, staging / range_json(shard.file, shard.range.number)
-    found = _read(path, RangeManifest.from_json)
+    found = read_range(staging, shard.file, planned.number)
     first, last = shared_file.whole_blocks(planned.begin, planned.end)
     differences = [
         f"{what}: {got}, not {expected}"

@@ -64,7 +64,7 @@ class RangeManifest:
     """A committed range of a shard, as its leader froze it: bytes [begin, end) of the file.
 
     `head` and `tail` are its bytes in the blocks that it shares with its neighbours; they are not written
-    yet, and as Base64 in the JSON.
+    yet, and as Base64 in the JSON. `xxh3_128` is the digest of all its bytes, edges and header among them.
     """
 
     file: str
@@ -75,6 +75,7 @@ class RangeManifest:
     not_finite: Mapping[str, int]
     head: bytes
     tail: bytes
+    xxh3_128: str
 
     def to_json(self) -> dict[str, Any]:
         edges = {"head": b64encode(self.head).decode(), "tail": b64encode(self.tail).decode()}

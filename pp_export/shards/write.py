@@ -19,7 +19,7 @@ from pp_export.shards.manifests import RangeManifest, ShardManifest, TensorManif
 
 def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
     """The manifest of a frozen shard: XXH3-128 of the header's and of each tensor's bytes, and SHA-256 of the
-    file's; of a range, which is not all of them, its tensors' and its edges.
+    file's; of a range, which is not all of them, its tensors', its own, and its edges.
     """
     range_, data = frozen.range, frozen.data
     tensors = tuple(
@@ -47,6 +47,7 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
         frozen.not_finite,
         bytes(head),
         bytes(tail),
+        digest.tensor_digest(frozen.image),
     )
 
 

@@ -19,6 +19,7 @@ from pp_export.planning.export_plan import ExportPlan
 from pp_export.reference.reference_folder import copy_assets
 from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
+from pp_export.steps import resumption
 from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, Measured
@@ -40,14 +41,19 @@ class IndexedFolder:
     provenance: Mapping[str, Any]
 
 
-def make_staging_folder(world: World, target: Target, whole: Whole | None) -> Path:
+def make_staging_folder(world: World, target: Target, whole: Whole | None, options: TargetOptions) -> Path:
     """Rank 0 makes it, called by all ranks; one that does not see it does not share the filesystem."""
 
     def make() -> None:
         assert whole is not None
-        files.check_space(target.folder, sum(shard.num_bytes for shard in whole.plan.shards) + _SPARE_BYTES)
-        files.make_folder(target.staging)
-        files.make_folder(target.staging / file_names.SHARD_JSONS)
+        there = 0
+        if resumption.is_asked(options):
+            there = resumption.make_folder(target, whole, options)
+        num_bytes = sum(shard.num_bytes for shard in whole.plan.shards)
+        files.check_space(target.folder, num_bytes - there + _SPARE_BYTES)
+        if not resumption.is_asked(options):
+            files.make_folder(target.staging)
+            files.make_folder(target.staging / file_names.SHARD_JSONS)
 
     def see() -> None:
         if not (target.staging / file_names.SHARD_JSONS).is_dir():

@@ -61,10 +61,11 @@ class OwnPart:
 
 @dataclass(frozen=True)
 class Whole:
-    """What is exported, and the plan for it; known on rank 0."""
+    """What is exported, and the plan for it; `notes` on what an earlier run has left. Known on rank 0."""
 
     inputs: ExportInputs
     plan: ExportPlan
+    notes: tuple[str, ...] = ()
 
 
 def describe(
@@ -115,31 +116,36 @@ def read_inputs(
     )
 
 
-def agree_on_plan(
-    inputs: ExportInputs | None, options: TargetOptions, world: World
-) -> tuple[OwnPart, Whole | None]:
-    """Step 2, called by all ranks: rank 0 makes the plan of its `inputs`, and each rank gets its own part of
-    it, proved to belong to the whole. Rank 0 keeps the whole too.
-    """
-    made: list[Whole] = []
+def make_whole(inputs: ExportInputs | None, options: TargetOptions, world: World) -> Whole | None:
+    """Step 2, called by all ranks: rank 0 makes the plan of its `inputs`."""
 
-    def make() -> Sequence[bytes]:
+    def make() -> Whole:
         assert inputs is not None
-        plan = plan_export(inputs, options, world.size)
-        made.append(Whole(inputs, plan))
-        return [_image(plan, inputs.catalog, rank) if rank else b"" for rank in range(world.size)]
+        return Whole(inputs, plan_export(inputs, options, world.size))
 
-    image = world.control.scatter(make)
-    if made:
-        whole = made[0]
+    return world.control.on_first(make)
+
+
+def agree_on_plan(whole: Whole | None, options: TargetOptions, world: World) -> OwnPart:
+    """The rest of step 2, called by all ranks: each gets its own part of the plan, proved to belong to the
+    whole, which rank 0 has.
+    """
+
+    def tell() -> Sequence[bytes]:
+        assert whole is not None
+        plan, catalog = whole.plan, whole.inputs.catalog
+        return [_image(plan, catalog, rank) if rank else b"" for rank in range(world.size)]
+
+    image = world.control.scatter(tell)
+    if whole is not None:
         world.control.same({"the plan": whole.plan.fingerprint})
-        return OwnPart(whole.plan.part_of(0), whole.inputs.catalog), whole
+        return OwnPart(whole.plan.part_of(0), whole.inputs.catalog)
     begin = 8 + int.from_bytes(image[:8], "little")
     proved = ProvedPart.from_bytes(image[8:begin])
     fingerprint = proved.fingerprint(world.rank, world.size)
     world.control.same({"the plan": fingerprint})
     part = part_image.from_bytes(proved.body, fingerprint)
-    return OwnPart(replace(part, capacity=capacity_of(options)), Catalog.from_bytes(image[begin:])), None
+    return OwnPart(replace(part, capacity=capacity_of(options)), Catalog.from_bytes(image[begin:]))
 
 
 def _image(plan: ExportPlan, catalog: Catalog, rank: int) -> bytes:

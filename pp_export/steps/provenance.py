@@ -42,7 +42,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
         "expected_from": inputs.account.truth,
         "dropped": dict(inputs.account.dropped),
         "options": result,
-        "plan_fingerprint": plan.fingerprint,
+        "plan_fingerprint": plan.of_everything.fingerprint,
         "versions": versions(),
     }
 

@@ -110,6 +110,7 @@ class ExportReport:
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
+    `kept_bytes` of the files are those of an earlier run (`--resume`).
     `backend` is what carried values between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
     `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
@@ -139,6 +140,7 @@ class ExportReport:
     num_files: int
     num_tensors: int
     total_size: int
+    kept_bytes: int
     total_parameters: int
     stages: tuple[int, ...]
     backend: str | None
@@ -228,7 +230,7 @@ def succeeded(
         expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
         options=options.to_json(),
-        plan_fingerprint=plan.fingerprint,
+        plan_fingerprint=plan.of_everything.fingerprint,
         versions=versions(),
         settings=to_json_value(dict(model.meaning.values)),
         settings_unchecked=model.meaning.unchecked,
@@ -241,6 +243,7 @@ def succeeded(
         num_files=len(plan.files),
         num_tensors=sum(len(shard.tensors) for shard in plan.shards),
         total_size=plan.total_size,
+        kept_bytes=plan.kept_bytes,
         total_parameters=plan.total_parameters,
         stages=tuple(len(ranks) for ranks in plan.stages),
         backend=backend.name,
@@ -257,6 +260,7 @@ def succeeded(
         notes=(
             *description.notes,
             *model.notes,
+            *whole.notes,
             *completed.notes,
             *notes_on(plan, is_live=inputs.catalog.holders is not None),
         ),

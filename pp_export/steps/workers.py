@@ -23,13 +23,13 @@ _LOOK_SECONDS = 0.1
 
 class Progress:
     """Counters of one rank, added to by its workers: bytes `read`, `written` and `verified`, and `shards`;
-    and the `recorder` of what they did when.
+    bytes of an earlier run that are `checked`; and the `recorder` of what they did when.
     """
 
     def __init__(self) -> None:
         self.recorder = Recorder()
         self._lock = threading.Lock()
-        self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0}
+        self._counts = {"read": 0, "written": 0, "shards": 0, "verified": 0, "checked": 0}
         self._doing: dict[str, str] = {}
 
     def add(self, name: str, amount: int) -> None:

@@ -118,10 +118,12 @@ def _parts_of(plan: ExportPlan, *, verifies: bool) -> list[_Part]:
     sizes: dict[tuple[str, str], list[int]] = {
         (name, phase): [] for name in groups for phase in ("export", "verify")
     }
-    for shard in plan.shards:
+    for shard in plan.to_make:
         sizes[name_of[shard.leader], "export"].append(shard.num_bytes)
     for ranges, rank in zip(plan.files, verifiers):
         num_bytes = ranges[0].range.file_bytes
+        if ranges[0].file in plan.kept.files:
+            continue
         if verifies or len(ranges) > 1:  # the SHA-256 of a file of several ranges is known only then
             sizes[name_of[rank], "verify"].append(num_bytes)
     what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"

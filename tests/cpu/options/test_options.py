@@ -209,14 +209,14 @@ def names_of(kind: type[kinds.Options]) -> set[str]:
 
 
 def test_every_option_has_one_purpose() -> None:
-    """What, from where and how don't overlap; with the reference and the grid they are all options. A live
-    export takes no option of a checkpoint.
+    """What, from where and how don't overlap; with the reference, and what only an export of files can do,
+    they are all options. A live export takes no option of a checkpoint.
     """
     what, where_from, how = map(names_of, (ResultOptions, SourceOptions, RunOptions))
     assert len(what | where_from | how) == len(what) + len(where_from) + len(how)
     assert names_of(TargetOptions) == what | how | {"reference"}
-    grid = {"pipeline_parallel", "tensor_parallel", "expert_parallel"}
-    assert names_of(ExportOptions) == names_of(TargetOptions) | where_from | grid
+    of_files = {"resume", "pipeline_parallel", "tensor_parallel", "expert_parallel"}
+    assert names_of(ExportOptions) == names_of(TargetOptions) | where_from | of_files
 
 
 def test_the_result_says_nothing_of_where_from_and_how() -> None:

@@ -33,6 +33,7 @@ from pp_export.steps.inputs import (
     Whole,
     agree_on_plan,
     describe,
+    make_whole,
     plan_export,
     read_inputs,
 )
@@ -119,6 +120,12 @@ def described(world: World, options: TargetOptions, pending: Any = None) -> Expo
     return describe(ToySource(), Target.of(options, world.run_id), options, world, known)
 
 
+def plan_together(world: World, options: TargetOptions, pending: Any = None) -> tuple[OwnPart, Whole | None]:
+    """What this rank gets of the plan, and on rank 0 the whole."""
+    whole = make_whole(described(world, options, pending), options, world)
+    return agree_on_plan(whole, options, world), whole
+
+
 def plan_of(options: TargetOptions) -> ExportPlan:
     pending: Any = Pending(options)
     return plan_export(read_inputs(ToySource(), options, pending), options, 2)
@@ -135,7 +142,7 @@ def test_every_rank_works_by_the_table_that_rank_0_read(tmp_path: Path) -> None:
 
     def act(world: World) -> tuple[RankPlan, str]:
         pending: Any = Pending(options, table.unlink) if world.rank == 0 else None
-        own, _ = agree_on_plan(described(world, options, pending), options, world)
+        own, _ = plan_together(world, options, pending)
         return own.plan, own.plan.fingerprint
 
     answers = on_all(act, HashStore())
@@ -222,7 +229,7 @@ def test_a_rank_with_a_changed_part_ends_all(
 
     def act(world: World) -> ExportError:
         def join(world: World) -> None:
-            agree_on_plan(described(world, options), options, world)
+            plan_together(world, options)
 
         return error_of(world, join)
 
@@ -238,7 +245,7 @@ def test_a_rank_gets_its_own_part_and_no_other(tmp_path: Path) -> None:
     options = options_for(tmp_path)
 
     def act(world: World) -> tuple[OwnPart, Whole | None]:
-        return agree_on_plan(described(world, options), options, world)
+        return plan_together(world, options)
 
     answers = on_all(act, HashStore())
     _, whole = answers[0]
