@@ -85,6 +85,7 @@ coverage: $(READY) ## which lines the tests run, in child processes too; build/c
 bench: $(READY) ## measure against the usual converter, cp and a bare exchange (needs 20 GB of disk, about 20 minutes)
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.exchange
+	$(BIN)/python -m bench.resume
 
 bench-gpu: $(READY) ## measure exports of a model on a GPU against the machine (skipped without a GPU; under 5 minutes)
 	$(BIN)/python -m bench.gpu

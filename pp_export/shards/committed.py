@@ -18,7 +18,7 @@ from pp_export.disk import files
 from pp_export.disk.shared_file import growing_file, whole_blocks
 from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.join import complete_manifest, planned_range, read_manifest, read_range
-from pp_export.verification import digest_staged_shard, verify_staged_shard
+from pp_export.verification import digest_staged_shard
 from pp_export.verification.reading import UncachedFile, make_buffer
 
 
@@ -61,18 +61,20 @@ def find_committed(staging: Path, plan_files: Iterable[Sequence[ShardPlan]]) -> 
 
 
 def fault_of(staging: Path, committed: Committed, on_bytes: Callable[[int], None]) -> str | None:
-    """What is wrong with it on disk, or None; every byte is read, past the page cache. A file that nobody has
-    taken the SHA-256 of gets it into its JSON.
+    """What is wrong with it on disk, or None; every byte is read, past the page cache. The SHA-256 is taken
+    anew: the JSON, whose word it is otherwise, may be damaged too. A joined file gets it into its JSON.
     """
     if committed.number is not None:
         return _fault_of_range(staging, committed.file, committed.number, on_bytes)
-    if read_manifest(staging, committed.file).sha256:
-        faults = verify_staged_shard(staging, committed.file, on_bytes)
-    else:
-        sha256, faults = digest_staged_shard(staging, committed.file, on_bytes)
-        if not faults:
-            complete_manifest(staging, committed.file, sha256)
-    return "; ".join(map(str, faults)) or None
+    recorded = read_manifest(staging, committed.file).sha256
+    sha256, faults = digest_staged_shard(staging, committed.file, on_bytes)
+    if faults:
+        return "; ".join(map(str, faults))
+    if not recorded:
+        complete_manifest(staging, committed.file, sha256)
+    elif sha256 != recorded:
+        return f"{committed.file}: SHA-256 is {sha256}; its JSON says {recorded}"
+    return None
 
 
 def drop(staging: Path, committed: Committed) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.gpu.model import SIZES, write_checkpoint
+from pp_export.core import file_names
 from tests.fixtures.exports import files_of
 from tests.fixtures.processes import ROOT, run_python
 from tests.slurm.cluster import ENDED, Cluster, missing, wait_until
@@ -75,16 +76,17 @@ class Job:
         wait_until(lambda: bool(self.litter), f"staging folder of job {self.number}\n{self.log}", 90)
         assert not self.output.exists()
 
+    def wait_for_a_shard(self) -> None:
+        """Wait until the export has committed something, and is not at its end."""
+        records = f".{self.output.name}.*/{file_names.SHARD_JSONS}/model-*.json"
+        wait_until(lambda: any(self.output.parent.glob(records)), f"first shard of job {self.number}", 90)
+        assert not self.output.exists()
+
     def check_complete(self, tmp_path: Path) -> None:
         """The output is whole, and nothing lies beside it."""
         assert self.cluster.ended(self.number)["JobState"] == "COMPLETED", self.log.read_text()
         run_python(["-m", "pp_export", "verify", str(self.output)], tmp_path, timeout_s=120).checked()
         assert self.report["status"] == "ok"
-
-    def check_nothing(self) -> None:
-        """There is no output, and nothing lies beside where it would be."""
-        assert not self.output.exists()
-        assert self.litter == []
 
 
 @pytest.fixture(scope="module")
@@ -116,28 +118,34 @@ def test_many_nodes_make_the_same_bytes(cluster: Cluster, jobs: Path, whole: Job
     assert made == expected
 
 
-def test_a_job_requeued_in_the_middle_begins_again(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
-    """The ranks stop cleanly, the job comes back under its number and completes."""
+def test_a_job_requeued_in_the_middle_goes_on(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """The ranks stop, the job comes back under its number and goes on with what it had committed."""
     job = Job(cluster, jobs, "many_nodes.sbatch", "requeued", "--nodes=2")
-    job.wait_for_bytes()
+    job.wait_for_a_shard()
     cluster.told("scontrol", "requeue", job.number)
     cluster.wait_for_requeue(job.number)
     cluster.start_now(job.number)
     job.check_complete(tmp_path)
     assert cluster.job(job.number)["Restarts"] == "1"
+    assert 0 < job.report["kept_bytes"] < job.report["total_size"]
     assert job.litter == []
 
 
-def test_a_cancelled_job_leaves_nothing(cluster: Cluster, jobs: Path) -> None:
-    """No folder, no staging folder; the report says that it was told to stop."""
+def test_a_cancelled_job_leaves_what_is_committed(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """No folder; the report says that it was told to stop. Submitted again, on one node, it goes on."""
     job = Job(cluster, jobs, "many_nodes.sbatch", "cancelled", "--nodes=2")
-    job.wait_for_bytes()
+    job.wait_for_a_shard()
     cluster.told("scancel", job.number)
     assert cluster.ended(job.number)["JobState"] == "CANCELLED"
-    wait_until(lambda: not job.litter, "removal of the staging folder", 30)
-    job.check_nothing()
+    wait_until(lambda: all(name.endswith("-kept") for name in job.litter), "end of the ranks", 30)
+    assert not job.output.exists()
+    assert len(job.litter) == 1
     assert job.report["status"] == "failed"
     assert "SIGTERM" in json.dumps(job.report)
+    again = Job(cluster, jobs, "one_node.sbatch", "cancelled")
+    again.check_complete(tmp_path)
+    assert again.report["kept_bytes"] > 0
+    assert again.litter == []
 
 
 def test_a_lost_node_brings_the_job_back(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
@@ -156,12 +164,12 @@ def test_a_lost_node_brings_the_job_back(cluster: Cluster, jobs: Path, tmp_path:
 
 
 def test_time_is_used_to_stop(cluster: Cluster, jobs: Path) -> None:
-    """Before its time is over the job is told to stop, and leaves nothing: it fails, and is not cut off."""
+    """Before its time is over the job is told to stop and publishes nothing: it fails, and is not cut off."""
     job = Job(cluster, jobs, "many_nodes.sbatch", "late", "--nodes=2", "--time=1", "--signal=TERM@58")
     state = cluster.ended(job.number)["JobState"]
     if state != "COMPLETED":  # Slurm looks at times now and then, and may be later than the export is
         assert state == "FAILED", job.log.read_text()
-        job.check_nothing()
+        assert not job.output.exists()
 
 
 def test_an_array_with_a_bad_element(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:

@@ -168,11 +168,16 @@ def damage(data: Path, record: Path, what: str, position: int, elsewhere: Path) 
         data.symlink_to(elsewhere)
     elif what == "JSON":
         flip(record, 20)
+    elif what == "digest":
+        recorded = json.loads(record.read_text())
+        of_all = "sha256" if "sha256" in recorded else "xxh3_128"
+        recorded[of_all] = recorded[of_all].translate(str.maketrans("0a", "a0"))
+        record.write_text(json.dumps(recorded))
     else:
         record.unlink()
 
 
-@pytest.mark.parametrize("what", ["data", "cut", "gone", "JSON", "no JSON", "link"])
+@pytest.mark.parametrize("what", ["data", "cut", "gone", "JSON", "digest", "no JSON", "link"])
 @pytest.mark.parametrize("how", ["files", "ranges"])
 def test_a_damaged_shard_is_made_again(
     inputs: Options, truth: dict[str, bytes], how: str, what: str, tmp_path: Path
