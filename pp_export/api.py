@@ -4,6 +4,7 @@ runs, so that a door that needs no torch never waits for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,15 +67,16 @@ def export_checkpoint(
     are seconds.
 
     Returns the report when the folder is published. In the background the work is done by a process of its
-    own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for it
-    and gives the same report. Raises ExportError (OptionError at the call, also in the background); `output`
-    is then what it was before.
+    own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for
+    it and gives the same report. Raises ExportError (OptionError at the call, also in the background);
+    `output` is then what it was before.
 
     >>> handle = pp_export.export_checkpoint(
     ...     "/checkpoints/run", reference="/models/Qwen2-1.5B", output="/exports/run", background=True
     ... )
     >>> handle.wait().total_size
     3554214752
+
     """
     from pp_export.steps import report
 
@@ -130,7 +132,7 @@ def export_model(
     values = {"reference": reference, "output": output, **options}
     chosen = _checked(values)
     patience = 600.0 if isinstance(chosen, OptionError) else chosen.stall_seconds
-    world = process_groups.beside(stall_seconds=patience)
+    world = process_groups.beside(stall_seconds=patience, about=str(output))
     shown = None
     try:
         if isinstance(chosen, OptionError):
@@ -158,8 +160,8 @@ def plan(
     network_gbps: float = 12.5,
     **options: Unpack[ExportKeywords],
 ) -> PlanReport:
-    """What an export by `world_size` ranks would do: bytes per file and rank, peak memory in bytes, and how
-    long it will take.
+    """What an export by `world_size` ranks would do: bytes per file and rank, peak memory in bytes, and
+    how long it will take.
 
     Called by one process; needs no group, and reads metadata only. `nodes` have `cores` each; the storage
     reads and writes R,W gigabytes per second for all of them together, and the network gives each so many
@@ -170,6 +172,7 @@ def plan(
     >>> report = pp_export.plan("/checkpoints/run", reference="/models/Qwen2-1.5B", world_size=8)
     >>> max(rank.peak_bytes for rank in report.ranks)
     527433728
+
     """
     from pp_export.steps.plan_report import plan_checkpoint
 
@@ -193,11 +196,12 @@ def plan(
 def inspect(checkpoint: Folder, *, iteration: int | None = None) -> CheckpointReport:
     """What a checkpoint is: its format, writer, parallel layout, training args, and every stored tensor.
 
-    Called by one process; reads metadata only. Sizes are in bytes. Raises CheckpointError where there is no
-    finished checkpoint that can be read.
+    Called by one process; reads metadata only. Sizes are in bytes. Raises CheckpointError where there is
+    no finished checkpoint that can be read.
 
     >>> pp_export.inspect("/checkpoints/run").layout["tensor_model_parallel_size"]
     2
+
     """
     from pp_export.checkpoint.formats import describe_checkpoint
     from pp_export.steps.checkpoint_report import checkpoint_report
@@ -219,16 +223,16 @@ def verify(
     digests, and names, shapes and types against the definition of the model's class.
 
     Called by one process, offline. For the definition a child process builds the class of config.json in
-    transformers, without weights and without code of the folder, unless the user's `cache` has its answer; a
-    note says why where that can't be done.
-    `quick` looks at the structure only; `subset` (i, n) reads the i-th of n shares of the files; `load` also
-    loads the model with transformers. `threads` is how many cores digest; all that this process may use if
-    None. Files are read past the page cache, and `on_bytes` is told the bytes of every read. Faults are
-    returned, not raised; raises OptionError for options that make no sense, and VerificationError where there
-    is no folder.
+    transformers, without weights and without code of the folder, unless the user's `cache` has its answer;
+    a note says why where that can't be done. `quick` looks at the structure only; `subset` (i, n) reads
+    the i-th of n shares of the files; `load` also loads the model with transformers. `threads` is how many
+    cores digest; all that this process may use if None. Files are read past the page cache, and `on_bytes`
+    is told the bytes of every read. Faults are returned, not raised; raises OptionError for options that
+    make no sense, and VerificationError where there is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
+
     """
     from pp_export.process.cores import usable_cores
     from pp_export.reference.pending_definition import PendingDefinition
@@ -257,11 +261,12 @@ def diff(
 
     Called by one process; a few MiB of each side are in memory for each of `threads` threads, one per core
     that this process may use if None. Every byte is read, past the page cache, and `on_bytes` is told the
-    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of both
-    folders. Raises VerificationError where a folder can't be read.
+    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of
+    both folders. Raises VerificationError where a folder can't be read.
 
     >>> pp_export.diff("/exports/run", "/exports/other").identical
     True
+
     """
     from pp_export.process.cores import usable_cores
     from pp_export.verification.diff import diff_folders
@@ -276,13 +281,14 @@ def record_logits(
     """Write what the model in training answered to `file`, for `compare_logits`.
 
     Called by one rank only, which has the whole logits: gathered over tensor parallel ranks, on the last
-    pipeline stage. `token_ids` is int64 [batch, sequence], without padding tokens; `logits` [batch, sequence,
-    vocabulary] in float32, bfloat16 or float16, on any device, with or without Megatron's padding columns.
-    `top_k` keeps only that many logits of each position, the largest. A file that is there already is
-    replaced, whole. Raises OptionError for tensors that are no such thing, and TargetError where the file
-    can't be written.
+    pipeline stage. `token_ids` is int64 [batch, sequence], without padding tokens; `logits` [batch,
+    sequence, vocabulary] in float32, bfloat16 or float16, on any device, with or without Megatron's
+    padding columns. `top_k` keeps only that many logits of each position, the largest. A file that is
+    there already is replaced, whole. Raises OptionError for tensors that are no such thing, and
+    TargetError where the file can't be written.
 
     >>> pp_export.record_logits("/exports/step-1000.logits", token_ids, logits)
+
     """
     from pp_export.disk import files
     from pp_export.verification.recording import make_recording
@@ -301,15 +307,16 @@ def compare_logits(
 ) -> LogitComparison:
     """Run a Hugging Face folder with transformers and compare its logits with those of `record_logits`.
 
-    Called by one process, offline; runs on the CPU in float32, and no code of the folder. `tolerance` is the
-    difference that a position may have, relative to the standard deviation of its logits; by default it
-    follows from the precision of the recording. Weights that take more than `max_memory` (bytes, or a text
-    such as `64GB`; by default most of what is free) stay on disk while the model runs. Differences are
-    returned, not raised; raises OptionError for options that make no sense, and VerificationError where
-    recording or folder can't be used.
+    Called by one process, offline; runs on the CPU in float32, and no code of the folder. `tolerance` is
+    the difference that a position may have, relative to the standard deviation of its logits; by default
+    it follows from the precision of the recording. Weights that take more than `max_memory` (bytes, or a
+    text such as `64GB`; by default most of what is free) stay on disk while the model runs. Differences
+    are returned, not raised; raises OptionError for options that make no sense, and VerificationError
+    where recording or folder can't be used.
 
     >>> pp_export.compare_logits("/exports/step-1000", "/exports/step-1000.logits").ok
     True
+
     """
     from pp_export.options.kinds import parse_bytes
     from pp_export.verification.logits import compare_folder
@@ -345,11 +352,12 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
     """
     from pp_export.steps import report
 
+    since = time.time()
     try:
         done = act()
     except ExportError as error:
         if world.abort.is_reporter:
-            report.write_failure(error, options)
+            report.write_failure(error, options, since=since)
         raise
     if options.report is not None and world.rank == 0:
         report.write_report(options.report, done.to_json())

@@ -1,5 +1,5 @@
-"""The command line. Results go to stdout, progress and errors to stderr; exit status 0 means that everything
-held.
+"""The command line. Results go to stdout, progress and errors to stderr; exit status 0 means that
+everything held.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import difflib
 import gc
 import json
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pp_export.core.errors import ExportError, LaunchError, OptionError
+from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.kinds import (
     ClusterOptions,
     ExportOptions,
@@ -36,15 +38,33 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    log.configure(rank, world_size, verbose=options.verbose)
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    log.configure(rank, verbose=options.verbose)
     signals.install()
     try:
         status: int = options.run(options)
-    except ExportError as error:
-        log.logger.error("error: %s", error)
-        status = 1
+    except (ExportError, StopRequest) as error:
+        status = _fail(error)
     return status
+
+
+def _fail(error: BaseException, write: Callable[[ExportError], None] = lambda _: None) -> int:
+    """Say what ended this process, and `write` its report; by one rank only of those that fail alike. The
+    exit status.
+    """
+    failure = as_export_error(error)
+    try:
+        from pp_export.steps import ending
+
+        ending.wait_for_first(failure)
+        ending.tell_launcher(failure)
+    except StopRequest:
+        return 1  # another rank says it
+    except ImportError:
+        """Which may be what the error is about."""
+    log.logger.error("error: %s", failure)
+    write(failure)
+    return 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -169,29 +189,22 @@ def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    options, since = _options(arguments), time.time()
+    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
+    is_first = os.environ.get("RANK", "0") == "0"
+    pending = None
     try:
         launch.check_launch(os.environ)
-    except LaunchError as error:
-        if not launch.is_first(os.environ):
-            return 1  # the first of them says it for all
-        from pp_export.steps import report
-
-        report.write_failure(error, options)
-        raise
-    is_first = os.environ.get("RANK", "0") == "0"
-    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
-    if is_first:
-        log.logger.info("exporting %s to %s", options.checkpoint, options.output)
-    with _importing():
-        from pp_export.steps import report
-        from pp_export.steps.pending import PendingInputs
-
         if is_first:
-            report.check_path(options)
-        # What transformers says of the model may take seconds, and so may the import of torch.
-        pending = PendingInputs.start(options) if is_first else None
-        try:
+            log.logger.info("exporting %s to %s", options.checkpoint, options.output)
+        with _importing():
+            from pp_export.steps import ending, report
+            from pp_export.steps.pending import PendingInputs
+
+            if is_first:
+                report.check_path(options)
+                # What transformers says of the model may take seconds, and so may the import of torch.
+                pending = PendingInputs.start(options)
             from pp_export.checkpoint.folder_source import CheckpointSource
             from pp_export.export import export
             from pp_export.view.html import write_export
@@ -199,19 +212,18 @@ def _export(arguments: argparse.Namespace) -> int:
             from pp_export.view.tables import print_export
 
             world = _join(options.stall_seconds)
-        except BaseException:
-            if pending is not None:
-                pending.cancel()
-            raise
-    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
+    except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
+        if pending is not None:
+            pending.cancel()
+        if isinstance(error, LaunchError) and not launch.is_first(os.environ):
+            return 1  # the first of them says it for all
+        return _fail(error, lambda failure: _write_failure(failure, options, since))
     try:
+        source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
         with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
-    except ExportError as error:
-        if world.abort.is_reporter:
-            log.logger.error("error: %s", error)
-            report.write_failure(error, options)
-        world.abort.leave_after_failure()
+    except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
+        ending.end_together(world, error, options, since=since)
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
@@ -224,12 +236,27 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _write_failure(failure: ExportError, options: ExportOptions, since: float) -> None:
+    with suppress(ImportError):  # which may be what failed
+        from pp_export.steps import report
+
+        report.write_failure(failure, options, since=since)
+
+
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Imports make much and leave no garbage: a quarter of their time would go into looking for it."""
+    """Imports make much and leave no garbage: a quarter of their time would go into looking for it. One
+    that fails is no defect of pp_export.
+    """
     gc.disable()
     try:
         yield
+    except (ImportError, OSError) as error:
+        raise ExportError(
+            f"Python could not import what an export needs: {error}",
+            where={"rank": os.environ.get("RANK", "0"), "node": platform.node()},
+            advice="compare this node's Python environment with that of the others",
+        ) from error
     finally:
         gc.enable()
 
@@ -242,7 +269,7 @@ def _join(stall_seconds: float) -> World:
         return alone(stall_seconds=stall_seconds)
     from pp_export.distributed import process_groups
 
-    return process_groups.join(stall_seconds=stall_seconds)
+    return process_groups.join(stall_seconds=stall_seconds, meanwhile=signals.check)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """The one tree of errors a user can meet.
 
-A message says what went wrong, where, what was expected, what was found, and what to do next. Everything that
-was found at once is listed at once. The same fields go into the report as JSON, because torchrun's exit code
-is always 1.
+A message says what went wrong, where, what was expected, what was found, and what to do next. Everything
+that was found at once is listed at once. The same fields go into the report as JSON, because torchrun's
+exit code is always 1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MAX_FRAMES = 8
 class ExportError(Exception):
     """Base of every error that pp_export raises on purpose.
 
-    `where` names places (`rank`, `stage`, `tensor`, `file`, `operation`...) in the order in which they should
-    be read. `findings` lists everything that is wrong, not only the first thing.
+    `where` names places (`rank`, `stage`, `tensor`, `file`, `operation`...) in the order in which they
+    should be read. `findings` lists everything that is wrong, not only the first thing.
     """
 
     def __init__(
@@ -115,6 +115,28 @@ class LaunchError(ExportError):
 
 class StoppedError(ExportError):
     """The process was told to stop (SIGTERM, SIGINT)."""
+
+
+class StopRequest(BaseException):
+    """A signal told this process to stop; raised wherever its main thread happens to be. Not an Exception,
+    so that nothing that expects damaged input takes it for that; where all ends, it becomes a
+    StoppedError.
+    """
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name)
+        self.signal_name = signal_name
+
+    def as_error(self) -> StoppedError:
+        """What the user is told."""
+        return StoppedError(f"stopped by {self.signal_name}")
+
+
+def as_export_error(error: BaseException) -> ExportError:
+    """Whatever was raised, as the ExportError that is reported."""
+    if isinstance(error, StopRequest):
+        return error.as_error()
+    return error if isinstance(error, ExportError) else unforeseen(error)
 
 
 def unforeseen(error: BaseException) -> ExportError:

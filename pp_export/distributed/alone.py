@@ -1,5 +1,5 @@
-"""A world of one rank. It needs no launcher, no store of anybody else's, and so no torch, whose import takes
-seconds.
+"""A world of one rank. It needs no launcher, no store of anybody else's, and so no torch, whose import
+takes seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pp_export.distributed.world import World
 
 def is_alone() -> bool:
     """Whether no launcher's environment names other ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return os.environ.get("WORLD_SIZE", "").strip() in ("", "1")
 
 
 def alone(*, stall_seconds: float) -> World:

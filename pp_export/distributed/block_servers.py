@@ -13,6 +13,7 @@ from pp_export.core.errors import PeerError
 from pp_export.distributed.address import listener_towards
 from pp_export.distributed.blocks import Blocks
 from pp_export.distributed.broken import first_line
+from pp_export.distributed.caller import Caller
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.store import Store
 from pp_export.distributed.tree import block_size
@@ -52,10 +53,15 @@ def tcp_blocks(num_ranks: int, *, patience_seconds: float) -> Blocks | None:
 
     def connect(address: str, *, whose: str, meanwhile: Callable[[], None]) -> Store:
         host, _, port = address.rpartition(":")
+        caller = Caller(whose, patience_seconds, meanwhile)
         try:
-            store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=_TIMEOUT)
+            store = caller.call(
+                lambda: TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=_TIMEOUT)
+            )
         except RuntimeError as error:
             raise PeerError(f"{whose} can't be reached: {first_line(error)}", advice=_ADVICE) from error
+        finally:
+            caller.end()
         return SharedKeys(store, whose=whose, patience_seconds=patience_seconds, meanwhile=meanwhile)
 
     return Blocks(size, serve, connect)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pp_export.distributed.store import Member, missing
 
@@ -16,8 +16,8 @@ _LARGE_BYTES = 16 << 10
 
 
 class Circle:
-    """The members of one store; `name` begins their keys, and `behind` gives the ranks for which the member
-    of a number stands. Each step has a name of its own; the main thread of each member takes it.
+    """The members of one store; `name` begins their keys, and `behind` gives the ranks for which the
+    member of a number stands. Each step has a name of its own; the main thread of each member takes it.
     """
 
     def __init__(self, name: str, member: Member, behind: Callable[[int], Sequence[int]], wait: Wait) -> None:
@@ -66,14 +66,18 @@ class Circle:
             return values[0]
         return self._received(self._key(step, "down", self.member.rank))
 
-    def leave(self, keys: Sequence[str] | None, seconds: float) -> list[str] | None:
+    def leave(
+        self, keys: Sequence[str] | None, seconds: float, absent: Collection[int] = ()
+    ) -> list[str] | None:
         """Say that this member takes no more steps, and that it leaves `keys` behind. On the first member
         what all leave behind; None where one has not said so within `seconds`: it may still need them.
+        Members that were `absent` all along are not asked.
         """
-        store, left = self.member.store, self.left_keys()
+        store = self.member.store
         if self.member.rank != 0:
-            store.set(left[self.member.rank - 1], json.dumps(keys).encode())
+            store.set(self._left_key(self.member.rank), json.dumps(keys).encode())
             return None
+        left = [self._left_key(number) for number in self._others if number not in absent]
         if left and not self.member.poll(lambda: store.check(*left), seconds):
             return None
         all_keys = [keys, *map(json.loads, store.get_many(left) if left else [])]
@@ -83,7 +87,10 @@ class Circle:
 
     def left_keys(self) -> list[str]:
         """What `leave` itself leaves behind."""
-        return [self._key("left", "up", number) for number in self._others]
+        return [self._left_key(number) for number in self._others]
+
+    def _left_key(self, number: int) -> str:
+        return self._key("left", "up", number)
 
     def _received(self, key: str) -> bytes:
         store = self.member.store

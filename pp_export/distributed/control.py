@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from pp_export.core.errors import ExportError
@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 
 class Waiting:
-    """How a rank waits for others: it polls, posts its progress, and raises PeerError as soon as one of them
-    failed, or when nobody makes progress any more.
+    """How a rank waits for others: it polls, posts its progress, and raises PeerError as soon as one of
+    them failed, or when nobody makes progress any more.
     """
 
     def __init__(self, liveness: Liveness, abort: Abort, poll_seconds: float) -> None:
         self._liveness, self._abort, self._poll_seconds = liveness, abort, poll_seconds
         self.step = 0
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def __call__(self, done: Callable[[], bool], awaited: Callable[[], list[int]]) -> None:
         """Return when `done` is true; meanwhile watch the ranks that are still `awaited`."""
@@ -40,14 +41,15 @@ class Waiting:
 
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
+        self.meanwhile()
         failure = self._abort.first_failure()
         if failure is not None:
             raise failure.heard()
 
 
 class Control:
-    """The steps that all ranks take together, in the same order; main thread only. A step costs each store as
-    many requests as it has members, a few times. Every wait is a `Waiting`.
+    """The steps that all ranks take together, in the same order; main thread only. A step costs each store
+    as many requests as it has members, a few times. Every wait is a `Waiting`.
     """
 
     def __init__(self, seat: Seat, main: Store, block: Store, liveness: Liveness, abort: Abort) -> None:
@@ -62,8 +64,8 @@ class Control:
         self._tree = Tree(seat, Circle("block", own, lambda n: [members[n]], self._wait), firsts)
 
     def share(self, produce: Callable[[], bytes]) -> bytes:
-        """The bytes that `produce` gives on rank 0, on every rank; called by all. A failure of rank 0 reaches
-        all.
+        """The bytes that `produce` gives on rank 0, on every rank; called by all. A failure of rank 0
+        reaches all.
         """
         step = self._next_step()
         return self._tree.share(step, produce() if self._seat.rank == 0 else None)
@@ -76,8 +78,8 @@ class Control:
         return self._tree.scatter(step, make() if self._seat.rank == 0 else None)
 
     def on_first(self, act: Callable[[], T]) -> T | None:
-        """Rank 0 acts, and nobody goes on before it has; called by all. Its value on rank 0, None elsewhere.
-        A failure of rank 0 reaches all.
+        """Rank 0 acts, and nobody goes on before it has; called by all. Its value on rank 0, None
+        elsewhere. A failure of rank 0 reaches all.
         """
         values: list[T] = []
 
@@ -97,8 +99,8 @@ class Control:
         return value
 
     def gather(self, value: bytes) -> list[bytes]:
-        """The values of all ranks, in rank order, on rank 0, which waits for them; elsewhere nothing. Called
-        by all.
+        """The values of all ranks, in rank order, on rank 0, which waits for them; elsewhere nothing.
+        Called by all.
 
         Values that are the same on several ranks (replicas) are sent once.
         """
@@ -122,21 +124,25 @@ class Control:
         self.together(compare)
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Poll `done` until it is true; raises as soon as a rank failed, or when no rank makes progress any
-        more.
+        """Poll `done` until it is true; raises as soon as a rank failed, or when no rank makes progress
+        any more.
         """
         self._wait(done, lambda: list(range(self._seat.size)))
+
+    def also_check(self, check: Callable[[], None]) -> None:
+        """Call `check`, which may raise, as well wherever this rank waits."""
+        self._wait.meanwhile = check
 
     def check(self) -> None:
         """Raise PeerError if a rank has failed."""
         self._wait.check()
 
-    def leave(self, keys: list[str], seconds: float) -> list[str] | None:
-        """Say that this rank takes no more steps, and which keys of the world's store are its own. On rank 0
-        those of all ranks, on the first rank of a block those of the block; None where a rank has not said so
-        within `seconds`: it still needs them.
+    def leave(self, keys: list[str], seconds: float, absent: Collection[int] = ()) -> list[str] | None:
+        """Say that this rank takes no more steps, and which keys of the world's store are its own. On rank
+        0 those of all ranks, on the first rank of a block those of the block; None where a rank has not
+        said so within `seconds`: it still needs them. Nobody waits for ranks that never came.
         """
-        return self._tree.leave(keys, seconds)
+        return self._tree.leave(keys, seconds, absent)
 
     def _next_step(self) -> str:
         self._wait.step += 1

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYetError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pp_export.core.errors import PeerError
 from pp_export.distributed.broken import first_line
+from pp_export.distributed.caller import Caller
 
 if TYPE_CHECKING:
     from torch.distributed import Store as TorchStore  # type: ignore[attr-defined]
@@ -22,16 +18,15 @@ _PIECE_BYTES = 1 << 20
 _BATCH_BYTES = 64 << 10  # a server reads a batch anew with each part of it that arrives
 _MAX_KEYS = 1024
 _WHOLE, _PIECES = b"=", b"#"
-_LOOK_SECONDS = 1.0
 
 
 class SharedKeys:
     """A store that lives with another process, so whatever goes wrong with it is a PeerError.
 
-    torch's TCPStore takes 8 MB per value and breaks the connection above, so large values go in pieces. Its
-    calls never return while the process that serves it is stopped. So where `patience_seconds` is given, a
-    thread makes them, and the caller waits that long for an answer; `meanwhile` is called every second of it,
-    and may raise. `whose` store it is stands in errors.
+    torch's TCPStore takes 8 MB per value and breaks the connection above, so large values go in pieces.
+    Its calls never return while the process that serves it is stopped. So where `patience_seconds` is
+    given, a thread makes them, and the caller waits that long for an answer; `meanwhile` is called every
+    second of it, and may raise. `whose` store it is stands in errors.
     """
 
     def __init__(
@@ -44,7 +39,7 @@ class SharedKeys:
     ) -> None:
         self._store: Any = store
         self._whose, self._own = whose, set[str]()
-        self._caller = None if patience_seconds is None else _Caller(whose, patience_seconds, meanwhile)
+        self._caller = None if patience_seconds is None else Caller(whose, patience_seconds, meanwhile)
 
     def set(self, key: str, value: bytes) -> None:
         pieces = [value[begin : begin + _PIECE_BYTES] for begin in range(0, len(value), _PIECE_BYTES)]
@@ -129,52 +124,3 @@ class SharedKeys:
             raise PeerError(
                 f"{self._whose} does not answer: its process or node is gone", got=first_line(error)
             ) from error
-
-
-class _Caller:
-    """A thread that makes calls which may never return; it starts with the first."""
-
-    def __init__(self, whose: str, seconds: float, meanwhile: Callable[[], None] | None) -> None:
-        self._whose, self._seconds, self._meanwhile = whose, seconds, meanwhile
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._lock, self._thread = threading.Lock(), None  # type: threading.Lock, threading.Thread | None
-
-    def call(self, call: Callable[[], T]) -> T:
-        """What `call` returns or raises. PeerError where it does neither in time."""
-        with self._lock:
-            if self._thread is None:
-                # not a method of this object: the thread would keep it alive
-                self._thread = threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="store")
-                self._thread.start()
-        answer: Future[T] = Future()
-        self._calls.put((call, answer))
-        deadline = time.monotonic() + self._seconds
-        while True:
-            try:
-                return answer.result(min(_LOOK_SECONDS, self._seconds))
-            except NotYetError:
-                if answer.done():
-                    continue
-            if self._meanwhile is not None:
-                self._meanwhile()
-            if time.monotonic() > deadline:
-                raise PeerError(
-                    f"{self._whose} has not answered for {self._seconds:.0f} s",
-                    advice="is that process stopped, or its node gone? (see --stall-seconds)",
-                )
-
-    def end(self) -> None:
-        """End the thread; wait for that, but not for one that a call holds up for ever."""
-        self._calls.put(None)
-        if self._thread is not None:
-            self._thread.join(_LOOK_SECONDS)
-
-
-def _serve(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
-    while (one := calls.get()) is not None:
-        call, answer = one
-        try:
-            answer.set_result(call())
-        except BaseException as error:  # noqa: BLE001  raised again by whoever waits for it
-            answer.set_exception(error)
-        del one, call, answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -80,11 +80,12 @@ class Tree:
             values = unpack(self._firsts.scatter(step, packed))
         return self._block.scatter(step, values)
 
-    def leave(self, keys: list[str], seconds: float) -> list[str] | None:
-        """Keys are those of the store that the first ranks share; those of a block's own store end with it.
-        On the first rank of another block, what that block leaves behind.
+    def leave(self, keys: list[str], seconds: float, absent: Collection[int] = ()) -> list[str] | None:
+        """Ranks are `absent` only where all ranks are one block. Keys are those of the store that the
+        first ranks share; those of a block's own store end with it. On the first rank of another block,
+        what that block leaves behind.
         """
-        left = self._block.leave(keys, seconds)
+        left = self._block.leave(keys, seconds, absent)
         if left is not None and self._seat.block == 0:
             left += self._block.left_keys()
         if self._firsts is None:

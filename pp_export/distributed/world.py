@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
-from pp_export.core.errors import PeerError
+from pp_export.core.errors import ExportError, PeerError
 from pp_export.distributed import abort
 from pp_export.distributed.abort import Abort
 from pp_export.distributed.announcements import Announcements
@@ -17,15 +19,28 @@ from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.store import Member, Store
 from pp_export.distributed.tree import Seat
 
+OnClose = Callable[[list[str], bool], None]
+"""Is told which keys of this rank may be left, and, on rank 0, whether all ranks have left."""
+
 _RUN = "run"
 
 
-class World:
-    """The ranks of this export; made and closed by all. One rank alone needs no launcher, and no `connect`.
+@dataclass(frozen=True)
+class Missed:
+    """Why an export doesn't begin, and the ranks that have not come to it."""
 
-    `store` is what all ranks see. With `blocks`, those of each block but the first share a store of their own
-    besides. `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank 0 has
-    not come within `stall_seconds`; after as long without progress, waits for other ranks raise as well.
+    error: ExportError
+    absent: Collection[int]
+
+
+class World:
+    """The ranks of this export; made and closed by all. One rank alone needs no launcher, and no
+    `connect`.
+
+    `store` is what all ranks see. With `blocks`, those of each block but the first share a store of their
+    own besides. `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank
+    0 has not come within `stall_seconds`; after as long without progress, waits for other ranks raise as
+    well. Where ranks have `missed` its beginning, those that are here only end together.
     """
 
     def __init__(
@@ -37,11 +52,17 @@ class World:
         *,
         blocks: Blocks | None = None,
         stall_seconds: float,
+        missed: Missed | None = None,
+        on_close: OnClose = lambda *_: None,
     ) -> None:
         member = Member(rank, size, store)
+        self._missed, self._on_close = missed, on_close
+        if missed is not None:
+            blocks = None  # a few words over the world's store, and all end
         self._seat = seat = Seat(rank, size, size if blocks is None else blocks.size)
         self.rank, self.size, self._store = rank, size, store
         self.abort = Abort(member)
+        self.abort.absent = () if missed is None else missed.absent
         # Nothing here refers back to its owner, so a closed world ends where Python's collector is off.
         self._stores = BlockStores(seat, member, blocks, partial(abort.check, store))
         try:
@@ -55,26 +76,37 @@ class World:
         self.announcements = Announcements(rank, stores)
         self.data = Data(connect)
 
+    def check_start(self) -> None:
+        """Raise what kept the ranks from beginning together, if anything did; so it ends all, as any other
+        failure does.
+        """
+        if self._missed is not None:
+            raise self._missed.error
+
     def close(self, seconds: float = 10.0) -> None:
-        """Leave the group and the store as they were before; called by all ranks, after success or failure.
+        """Leave the group and the store as they were before; called by all ranks, after success or
+        failure.
 
         Rank 0 removes the keys, if all ranks have closed within `seconds`.
         """
         self.liveness.stop()
         left = None
         with suppress(PeerError):
-            left = self.control.leave(self._store.own_keys(), seconds)
+            left = self.control.leave(self._store.own_keys(), seconds, self.abort.absent)
             for key in left or () if self.rank == 0 else ():
                 self._store.delete(key)
+            self._on_close(self._store.own_keys(), left is not None)
         self._stores.close(have_all_left=left is not None)
         self._store.close()
         self.data.close_at_last()
 
     def _come_in(self, main: Member, seconds: float) -> tuple[str, Store]:
-        """What rank 0 calls this run, and the store of this rank's block; rank 0, and the first of the block,
-        may come minutes later in a training job.
+        """What rank 0 calls this run, and the store of this rank's block; rank 0, and the first of the
+        block, may come minutes later in a training job.
         """
         seat = self._seat
+        if self._missed is not None:
+            return "missed", main.store
         if self.rank == 0:
             main.store.set(_RUN, f"{time.time_ns():x}".encode())
         if seat.block != 0 and not seat.is_first:

@@ -8,9 +8,11 @@ import sys
 logger = logging.getLogger("pp_export")
 
 
-def configure(rank: int, world_size: int, *, verbose: bool = False) -> None:
-    """Send this process's log to stderr; called once by the command line, never by the library."""
-    who = f"[rank {rank}] " if world_size > 1 else ""
+def configure(rank: str | None, *, verbose: bool = False) -> None:
+    """Send this process's log to stderr, with its `rank` if there are several; called once by the command
+    line, never by the library.
+    """
+    who = "" if rank is None else f"[rank {rank}] "
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"{who}%(message)s"))
     logger.handlers[:] = [handler]

@@ -48,6 +48,9 @@ class PendingInputs:
             self._of(self.question)
         except Exception as error:  # noqa: BLE001  raised by `check`
             self._error = error
+        except BaseException:  # a signal: nobody will have this object to end its children
+            self.cancel()
+            raise
 
     @classmethod
     def start(cls, options: TargetOptions) -> PendingInputs:
@@ -60,8 +63,8 @@ class PendingInputs:
             raise self._error
 
     def known(self, question: Config) -> Answer | None:
-        """What the definition of a config.json is, as soon as that is known; None until then. The first call
-        asks. Raises ReferenceFolderError where the class refuses it.
+        """What the definition of a config.json is, as soon as that is known; None until then. The first
+        call asks. Raises ReferenceFolderError where the class refuses it.
         """
         asked = self._of(question)
         return asked.answer() if asked.is_here else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core import errors
-from pp_export.core.errors import ExportError, OptionError
+from pp_export.core.errors import ExportError, OptionError, PeerError, StoppedError
 from pp_export.core.json_values import to_json_value
 from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
@@ -54,9 +54,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank, the
-    SHA-256 of those files of several ranges that it re-read, and what it did when, if it is one of those
-    whose timeline is kept.
+    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank,
+    the SHA-256 of those files of several ranges that it re-read, and what it did when, if it is one of
+    those whose timeline is kept.
     """
 
     peak_anonymous_bytes: int
@@ -171,8 +171,8 @@ class ExportReport:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ExportReport:
-        """The report that `to_json` gave. Raises the ExportError that the report of a failure tells, and an
-        ExportError of its own where `value` is no report of this release.
+        """The report that `to_json` gave. Raises the ExportError that the report of a failure tells, and
+        an ExportError of its own where `value` is no report of this release.
         """
         version, names = value.get("schema_version"), [f.name for f in dataclasses.fields(cls)]
         if version == SCHEMA_VERSION and value.get("status") == "failed":
@@ -192,8 +192,8 @@ class ExportReport:
 
 
 def share(world: World, make: Callable[[], ExportReport]) -> ExportReport:
-    """The report that rank 0 makes, on every rank; called by all. The other ranks get it without what grows
-    with the tensors or the ranks.
+    """The report that rank 0 makes, on every rank; called by all. The other ranks get it without what
+    grows with the tensors or the ranks.
     """
     made: list[ExportReport] = []
 
@@ -296,20 +296,31 @@ def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
     }
 
 
-def write_failure(error: ExportError, options: TargetOptions) -> None:
+def write_failure(error: ExportError, options: TargetOptions, *, since: float) -> None:
     """Write the report of a failure, if one is asked for; that it can't be written hides nothing of
-    `error`.
+    `error`. What a rank only saw of others replaces no report that one of them has written `since` the
+    export began (seconds of the clock).
     """
-    if options.report is not None:
-        try:
-            write_report(options.report, failure_json(error, options))
-        except ExportError as unwritten:
-            logger.error("the report could not be written: %s", unwritten)
+    if options.report is None:
+        return
+    if isinstance(error, (PeerError, StoppedError)) and _is_newer(options.report, since):
+        return
+    try:
+        write_report(options.report, failure_json(error, options))
+    except ExportError as unwritten:
+        logger.error("the report could not be written: %s", unwritten)
+
+
+def _is_newer(path: Path, since: float) -> bool:
+    try:
+        return path.stat().st_mtime > since
+    except OSError:
+        return False
 
 
 def check_path(options: RunOptions) -> None:
-    """Raise OptionError where a report, or its page, could not be written: that must not be found out at the
-    end.
+    """Raise OptionError where a report, or its page, could not be written: that must not be found out at
+    the end.
     """
     for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
         if path is None:
@@ -331,8 +342,8 @@ def write_report(path: Path, value: dict[str, Any]) -> None:
 def peak_anonymous_bytes() -> int:
     """This process's peak of resident memory less the file pages that it maps now.
 
-    The kernel keeps a peak for all resident memory only; nothing of the export's data is file-mapped, so the
-    difference is the peak of anonymous memory to within the libraries' own pages.
+    The kernel keeps a peak for all resident memory only; nothing of the export's data is file-mapped, so
+    the difference is the peak of anonymous memory to within the libraries' own pages.
     """
     fields = {}
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -25,7 +25,9 @@ def test_one_rank_reports_where_rank_0_is_silent(store: Store) -> None:
         world = world_of(rank, store)
         world.abort.fail(TargetError(f"of {rank}"))
         is_reporter = world.abort.elect_reporter(0.2)
-        return is_reporter, world.abort.agree(TargetError("the cause") if is_reporter else None, 5)
+        if is_reporter:
+            world.abort.conclude(TargetError("the cause"), rank)
+        return is_reporter, world.abort.conclusion(5)
 
     with ThreadPoolExecutor(2) as ranks:
         found = list(ranks.map(act, (1, 2)))
@@ -58,10 +60,10 @@ def test_ranks_that_say_nothing_are_listed(store: Store) -> None:
 
 
 def test_a_verdict_that_never_comes_is_not_waited_for(store: Store) -> None:
-    """`agree` gives up after its time, and the rank's own error stands."""
+    """`conclusion` gives up after its time, and the rank's own error stands."""
     SharedKeys(PrefixStore("w", store)).set("run", b"1")
     begun = time.monotonic()
-    assert world_of(1, store).abort.agree(None, 0.1) is None
+    assert world_of(1, store).abort.conclusion(0.1) is None
     assert time.monotonic() - begun < 2
 
 
@@ -101,7 +103,7 @@ def test_a_late_rank_does_not_wait_for_a_sign_of_life(store: Store) -> None:
         begun = time.monotonic()
         assert late.abort.elect_reporter(1) is False
         waited = time.monotonic() - begun
-        verdict = late.abort.agree(None, 1)
+        verdict = late.abort.conclusion(1)
         assert verdict is not None
         assert verdict.what == "full"
         assert waited < 0.5

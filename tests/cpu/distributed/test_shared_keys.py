@@ -13,7 +13,7 @@ import pytest
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pp_export.core.errors import PeerError, TargetError
-from pp_export.distributed import shared_keys
+from pp_export.distributed import caller, shared_keys
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.store import missing
 
@@ -133,7 +133,7 @@ def test_a_store_that_is_stopped_is_not_waited_for_for_ever() -> None:
 
 def test_who_waits_for_a_stopped_store_hears_other_things(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done meanwhile may raise, and that is raised to the caller."""
-    monkeypatch.setattr(shared_keys, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(caller, "_LOOK_SECONDS", 0.05)
     stopped: Any = Stopped()
 
     def meanwhile() -> None:

@@ -68,7 +68,15 @@ class Case:
         """Run the export to its failure; its error, as reported, and its end, both looked at."""
         before = files_of(self.parent)
         with self.started(fault, *options) as running:
-            return self.looked_at(running.wait(TIMEOUT_S), before)
+            error, ended = self.looked_at(running.wait(TIMEOUT_S), before)
+        _, title, cause = ended.stderr.rpartition("Root Cause")
+        assert title, "torchrun's summary comes last"
+        assert error["what"] in cause, "and says what happened"
+        assert f"rank      : {error['where']['rank']} " in cause
+        assert ended.stderr.count(error["what"]) <= 3, (
+            "by us, by the rank that failed, and named by the other"
+        )
+        return error, ended
 
     def middle(self, running: Running) -> dict[int, int]:
         """Wait until both ranks are in the middle of exporting; their process ids."""
@@ -256,6 +264,8 @@ def test_a_rank_that_is_killed(case: Case, victim: int) -> None:
     with case.started("slow,signal-while-cleaning", "--overwrite") as running:
         os.kill(case.middle(running)[victim], signal.SIGKILL)
         error, _ = case.looked_at(running.wait(TIMEOUT_S), before)
+    assert error["kind"] == "PeerError", "and not that torchrun then told the other to stop"
+    assert error["where"]["rank"] == str(victim)
     assert any(f"rank {victim} ended without a word" in finding for finding in error["findings"])
 
 
