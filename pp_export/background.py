@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,8 @@ _TAIL_LINES = 20
 
 
 class BackgroundExport:
-    """A handle on a running export. It goes on when the handle is dropped, and ends with its own report.
+    """A handle on a running export. It goes on when the handle is dropped, and ends with its own report;
+    nothing else stays of it then.
 
     The process has no GPU and belongs to no process group; its memory is bounded as `plan` shows.
     """
@@ -36,16 +39,22 @@ class BackgroundExport:
             if name in job and (name != "architecture" or job[name].endswith((".yaml", ".yml"))):
                 job[name] = str(Path(job[name]).absolute())  # the child works elsewhere
         job["report"] = str(self._report)
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pp_export", "export", "/dev/stdin"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child.environment(),
-                cwd=child.PACKAGE_PARENT,
-                start_new_session=True,  # Ctrl-C in the trainer's terminal is not meant for it
-            )
+        try:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "pp_export", "export", "/dev/stdin"],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=child.environment(),
+                    cwd=child.PACKAGE_PARENT,
+                    start_new_session=True,  # Ctrl-C in the trainer's terminal is not meant for it
+                )
+        except BaseException:
+            _remove(self._folder)
+            raise
+        self._unattended = weakref.finalize(self, _attend, self._process, self._folder)
+        self._unattended.atexit = False  # nobody waits for it at the end of the interpreter
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pipe.write(json.dumps(job, ensure_ascii=False).encode())
@@ -79,8 +88,8 @@ class BackgroundExport:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        with suppress(ExportError):  # a temporary folder that stays harms nobody
-            files.remove_folder(self._folder)
+        self._unattended.detach()
+        _remove(self._folder)
 
     def _read_outcome(self, status: int) -> ExportReport | ExportError:
         """What the child reported; where it could not, what it printed last."""
@@ -101,3 +110,20 @@ class BackgroundExport:
             got=f"exit status {status}",
             findings=lines,
         )
+
+
+def _attend(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """The handle was dropped: when the process has ended, nothing stays of it, neither a zombie nor a
+    folder.
+    """
+
+    def wait() -> None:
+        process.wait()
+        _remove(folder)
+
+    threading.Thread(target=wait, daemon=True, name="pp_export-background").start()
+
+
+def _remove(folder: Path) -> None:
+    with suppress(ExportError):  # a temporary folder that stays harms nobody
+        files.remove_folder(folder)

@@ -89,6 +89,7 @@ class FileReader:
         self._lock = threading.Lock()
         self._files: dict[int, FileBytes] = {}
         self._open: dict[int, _Open] = {}
+        self._is_closed = False
 
     allows_threads = True
 
@@ -128,6 +129,7 @@ class FileReader:
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
+            self._is_closed = True  # after a failure, workers may still be about to read
             for file in self._files.values():
                 file.close()
             self._files.clear()
@@ -177,6 +179,8 @@ class FileReader:
 
     def _file(self, number: int) -> FileBytes:
         with self._lock:
+            if self._is_closed:
+                raise CheckpointError("the checkpoint is not read any more")
             if number not in self._files:
                 self._files[number] = FileBytes(self._path(number))
             return self._files[number]

@@ -66,7 +66,7 @@ class Meeting:
             self.number, before = found.number, found
         self._was_missed = before is not None and self._rank in before.absent and before.about == about
         self._here = [f"here/{self.number}/{rank}" for rank in range(member.size)]
-        self._beat = f"beat/{self.number}"
+        self._beat = _beat(self.number + 1)
 
     def hold(self, meanwhile: Callable[[], None], unclean: Sequence[int] = ()) -> Verdict:
         """The verdict; called by every rank, once. `meanwhile` is called in every poll. What is raised
@@ -84,7 +84,7 @@ class Meeting:
             self._conclude(PeerError(f"rank {self._rank} was interrupted", where={"rank": self._rank}), [])
             raise
         finally:
-            self._leave()
+            self._store.delete(self._here[self._rank])
         return verdict
 
     def _wait(self, meanwhile: Callable[[], None], unclean: tuple[int, ...]) -> Verdict:
@@ -133,11 +133,6 @@ class Meeting:
     def _last_beat(self) -> bytes:
         return self._store.get(self._beat) if self._store.check(self._beat) else b""
 
-    def _leave(self) -> None:
-        self._store.delete(self._here[self._rank])
-        if self._rank == 0:
-            self._store.delete(self._beat)
-
     def _never_came(self, absent: Sequence[int]) -> PeerError:
         named = ", ".join(map(str, absent[:_MAX_NAMED]))
         if len(absent) > _MAX_NAMED:
@@ -160,10 +155,17 @@ class Meeting:
 
 
 def forget(store: Store, numbers: Sequence[int]) -> None:
-    """Remove verdicts; called by rank 0 when all ranks have heard them."""
+    """Remove verdicts; called by rank 0 when all ranks have heard them: to get a key that goes meanwhile
+    takes until the store's own timeout.
+    """
     for number in numbers:
         store.delete(_verdict(number))
+        store.delete(_beat(number))
 
 
 def _verdict(number: int) -> str:
     return f"verdict/{number}"
+
+
+def _beat(number: int) -> str:
+    return f"beat/{number}"

@@ -26,6 +26,7 @@ from pp_export.background import BackgroundExport
 from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, CheckpointError, ExportError, OptionError, TargetError
 from pp_export.core.version import VERSION
+from pp_export.shards import write
 from pp_export.steps.report import ExportReport
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
@@ -204,6 +205,30 @@ def test_a_failure_in_the_background_is_the_error_of_one_here(
     assert beside(options) == []
 
 
+@pytest.mark.parametrize("where", ["commit_shard", "digest_shard"])
+def test_failures_leave_no_descriptor(options: Options, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """However often exports fail while shards are written, no file stays open: an open one would keep the
+    space that was reserved for it, also when its name is gone.
+    """
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(write, where, fail)
+    before = set(os.listdir("/proc/self/fd"))
+    errors = []
+    for _ in range(20):
+        with remembering(), pytest.raises(ExportError, match="injected") as caught:
+            pp_export.export_checkpoint(**options, max_shard_size="100KB")
+        errors.append(caught)  # a job may keep what was raised
+    assert {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in set(os.listdir("/proc/self/fd")) - before
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    } == set()
+    assert beside(options) == []
+
+
 def test_a_cancelled_export_leaves_nothing(options: Options, in_children: Callable[[str], None]) -> None:
     """In the middle of its work it ends, the target stays absent, nothing lies beside it, and `wait`
     raises.
@@ -246,16 +271,19 @@ def test_a_killed_export_is_one_clear_error(options: Options, in_children: Calla
     assert caught.value.findings == ("last words",)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_export_goes_on_without_its_handle(options: Options, in_children: Callable[[str], None]) -> None:
-    """Nobody needs to keep the handle: the export that was started ends well."""
-    pid = pp_export.export_checkpoint(**options, background=True)._process.pid
+    """Nobody needs to keep the handle: the export that was started ends well, and then neither a zombie nor
+    its temporary folder is left.
+    """
+    handle = pp_export.export_checkpoint(**options, background=True)
+    pid, folder = handle._process.pid, handle._folder
+    del handle
     gc.collect()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        subprocess._cleanup()  # type: ignore[attr-defined]  # what Popen does with children that it lost
+    deadline = time.monotonic() + 60
+    while (Path(f"/proc/{pid}").exists() or folder.exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+    assert not folder.exists()
     assert beside(options) == ["model"]
 
 

@@ -1,0 +1,67 @@
+"""Claims of `pp_export.process.signals`: no code takes a signal for a failure of its own; none is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from pp_export.core.errors import StoppedError, StopRequest, as_export_error
+from pp_export.process import signals
+from pp_export.torch_file import unpickler
+
+
+@pytest.fixture(autouse=True)
+def installed() -> Iterator[None]:
+    """The handlers of the command line, for one test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals.install()
+    yield
+    signals.settle()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_is_no_exception() -> None:
+    """Code that expects anything from damaged input, as the reader of pickles does, doesn't catch it."""
+    with pytest.raises(StopRequest) as caught, suppress(Exception):
+        stop()
+    error = as_export_error(caught.value)
+    assert (type(error), error.what) == (StoppedError, "stopped by SIGTERM")
+
+
+def test_a_signal_amid_a_pickle_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM while `.metadata` is read stops the export, and the checkpoint is not called broken."""
+    monkeypatch.setattr(unpickler._AllowListUnpickler, "load", lambda _: stop())
+    with pytest.raises(StopRequest):
+        unpickler.load(b"\x80\x02N.", ".metadata")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """Python drops what is raised in a finalizer: it is raised again where the main thread waits next."""
+
+    class Final:
+        def __del__(self) -> None:
+            stop()
+
+    Final()
+    with pytest.raises(StopRequest):
+        signals.check()
+    signals.settle()
+    signals.check()
+
+
+def test_only_the_first_signal_disturbs() -> None:
+    """Signals that follow, while all is being ended, change nothing."""
+    with pytest.raises(StopRequest):
+        stop()
+    stop()
+    os.kill(os.getpid(), signal.SIGINT)
