@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.kinds import (
@@ -80,6 +80,15 @@ class _Parser(argparse.ArgumentParser):
             near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
             self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
         return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the flags, by one rank for all, and leave."""
+        from pp_export.steps import ending
+
+        told = OptionError(message)
+        ending.wait_for_first(told)
+        ending.tell_launcher(told)
+        super().error(message)
 
 
 def _parser() -> argparse.ArgumentParser:

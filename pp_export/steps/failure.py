@@ -98,7 +98,7 @@ def _leave(staging: Path | None, *, resumable: bool) -> str | None:
         left = resumption.left_for_later(staging) if resumable and staging is not None else None
         if left is not None:
             return left
-        elif staging is not None:
+        if staging is not None:
             files.discard_folder(staging)
     except ExportError as error:
         return f"the staging folder could not be removed: {error.what}: {staging}"

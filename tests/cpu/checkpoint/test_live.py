@@ -146,6 +146,7 @@ def test_a_failure_is_the_same_error_everywhere_and_leaves_the_job_alone(
     for one in ranks:
         assert one["error"] == ranks[0]["error"]
         assert (one["changed"], one["threads"], one["all_reduce"]) == ([], [], 4)
+        assert one["descriptors"] == [], "files of the staging folder, which is gone"
     assert f"injected into {what}" in ranks[0]["error"]["what"]
     assert ranks[0]["error"]["where"]["rank"] == rank
     assert [path.name for path in (root / fault).iterdir() if not path.name.startswith("rank")] == []

@@ -22,6 +22,7 @@ from pp_export.options.kinds import ExportOptions, flag
 from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.damage import edit_json
+from tests.fixtures.processes import started
 from tests.fixtures.tiny_models import ask, write_tiny_model
 from tests.fixtures.undefined import without_definition
 
@@ -323,3 +324,33 @@ def test_a_failed_export_reports_and_leaves_nothing(run: Run, folders: list[obje
     assert "vocab_size 5000" in written["error"]["got"]
     assert written["options"]["vocab_size"] == 5000
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_a_backend_that_can_not_be_had_is_refused(run: Run, folders: list[object]) -> None:
+    """`--backend nccl` without a GPU is refused by one rank as by many, though it has nobody to send to."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    outcome = run("export", *folders, "--backend", "nccl")
+    assert (outcome.status, outcome.stdout) == (1, "")
+    assert "--backend nccl needs a GPU" in outcome.stderr
+
+
+def test_imports_that_fail_are_reported(tmp_path: Path) -> None:
+    """What is missing in the environment of one rank is an error with a report, for people, machines and
+    torchrun, and no traceback.
+    """
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libcudart.so.13 is missing')")
+    report, told = tmp_path / "report.json", tmp_path / "error.json"
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    env = ranks | {"TORCHELASTIC_ERROR_FILE": str(told), "PYTHONPATH": f"{tmp_path / 'broken'}:{ROOT}"}
+    command = ["-m", "pp_export", "export", "--checkpoint", "absent", "--reference", "absent"]
+    command += ["--output", str(tmp_path / "output"), "--report", str(report)]
+    with started(command, tmp_path / "printed", env=env) as running:
+        ended = running.wait(60)
+    assert ended.status == 1
+    what = "Python could not import what an export needs: libcudart.so.13 is missing"
+    assert ended.stderr.count(f"[rank 1] error: {what}") == 1
+    assert "Traceback" not in ended.stderr
+    assert json.loads(report.read_text())["error"]["what"] == what
+    assert json.loads(told.read_text())["message"]["message"] == what
