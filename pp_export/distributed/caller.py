@@ -28,6 +28,7 @@ class Caller:
     def __init__(self, whose: str, seconds: float, meanwhile: Callable[[], None] | None = None) -> None:
         self._whose, self._seconds, self._meanwhile = whose, seconds, meanwhile
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._abandoned: Future[Any] | None = None
         self._lock, self._thread = threading.Lock(), None  # type: threading.Lock, threading.Thread | None
 
     def call(self, call: Callable[[], T]) -> T:
@@ -38,11 +39,21 @@ class Caller:
                 self._thread = threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="store")
                 self._thread.start()
         answer: Future[T] = Future()
+        # Who waits no more for a call that doesn't return, after a signal say, is not held up by it again.
+        seconds = min(self._seconds, _LOOK_SECONDS) if self._is_held_up() else self._seconds
         self._calls.put((call, answer))
-        deadline = time.monotonic() + self._seconds
+        try:
+            return self._wait(answer, seconds)
+        except BaseException:
+            if not answer.done():
+                self._abandoned = answer
+            raise
+
+    def _wait(self, answer: Future[T], seconds: float) -> T:
+        deadline = time.monotonic() + seconds
         while True:
             try:
-                return answer.result(min(_LOOK_SECONDS, self._seconds))
+                return answer.result(min(_LOOK_SECONDS, seconds))
             except NotYetError:
                 if answer.done():
                     continue
@@ -50,9 +61,13 @@ class Caller:
                 self._meanwhile()
             if time.monotonic() > deadline:
                 raise PeerError(
-                    f"{self._whose} has not answered for {self._seconds:.0f} s",
+                    f"{self._whose} has not answered for {seconds:.0f} s",
                     advice="is that process stopped, or its node gone? (see --stall-seconds)",
                 )
+
+    def _is_held_up(self) -> bool:
+        """Whether a call that nobody waits for any more keeps the thread."""
+        return self._abandoned is not None and not self._abandoned.done()
 
     def end(self) -> None:
         """End the thread; wait for that, but not for one that a call holds up for ever."""

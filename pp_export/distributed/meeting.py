@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,14 +78,18 @@ class Meeting:
         try:
             verdict = self._wait(meanwhile, tuple(unclean))
         except StopRequest as stop:
-            verdict = self._conclude(stop.as_error().at(rank=self._rank), self._absent())
+            try:
+                verdict = self._conclude(stop.as_error().at(rank=self._rank), self._absent())
+            except PeerError:  # nor can the store be asked, so nobody can be told
+                raise stop from None
         except PeerError:
             raise
         except BaseException:
             self._conclude(PeerError(f"rank {self._rank} was interrupted", where={"rank": self._rank}), [])
             raise
         finally:
-            self._store.delete(self._here[self._rank])
+            with suppress(PeerError):
+                self._store.delete(self._here[self._rank])
         return verdict
 
     def _wait(self, meanwhile: Callable[[], None], unclean: tuple[int, ...]) -> Verdict:

@@ -142,6 +142,11 @@ def test_who_waits_for_a_stopped_store_hears_other_things(monkeypatch: pytest.Mo
     keys = SharedKeys(stopped, patience_seconds=20, meanwhile=meanwhile)
     with pytest.raises(TargetError, match="heard"):
         keys.check("k")
+    begun = time.monotonic()
+    monkeypatch.setattr(keys._caller, "_meanwhile", None)
+    with pytest.raises(PeerError, match="has not answered"):
+        keys.check("k")  # what is still to be said at the end of a process must not take the patience again
+    assert time.monotonic() - begun < 5
     stopped.goes_on.set()
     keys.close()
 
