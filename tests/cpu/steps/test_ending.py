@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_it_never_fails_itself(monkeypatch: pytest.MonkeyPatch, file: str | None
 def test_rank_0_speaks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ranks that fail alike, rank 0 doesn't wait, the others do; one that is stopped then is silent."""
     slept: list[float] = []
-    monkeypatch.setattr(ending.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setenv("RANK", "0")
     ending.wait_for_first(ERROR)
     assert slept == []
