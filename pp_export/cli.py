@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, LaunchError, OptionError
 from pp_export.options.kinds import (
+    NO_OUTPUT,
     ClusterOptions,
     ExportOptions,
     Options,
@@ -31,6 +32,8 @@ from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
     from pp_export.distributed.world import World
+
+_GIVEN_IN = "job file, --set and flags"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,13 +156,17 @@ def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    """Options from the job file, --set, and flags, the later over the earlier."""
+    return options_from(_values(arguments), _GIVEN_IN, ExportOptions)
+
+
+def _values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the job file, --set, and flags say, the later over the earlier."""
     names = [option.name for option in dataclasses.fields(ExportOptions)]
     values = read_job(arguments.job) if arguments.job else {}
     check_keys(values, names, str(arguments.job))
     values.update(parse_setting(text) for text in arguments.set)
     values.update(_given(arguments, ExportOptions))
-    return options_from(values, "job file, --set and flags", ExportOptions)
+    return values
 
 
 def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
@@ -246,7 +253,11 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    values = _values(arguments)
+    has_output = values.get("output") is not None
+    options = options_from(
+        values if has_output else {**values, "output": NO_OUTPUT}, _GIVEN_IN, ExportOptions
+    )
     log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
     from pp_export.steps.report import check_path
@@ -255,7 +266,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     cluster = options_from(_given(arguments, ClusterOptions), "flags", ClusterOptions)
     check_path(options)
-    report = plan_checkpoint(options, cluster)
+    report = plan_checkpoint(options, cluster, here=has_output)
     if options.html is not None:
         write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))

@@ -79,8 +79,8 @@ class Format(Protocol):
 
 
 class Source(Protocol):
-    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order;
-    the first two only where the source is not `is_shared`.
+    """Where an export's values come from. Ranks call `check`, `announce` and `open`, in this order. Where the
+    source is `is_shared`, one rank of each node is enough to check, and nobody announces.
     """
 
     @property

@@ -25,6 +25,9 @@ _UNITS = {
     "GIB": 2**30,
 }
 
+NO_OUTPUT = Path("(no output)")
+"""What the options say of a plan for nowhere."""
+
 
 def parse_bytes(text: str | int) -> int:
     """`5GB`, `512MiB` or a number, in bytes."""

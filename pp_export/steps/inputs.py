@@ -32,6 +32,7 @@ from pp_export.reference.reference_folder import Reference
 from pp_export.steps.capacity import capacity_of
 from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
+from pp_export.steps.preflight import preflight
 from pp_export.steps.target import Target
 
 
@@ -71,23 +72,16 @@ class Whole:
 def describe(
     source: Source, target: Target, options: TargetOptions, world: World, pending: PendingInputs | None
 ) -> ExportInputs | None:
-    """Step 1, called by all ranks. Rank 0 checks the target, then reads and checks all metadata; the others
+    """Step 1, called by all ranks: when all are found fit, rank 0 reads and checks all metadata; the others
     only hear that this went well. `pending` is rank 0's. What the model's definition has not said yet is left
     to `steps.confirmation`.
     """
-    world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
-    if options.backend == backends.NCCL:
-        world.control.together(lambda: backends.check(options.backend))
-    announced: list[bytes] = []
-    if not source.is_shared:
-        world.control.together(source.check)
-        announced = world.control.gather(source.announce())
+    preflight(source, target, options, world, pending)
+    announced = [] if source.is_shared else world.control.gather(source.announce())
     mine: list[ExportInputs] = []
 
     def read() -> bytes:
         assert pending is not None
-        pending.check()
-        target.check(options, source.folders)
         mine.append(read_inputs(source, options, pending, announced))
         return json_digest(mine[0].architecture.table).encode()
 

@@ -131,7 +131,7 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
     ("arguments", "told"),
     [
         (["export"], ["options are missing", "--checkpoint", "--reference", "--output"]),
-        (["plan", "--checkpoint", "c"], ["--reference", "--output"]),
+        (["plan", "--checkpoint", "c"], ["options are missing", "--reference"]),
         (["export", *FOLDERS, "--set", "tensor_paralel=2"], ["did you mean 'tensor_parallel'?"]),
         (["export", *FOLDERS, "--set", "verify"], ["--set takes key=value"]),
         (["export", *FOLDERS, "--dtype", "int8"], ["--dtype has no such value", "bfloat16", "int8"]),
