@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError, LaunchError, OptionError
+from pp_export.options.iterations import options_of
+from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import (
     NO_OUTPUT,
     ClusterOptions,
@@ -72,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="export a checkpoint (under torchrun, or alone)")
     _add_export_options(export)
+    export.add_argument(
+        "--watch",
+        action="store_true",
+        help="with {iteration} in --output: export each finished save that there is and that appears, until a"
+        " signal comes",
+    )
     export.set_defaults(run=_export)
 
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
@@ -176,7 +184,8 @@ def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    wanted, values = wanted_from(_values(arguments), watch=arguments.watch)
+    options = options_from(values, _GIVEN_IN, ExportOptions)
     try:
         launch.check_launch(os.environ)
     except LaunchError as error:
@@ -188,6 +197,10 @@ def _export(arguments: argparse.Namespace) -> int:
         raise
     is_first = os.environ.get("RANK", "0") == "0"
     os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
+    if wanted is not None:
+        from pp_export.many import run_many
+
+        return run_many(wanted, options, as_json=arguments.json)
     if is_first:
         log.logger.info("exporting %s to %s", options.checkpoint, options.output)
     with _importing():
@@ -253,11 +266,15 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    values = _values(arguments)
+    wanted, values = wanted_from(_values(arguments), watch=False)
     has_output = values.get("output") is not None
     options = options_from(
         values if has_output else {**values, "output": NO_OUTPUT}, _GIVEN_IN, ExportOptions
     )
+    if wanted is not None:
+        if len(wanted.numbers) != 1 or wanted.all or wanted.latest:
+            raise OptionError("a plan is of one export", expected="one number as --iteration")
+        options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
     from pp_export.steps.report import check_path

@@ -63,6 +63,11 @@ class Format(Protocol):
         not raise.
         """
 
+    def is_finished(self, folder: Path, latest: int | None) -> bool:
+        """Whether a save of this kind in the root's iteration folder `folder` is written to its end, as far
+        as the names of files and `latest`, which the root's tracker file names, tell. May raise OSError.
+        """
+
     def describe(self, folder: Path) -> Catalog:
         """All weights in `folder` under canonical names; called on rank 0 only. No tensor byte is read.
 

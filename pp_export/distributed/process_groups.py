@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
@@ -33,6 +34,26 @@ def join(*, stall_seconds: float) -> World:
     """
     if is_alone():
         return alone(stall_seconds=stall_seconds)
+    store, rank, size = _rendezvous()
+    return _world(rank, size, PrefixStore("pp_export", store), stall_seconds)
+
+
+def join_for_many() -> Callable[[float], World]:
+    """Join them once for many exports; called by all. What it returns gives the next world of the same ranks,
+    with that patience, and is called as often by all, whatever has happened to the world before.
+    """
+    store, rank, size = _rendezvous()
+    numbers = itertools.count()
+
+    def next_world(stall_seconds: float) -> World:
+        # A connection of its own: one of a world that failed may still be waiting for an answer.
+        keys = PrefixStore(f"pp_export/{next(numbers)}", store.clone())
+        return _world(rank, size, keys, stall_seconds)
+
+    return next_world
+
+
+def _rendezvous() -> tuple[Any, int, int]:
     try:
         store, rank, size = next(iter(rendezvous("env://")))
     except (RuntimeError, ValueError) as error:
@@ -41,7 +62,7 @@ def join(*, stall_seconds: float) -> World:
             where={"rank": os.environ.get("RANK")},
             advice="check MASTER_ADDR, MASTER_PORT and that every node started with the same world size",
         ) from error
-    return _world(rank, size, PrefixStore("pp_export", store), stall_seconds)
+    return store, rank, size
 
 
 def beside(*, stall_seconds: float) -> World:

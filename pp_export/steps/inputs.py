@@ -14,6 +14,7 @@ from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.source import Source
+from pp_export.checkpoint.weights_digest import weights_digest
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import OptionError, RuleError
 from pp_export.core.version import VERSION
@@ -28,7 +29,7 @@ from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
-from pp_export.reference.reference_folder import Reference
+from pp_export.reference.reference_folder import Reference, digests_of
 from pp_export.steps.capacity import capacity_of
 from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
@@ -41,7 +42,8 @@ class ExportInputs:
     """What is exported: the checkpoint's catalog, the model that it is, and the account of one against the
     other.
 
-    Made on rank 0, where everything is checked, and known there only.
+    Made on rank 0, where everything is checked, and known there only. `digest` tells this save and reference
+    from others; None for a live model.
     """
 
     catalog: Catalog
@@ -50,6 +52,7 @@ class ExportInputs:
     account: Account
     model: SettledModel
     reference: Reference
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,20 @@ def read_inputs(
     catalog = source.describe(announced)
     found = settle_model(catalog, pending, options, wait=wait)
     return ExportInputs(
-        catalog, pending.architecture, found.sizes, found.account, found.model, pending.reference
+        catalog,
+        pending.architecture,
+        found.sizes,
+        found.account,
+        found.model,
+        pending.reference,
+        inputs_digest(catalog, pending.reference),
     )
+
+
+def inputs_digest(catalog: Catalog, reference: Reference) -> str | None:
+    """What tells a save and a reference from others, whatever the options are; None for a live model."""
+    weights = weights_digest(catalog)
+    return None if weights is None else json_digest([weights, digests_of(reference)])
 
 
 def make_whole(inputs: ExportInputs | None, options: TargetOptions, world: World) -> Whole | None:
