@@ -6,6 +6,7 @@ ranks that joined once. So an export that fails ends on all ranks, and the next 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -79,6 +80,7 @@ def export_many(
             finally:
                 signals.settle()
                 world.close(1.0 if signals.has_come() else 10.0)
+                gc.collect()  # what an export leaves refers to itself, and holds connections
         except ExportError as error:
             # A signal comes to the ranks one after another: what failed is asked again once, in a new world.
             if first is not None or is_stopped or not isinstance(error, (StoppedError, PeerError)):
