@@ -56,7 +56,7 @@ def export_many(
     view: ManyView,
 ) -> bool:
     """Export the iterations that are `wanted`, each to its own output; called by all ranks. Whether nothing
-    failed, the same on all.
+    failed, the same on all; to stop a watch is no failure.
 
     An iteration that fails doesn't stop the others; one that is exported and proved is skipped. `next_world`
     gives the next world of the ranks, with a patience in seconds. A signal ends it: the export in hand is
@@ -72,7 +72,7 @@ def export_many(
         try:
             world = next_world(patience)
             try:
-                iteration = _agree(world, queue, failed, is_stopped)
+                iteration = _agree(world, wanted, queue, failed, is_stopped)
                 if iteration is None:
                     return _end(world, queue.report, view)
                 first = None
@@ -94,7 +94,9 @@ def export_many(
             first = error
 
 
-def _agree(world: World, queue: Queue, failed: Outcome | None, is_stopped: bool) -> int | None:
+def _agree(
+    world: World, wanted: Wanted, queue: Queue, failed: Outcome | None, is_stopped: bool
+) -> int | None:
     """The next iteration, on all ranks; None when there is none, or when one of them was told to stop. What
     has `failed` before counts only if nobody was: else it was undone for that.
     """
@@ -102,6 +104,8 @@ def _agree(world: World, queue: Queue, failed: Outcome | None, is_stopped: bool)
     def choose(told: list[bytes]) -> bytes:
         queue.report.stopped = any(map(json.loads, told))
         if queue.report.stopped:
+            if not wanted.watch:
+                queue.report.error = StoppedError("stopped by a signal before all was done")
             return json.dumps(None).encode()
         if failed is not None:
             queue.done(failed)

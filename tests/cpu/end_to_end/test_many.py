@@ -167,19 +167,20 @@ def test_a_watch_exports_beside_a_writer(case: Case) -> None:
     case.check(10, 20, 30, 40)
 
 
-def test_a_signal_undoes_the_export_in_hand(case: Case) -> None:
-    """A watch that is stopped while it exports leaves nothing of that export, and its exit status is 0: what
-    it has done is whole.
+@pytest.mark.parametrize(("words", "status"), [("--watch", 0), ("--iteration=all", 1)])
+def test_a_signal_undoes_the_export_in_hand(case: Case, words: str, status: int) -> None:
+    """Who is stopped while it exports leaves nothing of that export; for a watch that is its end, for a list
+    of iterations a failure, since they are not all done.
     """
     export_here(**case.inputs, iteration=10, output=case.exports / "run-10")
     case.save(20)
     case.save(30)
-    command = case.command("--watch", "--threads=1", fault="slow")
+    command = case.command(words, "--threads=1", fault="slow")
     with started(command, case.root / "output", env={"RANK": "0"}) as running:
         wait_for((case.state / "middle.0").exists)
         os.kill(running.process.pid, signal.SIGTERM)
         ended = running.wait(30)
-    assert ended.status == 0, ended.stderr
+    assert ended.status == status, ended.stderr
     assert case.statuses == {10: "skipped"}
     assert case.report["stopped"]
     case.check(10)
