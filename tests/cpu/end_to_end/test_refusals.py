@@ -115,6 +115,7 @@ def inputs(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> Inpu
 def test_the_inputs_are_good_before_they_are_damaged(inputs: Inputs) -> None:
     """Every test below starts from an export that works, also after torch has stored the tensors again."""
     made = planned(inputs.options)
+    assert planned(inputs.options | {"resume": True}) == made
     assert export_here(**inputs.options).plan_fingerprint == made.fingerprint
     assert sorted(os.listdir(inputs.parent)) == ["export", "neighbour"]
     inputs.store(lambda tensors: None)
