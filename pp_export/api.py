@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.options.kinds import ClusterOptions, ExportOptions, TargetOptions
+from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
 from pp_export.options.values import options_from
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def plan(
     checkpoint: Folder,
     *,
     reference: Folder,
-    output: Folder = ".",
+    output: Folder | None = None,
     world_size: int = 1,
     nodes: int | None = None,
     cores: int | None = None,
@@ -166,8 +166,8 @@ def plan(
     Called by one process; needs no group, and reads metadata only. `nodes` have `cores` each; the storage
     reads and writes R,W gigabytes per second for all of them together, and the network gives each so many
     (defaults: a node for 8 ranks, with the cores of this one). Other arguments are those of
-    `export_checkpoint`; `output` changes nothing. Raises the ExportError that the export would end with
-    before it reads a tensor.
+    `export_checkpoint`. Raises the ExportError that the export would end with before it reads a tensor; what
+    `output` allows is tried there, without a trace, if it is given.
 
     >>> report = pp_export.plan("/checkpoints/run", reference="/models/Qwen2-1.5B", world_size=8)
     >>> max(rank.peak_bytes for rank in report.ranks)
@@ -176,7 +176,8 @@ def plan(
     """
     from pp_export.steps.plan_report import plan_checkpoint
 
-    values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
+    place = NO_OUTPUT if output is None else output
+    values = {"checkpoint": checkpoint, "reference": reference, "output": place, **options}
     cluster = ClusterOptions(
         world_size=world_size,
         nodes=nodes,
@@ -185,7 +186,7 @@ def plan(
         network_gbps=network_gbps,
     )
     chosen = options_from(values, "plan", ExportOptions)
-    report = plan_checkpoint(chosen, cluster)
+    report = plan_checkpoint(chosen, cluster, here=output is not None)
     if chosen.html is not None:
         from pp_export.view.html import write_plan
 

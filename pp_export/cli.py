@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
+from pp_export.options.iterations import options_of
+from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import (
+    NO_OUTPUT,
     ClusterOptions,
     ExportOptions,
     Options,
@@ -33,6 +36,8 @@ from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
     from pp_export.distributed.world import World
+
+_GIVEN_IN = "job file, --set and flags"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="export a checkpoint (under torchrun, or alone)")
     _add_export_options(export)
+    export.add_argument(
+        "--watch",
+        action="store_true",
+        help="with {iteration} in --output: export each finished save that there is and that appears, until a"
+        " signal comes",
+    )
     export.set_defaults(run=_export)
 
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
@@ -182,13 +193,17 @@ def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    """Options from the job file, --set, and flags, the later over the earlier."""
+    return options_from(_values(arguments), _GIVEN_IN, ExportOptions)
+
+
+def _values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the job file, --set, and flags say, the later over the earlier."""
     names = [option.name for option in dataclasses.fields(ExportOptions)]
     values = read_job(arguments.job) if arguments.job else {}
     check_keys(values, names, str(arguments.job))
     values.update(parse_setting(text) for text in arguments.set)
     values.update(_given(arguments, ExportOptions))
-    return options_from(values, "job file, --set and flags", ExportOptions)
+    return values
 
 
 def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
@@ -198,12 +213,17 @@ def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    options, since = _options(arguments), time.time()
+    wanted, values = wanted_from(_values(arguments), watch=arguments.watch)
+    options, since = options_from(values, _GIVEN_IN, ExportOptions), time.time()
     os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     is_first = os.environ.get("RANK", "0") == "0"
     pending = None
     try:
         launch.check_launch(os.environ)
+        if wanted is not None:
+            from pp_export.many import run_many
+
+            return run_many(wanted, options, as_json=arguments.json)
         if is_first:
             log.logger.info("exporting %s to %s", options.checkpoint, options.output)
         with _importing():
@@ -282,7 +302,15 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    wanted, values = wanted_from(_values(arguments), watch=False)
+    has_output = values.get("output") is not None
+    options = options_from(
+        values if has_output else {**values, "output": NO_OUTPUT}, _GIVEN_IN, ExportOptions
+    )
+    if wanted is not None:
+        if len(wanted.numbers) != 1 or wanted.all or wanted.latest:
+            raise OptionError("a plan is of one export", expected="one number as --iteration")
+        options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
     from pp_export.steps.report import check_path
@@ -291,7 +319,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     cluster = options_from(_given(arguments, ClusterOptions), "flags", ClusterOptions)
     check_path(options)
-    report = plan_checkpoint(options, cluster)
+    report = plan_checkpoint(options, cluster, here=has_output)
     if options.html is not None:
         write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))

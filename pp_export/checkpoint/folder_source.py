@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pp_export.checkpoint import locate
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.formats import describe_checkpoint, open_checkpoint
+from pp_export.checkpoint.formats import describe_checkpoint, is_checkpoint, open_checkpoint
 from pp_export.checkpoint.source import Reader
+from pp_export.core.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,17 @@ class CheckpointSource:
         return (self.checkpoint,)
 
     def check(self) -> None:
-        """A rank that does not see the files fails when it opens them, by their names."""
+        try:
+            folder = locate.iteration_folder(self.checkpoint, self.iteration, is_checkpoint)
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            raise CheckpointError(
+                f"this rank can't look into the checkpoint: {error.strerror}",
+                where={"folder": error.filename},
+            ) from error
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
+        if file is not None:
+            locate.read(file, length=1)
 
     def announce(self) -> bytes:
         return b""

@@ -37,6 +37,16 @@ def is_checkpoint(folder: Path) -> bool:
     return any(known.recognise(folder) for known in FORMATS)
 
 
+def is_finished(checkpoint: Path, iteration: int) -> bool:
+    """Whether the iteration's save below the root is written to its end; a save that isn't there is not."""
+    folder = locate.folder_of(checkpoint, iteration)
+    found = next((known for known in FORMATS if known.recognise(folder)), None)
+    try:
+        return found is not None and found.is_finished(folder, locate.latest(checkpoint))
+    except (OSError, CheckpointError):  # the tracker is just being written
+        return False
+
+
 def format_of(folder: Path) -> Format:
     """The kind of save that `folder` holds; CheckpointError where it holds none that is known."""
     found = next((known for known in FORMATS if known.recognise(folder)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,19 +33,45 @@ def iteration_folder(checkpoint: Path, iteration: int | None, is_save: Callable[
                 advice="give the checkpoint's root folder together with --iteration",
             )
         return checkpoint
-    name = f"iter_{iteration:07d}" if iteration is not None else _tracked(checkpoint)
-    folder = checkpoint / name
+    folder = checkpoint / _tracked(checkpoint) if iteration is None else folder_of(checkpoint, iteration)
     if not folder.is_dir():
         present = sorted(
             entry.name for entry in checkpoint.iterdir() if _ITERATION_FOLDER.fullmatch(entry.name)
         )
         raise CheckpointError(
-            f"the checkpoint has no folder {name}",
+            f"the checkpoint has no folder {folder.name}",
             where={"folder": checkpoint},
             got=", ".join(present) or "no iteration folders",
             advice="choose one with --iteration",
         )
     return folder
+
+
+def folder_of(checkpoint: Path, iteration: int) -> Path:
+    """Where an iteration's save lies below the root."""
+    return checkpoint / f"iter_{iteration:07d}"
+
+
+def iterations(checkpoint: Path) -> list[int]:
+    """The iterations that have a folder below the root, finished or not, in ascending order; none where there
+    is no root yet. Raises CheckpointError where it can't be looked into.
+    """
+    try:
+        found = [iteration_of(Path(name)) for name in os.listdir(checkpoint)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"can't look into the checkpoint: {error.strerror}", where={"folder": checkpoint}
+        ) from error
+    return sorted(number for number in found if number is not None)
+
+
+def latest(checkpoint: Path) -> int | None:
+    """The iteration that the tracker file names; None where there is none yet, or `release`."""
+    if not (checkpoint / TRACKER).is_file():
+        return None
+    return iteration_of(Path(_tracked(checkpoint)))
 
 
 def iteration_of(folder: Path) -> int | None:

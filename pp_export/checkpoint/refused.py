@@ -22,6 +22,9 @@ class RefusedFormat:
     def recognise(self, folder: Path) -> bool:
         return any((folder / mark).exists() for mark in self.marks)
 
+    def is_finished(self, folder: Path, latest: int | None) -> bool:
+        return True
+
     def describe(self, folder: Path) -> NoReturn:
         raise CheckpointError(self.what, where={"folder": folder}, advice=self.advice)
 

@@ -63,6 +63,11 @@ class Format(Protocol):
         not raise.
         """
 
+    def is_finished(self, folder: Path, latest: int | None) -> bool:
+        """Whether a save of this kind in the root's iteration folder `folder` is written to its end, as far
+        as the names of files and `latest`, which the root's tracker file names, tell. May raise OSError.
+        """
+
     def describe(self, folder: Path) -> Catalog:
         """All weights in `folder` under canonical names; called on rank 0 only. No tensor byte is read.
 
@@ -79,8 +84,8 @@ class Format(Protocol):
 
 
 class Source(Protocol):
-    """Where an export's values come from. All ranks call `check`, `announce` and `open`, in this order;
-    the first two only where the source is not `is_shared`.
+    """Where an export's values come from. Ranks call `check`, `announce` and `open`, in this order. Where the
+    source is `is_shared`, one rank of each node is enough to check, and nobody announces.
     """
 
     @property

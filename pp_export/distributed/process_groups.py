@@ -45,6 +45,23 @@ def join(*, stall_seconds: float, meanwhile: Callable[[], None] = lambda: None) 
     return _begin(Job(place.rank, place.size), store, "", stall_seconds, meanwhile, _STARTED)
 
 
+def join_for_many(*, stall_seconds: float) -> Callable[[float], World]:
+    """Join them once for many exports; called by all. What it returns gives the next world of the same ranks,
+    with that patience, and is called as often by all, whatever has happened to the world before.
+    """
+    place = Place.of(os.environ)
+    store = launcher_store(place, stall_seconds, lambda: None)
+    job = Job(place.rank, place.size)
+
+    def next_world(seconds: float) -> World:
+        # A connection of its own: one of a world that failed may still be waiting for an answer.
+        return _begin(
+            job, _clone(store, "the launcher's store", seconds), "", seconds, lambda: None, _STARTED
+        )
+
+    return next_world
+
+
 def beside(*, stall_seconds: float, about: str = "") -> World:
     """The ranks of the running job's default process group, which stays as it is; called by all, for one
     export `about` something.
@@ -56,12 +73,18 @@ def beside(*, stall_seconds: float, about: str = "") -> World:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return alone(stall_seconds=stall_seconds)
     job = _jobs.setdefault(dist.group.WORLD, Job(dist.get_rank(), dist.get_world_size()))
-    caller = Caller("the job's store", stall_seconds)
-    try:  # a store of its own, so that its timeout is ours to set
-        store = caller.call(_get_default_store().clone)  # type: ignore[attr-defined]
+    # A store of its own, so that its timeout is ours to set.
+    store = _clone(_get_default_store(), "the job's store", stall_seconds)
+    return _begin(job, PrefixStore("pp_export", store), about, stall_seconds, lambda: None, _CALLED)
+
+
+def _clone(store: Store, whose: str, seconds: float) -> Store:
+    caller = Caller(whose, seconds)
+    try:
+        own: Store = caller.call(store.clone)  # type: ignore[attr-defined]
     finally:
         caller.end()
-    return _begin(job, PrefixStore("pp_export", store), about, stall_seconds, lambda: None, _CALLED)
+    return own
 
 
 def _begin(

@@ -25,6 +25,9 @@ _UNITS = {
     "GIB": 2**30,
 }
 
+NO_OUTPUT = Path("(no output)")
+"""What the options say of a plan for nowhere."""
+
 
 def parse_bytes(text: str | int) -> int:
     """`5GB`, `512MiB` or a number, in bytes."""
@@ -97,7 +100,11 @@ class SourceOptions(Options):
     """Where the weights come from: a checkpoint. A live model needs no such options."""
 
     checkpoint: Path = _option("Megatron checkpoint: its root (with the tracker file) or an iteration folder")
-    iteration: int | None = _option("iteration to export; default: the tracker file's", None)
+    iteration: int | None = _option(
+        "iteration to export; default: the tracker file's. With {iteration} in --output also several, with"
+        " commas, `latest` and `all`",
+        None,
+    )
     check_source: bool = _option(
         "check the CRC-32 that torch stored with every record while reading it", True
     )
@@ -172,7 +179,7 @@ class ResultOptions(Options):
 class RunOptions(Options):
     """How an export is made, and where to: whatever they say, the bytes are the same."""
 
-    output: Path = _option("folder to make")
+    output: Path = _option("folder to make; {iteration} in it stands for the iteration's number")
     overwrite: bool = _option("replace an existing output once the new one is complete and verified", False)
     parents: bool = _option("make the folders above the output where they are missing", False)
     leaders_per_stage: str = _option(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pp_export.core import config_keys
 from pp_export.core.config_keys import without
+from pp_export.core.digest import json_digest, tensor_digest
 from pp_export.core.errors import ReferenceFolderError
 from pp_export.core.file_names import CONFIG
 from pp_export.disk.files import copy_file, write_file
@@ -91,6 +92,22 @@ def copy_assets(reference: Reference, staging: Path) -> None:
         except OSError as error:
             what = f"an asset can't be read: {error.strerror}"
             raise ReferenceFolderError(what, where={"file": source}) from error
+
+
+def digests_of(reference: Reference) -> dict[str, str]:
+    """A digest of config.json and of each asset, by name, as they go into the export."""
+    found = {CONFIG: json_digest(reference.config)}
+    for name in reference.assets:
+        if name in reference.rewritten:
+            found[name] = tensor_digest(reference.rewritten[name])
+            continue
+        path = real_file(reference.folder, name)
+        try:
+            found[name] = tensor_digest(path.read_bytes())
+        except OSError as error:
+            what = f"an asset can't be read: {error.strerror}"
+            raise ReferenceFolderError(what, where={"file": path}) from error
+    return found
 
 
 def _read(folder: Path, code: bool) -> Reference:

@@ -21,12 +21,11 @@ from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
 from pp_export.steps import resumption
 from pp_export.steps.inputs import ExportInputs, Whole
+from pp_export.steps.preflight import check_space
 from pp_export.steps.provenance import provenance
 from pp_export.steps.report import Completed, Measured
 from pp_export.steps.target import Target
 from pp_export.verification import verify_structure
-
-_SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ def make_staging_folder(world: World, target: Target, whole: Whole | None, optio
         there = 0
         if resumption.is_asked(options):
             there = resumption.make_folder(target, whole, options)
-        num_bytes = sum(shard.num_bytes for shard in whole.plan.shards)
-        files.check_space(target.folder, num_bytes - there + _SPARE_BYTES)
+        check_space(target, whole.plan, there)
         if not resumption.is_asked(options):
             files.make_folder(target.staging)
             files.make_folder(target.staging / file_names.SHARD_JSONS)

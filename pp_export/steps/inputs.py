@@ -14,6 +14,7 @@ from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.source import Source
+from pp_export.checkpoint.weights_digest import weights_digest
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import OptionError, RuleError
 from pp_export.core.version import VERSION
@@ -28,10 +29,11 @@ from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
-from pp_export.reference.reference_folder import Reference
+from pp_export.reference.reference_folder import Reference, digests_of
 from pp_export.steps.capacity import capacity_of
 from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
+from pp_export.steps.preflight import preflight
 from pp_export.steps.target import Target
 
 
@@ -40,7 +42,8 @@ class ExportInputs:
     """What is exported: the checkpoint's catalog, the model that it is, and the account of one against the
     other.
 
-    Made on rank 0, where everything is checked, and known there only.
+    Made on rank 0, where everything is checked, and known there only. `digest` tells this save and reference
+    from others; None for a live model.
     """
 
     catalog: Catalog
@@ -49,6 +52,7 @@ class ExportInputs:
     account: Account
     model: SettledModel
     reference: Reference
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,16 @@ class Whole:
 def describe(
     source: Source, target: Target, options: TargetOptions, world: World, pending: PendingInputs | None
 ) -> ExportInputs | None:
-    """Step 1, called by all ranks. Rank 0 checks the target, then reads and checks all metadata; the others
+    """Step 1, called by all ranks: when all are found fit, rank 0 reads and checks all metadata; the others
     only hear that this went well. `pending` is rank 0's. What the model's definition has not said yet is left
     to `steps.confirmation`.
     """
-    world.control.same({"the version of pp_export": VERSION, "the options": json_digest(options.to_json())})
-    if options.backend == backends.NCCL:
-        world.control.together(lambda: backends.check(options.backend))
-    announced: list[bytes] = []
-    if not source.is_shared:
-        world.control.together(source.check)
-        announced = world.control.gather(source.announce())
+    preflight(source, target, options, world, pending)
+    announced = [] if source.is_shared else world.control.gather(source.announce())
     mine: list[ExportInputs] = []
 
     def read() -> bytes:
         assert pending is not None
-        pending.check()
-        target.check(options, source.folders)
         mine.append(read_inputs(source, options, pending, announced))
         return json_digest(mine[0].architecture.table).encode()
 
@@ -112,8 +109,20 @@ def read_inputs(
     catalog = source.describe(announced)
     found = settle_model(catalog, pending, options, wait=wait)
     return ExportInputs(
-        catalog, pending.architecture, found.sizes, found.account, found.model, pending.reference
+        catalog,
+        pending.architecture,
+        found.sizes,
+        found.account,
+        found.model,
+        pending.reference,
+        inputs_digest(catalog, pending.reference),
     )
+
+
+def inputs_digest(catalog: Catalog, reference: Reference) -> str | None:
+    """What tells a save and a reference from others, whatever the options are; None for a live model."""
+    weights = weights_digest(catalog)
+    return None if weights is None else json_digest([weights, digests_of(reference)])
 
 
 def make_whole(inputs: ExportInputs | None, options: TargetOptions, world: World) -> Whole | None:

@@ -113,18 +113,31 @@ class PlanReport:
         return {"schema_version": SCHEMA_VERSION, **to_json_value(self)}
 
 
-def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions) -> PlanReport:
-    """What an export with `options` on `cluster` would do; called by one process, reads metadata only."""
+def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions, *, here: bool) -> PlanReport:
+    """What an export with `options` on `cluster` would do; called by one process, reads metadata only.
+
+    Where the export would be made `here`, raises what it would refuse: it is tried what the output allows,
+    and nothing is left of that. Otherwise the output says nothing.
+    """
     from pp_export.checkpoint.folder_source import CheckpointSource
-    from pp_export.steps.inputs import plan_export, read_inputs
+    from pp_export.steps import resumption
+    from pp_export.steps.inputs import Whole, plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
+    from pp_export.steps.preflight import check_here, check_space, target_of_plan
 
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     pending = PendingInputs.start(options)
     try:
+        if here:
+            check_here(source, options, pending)
         with paused_collector():
             inputs = read_inputs(source, options, pending, wait=True)
             plan = plan_export(inputs, options, cluster.world_size)
+        if here:
+            target, whole = target_of_plan(options), Whole(inputs, plan)
+            resumes = resumption.is_asked(options)
+            there = resumption.num_bytes_there(target, whole, options) if resumes else 0
+            check_space(target, plan, there)
     finally:
         pending.cancel()
     return plan_report(inputs, plan, options.backend, cluster, verify=options.verify)

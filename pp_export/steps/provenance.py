@@ -33,18 +33,24 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
     """As much of it as `options.provenance` allows, as JSON values."""
     source = inputs.catalog.description
     decisions = Decisions(inputs.architecture, settings.read_by())
-    result = options.result.to_json()
-    if options.provenance != "full" and options.architecture is not None:
-        result["architecture"] = PurePath(options.architecture).name
     return {
         **_source(source, options.provenance, decisions.describes_model),
         "architecture": inputs.architecture.name,
         "expected_from": inputs.account.truth,
         "dropped": dict(inputs.account.dropped),
-        "options": result,
+        "options": told_options(options),
+        "inputs_digest": None if options.provenance == "none" else inputs.digest,
         "plan_fingerprint": plan.of_everything.fingerprint,
         "versions": versions(),
     }
+
+
+def told_options(options: ResultOptions) -> dict[str, Any]:
+    """The options of the result as the manifest tells them: with paths only if all may be told."""
+    result = options.result.to_json()
+    if options.provenance != "full" and options.architecture is not None:
+        result["architecture"] = PurePath(options.architecture).name
+    return result
 
 
 def _source(source: Description, level: str, describes_model: Callable[[str], bool]) -> dict[str, Any]:

@@ -57,6 +57,14 @@ def make_folder(target: Target, whole: Whole, options: TargetOptions) -> int:
     return sum(each.num_bytes for each in there)
 
 
+def num_bytes_there(target: Target, whole: Whole, options: TargetOptions) -> int:
+    """The bytes that `make_folder` would go on with, for who only plans; raises what it would."""
+    earlier = _earlier(target, work_of(whole, options))
+    if earlier is None:
+        return 0
+    return sum(each.num_bytes for each in committed.find_committed(earlier, whole.plan.files))
+
+
 def take_up(
     world: World,
     target: Target,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pp_export.view.text import console, empty_table, human_bytes, machine_facts
 
 if TYPE_CHECKING:
     from pp_export.steps.checkpoint_report import CheckpointReport
+    from pp_export.steps.many_report import ManyReport
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.prediction_report import PredictionReport
     from pp_export.steps.report import ExportReport
@@ -62,6 +64,27 @@ def print_export(report: ExportReport) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     out.print(table)
+
+
+def print_many(report: ManyReport) -> None:
+    """What became of each iteration, and of all."""
+    table = empty_table()
+    for column in ("iteration", "outcome", "size", "seconds", "output", "why"):
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("size", "seconds") else "left"
+        )
+    for each in report.in_order:
+        size = "" if each.total_size is None else human_bytes(each.total_size)
+        seconds = "" if each.seconds is None else f"{each.seconds:.1f}"
+        why = each.error.what if each.error is not None else ""
+        if each.status == "skipped":
+            why = "; ".join(each.notes)
+        table.add_row(str(each.iteration), each.status, size, seconds, each.output, why)
+    out = console()
+    out.print(table)
+    counts = Counter(each.status for each in report.in_order)
+    said = ", ".join(f"{counts[status]} {status}" for status in ("exported", "skipped", "failed"))
+    out.print(said + ("; stopped by a signal" if report.stopped else ""))
 
 
 def _sent(report: ExportReport) -> str:

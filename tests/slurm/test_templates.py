@@ -183,10 +183,10 @@ def test_an_array_with_a_bad_element(cluster: Cluster, jobs: Path, tmp_path: Pat
         array = Job(cluster, jobs, "iterations.sbatch", "unused", "--array=100,150,200", OUTPUTS=str(outputs))
         states = _ended_elements(cluster, array.number)
         assert states == {"100": "COMPLETED", "150": "FAILED", "200": "COMPLETED"}
-        assert {path.name for path in outputs.iterdir() if path.is_dir()} == {"iter_0000100", "iter_0000200"}
-        report = json.loads((outputs / "iter_0000150.report.json").read_bytes())
+        assert {path.name for path in outputs.iterdir() if path.is_dir()} == {"iter_100", "iter_200"}
+        report = json.loads((outputs / "iter_150.report.json").read_bytes())
         assert report["status"] == "failed"
-        assert "150" in json.dumps(report["error"])
+        assert "150" in report["iterations"][0]["error"]["what"]
         times = {path.name: path.stat().st_mtime_ns for path in outputs.iterdir() if path.is_dir()}
         made = made or times
         assert times == made

@@ -22,6 +22,12 @@ class DcpFormat:
         marks = (".metadata", "metadata.json", "common.pt")
         return any((folder / mark).exists() for mark in marks) or any(folder.glob("*.distcp"))
 
+    def is_finished(self, folder: Path, latest: int | None) -> bool:
+        """megatron-core writes metadata.json last; without it, and without its common.pt, .metadata is it."""
+        if (folder / "metadata.json").is_file():
+            return True
+        return (folder / ".metadata").is_file() and not (folder / "common.pt").exists()
+
     def describe(self, folder: Path) -> Catalog:
         _check_finished(folder)
         return dcp_catalog.read_catalog(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.legacy import catalog as legacy_catalog
+from pp_export.checkpoint.locate import iteration_of
 from pp_export.checkpoint.source import Reader
 
 
@@ -16,6 +17,11 @@ class LegacyFormat:
 
     def recognise(self, folder: Path) -> bool:
         return any(folder.glob("mp_rank_*"))
+
+    def is_finished(self, folder: Path, latest: int | None) -> bool:
+        """Nothing in the folder tells; the tracker file comes when all ranks have written theirs."""
+        number = iteration_of(folder)
+        return number is not None and latest is not None and number <= latest
 
     def describe(self, folder: Path) -> Catalog:
         return legacy_catalog.read_catalog(folder)

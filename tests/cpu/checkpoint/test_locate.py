@@ -11,7 +11,7 @@ import pytest
 
 from pp_export.checkpoint import locate
 from pp_export.checkpoint.dcp.format import DcpFormat
-from pp_export.checkpoint.formats import describe_checkpoint, format_of, is_checkpoint
+from pp_export.checkpoint.formats import describe_checkpoint, format_of, is_checkpoint, is_finished
 from pp_export.checkpoint.legacy.format import LegacyFormat
 from pp_export.checkpoint.locate import TRACKER, iteration_of
 from pp_export.core.errors import CheckpointError
@@ -194,3 +194,46 @@ def test_folders_of_nemo_and_single_iterations_are_found(tmp_path: Path) -> None
     assert iteration_folder(tmp_path / "nemo", None) == weights
     (tmp_path / "iter_0000030" / "mp_rank_00").mkdir(parents=True)
     assert iteration_folder(tmp_path / "iter_0000030", None) == tmp_path / "iter_0000030"
+
+
+def test_iterations_are_listed_in_order(root: Path) -> None:
+    """All numbered folders, finished or not, and what the tracker names; a root that isn't there has none."""
+    finished(root / "iter_12345678")
+    (root / "iter_0000005").mkdir()
+    (root / "iter_5").mkdir()
+    assert locate.iterations(root) == [5, 10, 20, 12345678]
+    assert locate.latest(root) == 10
+    for text in ("release", None):
+        (root / TRACKER).write_text(text) if text else (root / TRACKER).unlink()
+        assert locate.latest(root) is None
+    assert locate.iterations(root / "absent") == []
+    with pytest.raises(CheckpointError, match="can't look into"):
+        locate.iterations(root / "iter_0000010" / ".metadata")
+
+
+def test_a_save_is_finished_when_its_last_file_is_there(root: Path) -> None:
+    """megatron-core writes metadata.json last, plain DCP .metadata; a folder without either, or none at all,
+    is not finished.
+    """
+    folder = root / "iter_0000020"
+    assert is_finished(root, 20)
+    (folder / "common.pt").touch()
+    (folder / "metadata.json").unlink()
+    assert not is_finished(root, 20)
+    (folder / "common.pt").unlink()
+    assert is_finished(root, 20)
+    (folder / ".metadata").unlink()
+    assert not is_finished(root, 20)
+    assert not is_finished(root, 30)
+
+
+def test_a_legacy_save_is_finished_when_the_tracker_says_so(root: Path) -> None:
+    """Nothing in its folder tells, and the tracker file is written after all ranks' files."""
+    for number in (30, 40):
+        (root / f"iter_00000{number}" / "mp_rank_00").mkdir(parents=True)
+    (root / TRACKER).write_text("30")
+    assert is_finished(root, 30)
+    assert not is_finished(root, 40)
+    for text in ("", "release"):
+        (root / TRACKER).write_text(text)
+        assert not is_finished(root, 30)

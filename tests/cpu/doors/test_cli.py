@@ -132,7 +132,7 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
     ("arguments", "told"),
     [
         (["export"], ["options are missing", "--checkpoint", "--reference", "--output"]),
-        (["plan", "--checkpoint", "c"], ["--reference", "--output"]),
+        (["plan", "--checkpoint", "c"], ["options are missing", "--reference"]),
         (["export", *FOLDERS, "--set", "tensor_paralel=2"], ["did you mean 'tensor_parallel'?"]),
         (["export", *FOLDERS, "--set", "verify"], ["--set takes key=value"]),
         (["export", *FOLDERS, "--dtype", "int8"], ["--dtype has no such value", "bfloat16", "int8"]),
@@ -141,6 +141,13 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
         (["plan", *FOLDERS, "--storage-gbps", "3"], ["not two rates", "R,W"]),
         (["plan", *FOLDERS, "--nodes", "2"], ["there are more nodes than ranks"]),
         (["plan", *FOLDERS, "--world-size", "0"], ["--world-size must be positive"]),
+        (
+            ["export", *FOLDERS, "--iteration", "1,2"],
+            ["several iterations need an output for each"],
+        ),
+        (["export", *FOLDERS, "--watch"], ["several iterations need an output for each", "{iteration}"]),
+        (["plan", *FOLDERS[:-1], "o-{iteration}", "--iteration", "1,2"], ["a plan is of one export"]),
+        (["plan", *FOLDERS[:-1], "o-{iteration}"], ["a plan is of one export"]),
         (["export", "absent.yaml"], ["the job file can't be read", "absent.yaml"]),
         (["verify", "x", "--subset", "1of2"], ["--subset takes I/N", "1of2"]),
         (["verify", "x", "--subset", "3/2"], ["a subset is i/n"]),
@@ -238,6 +245,21 @@ def test_plan_takes_a_job_file_like_flags(run: Run, folders: list[Any], tmp_path
     by_job = run("plan", job, "--json")
     assert by_flags.status == by_job.status == 0
     assert json.loads(by_flags.stdout) == json.loads(by_job.stdout)
+
+
+def test_plan_refuses_what_export_would(run: Run, folders: list[Any], tmp_path: Path) -> None:
+    """An output that is there is refused, with the place of an iteration too; without an output the plan is
+    for any place.
+    """
+    (tmp_path / "out-10").mkdir()
+    (tmp_path / "out-10" / "config.json").touch()
+    at = folders.index("--output")
+    without = folders[:at] + folders[at + 2 :]
+    for output in (tmp_path / "out-10", tmp_path / "out-{iteration}"):
+        outcome = run("plan", *without, "--output", output, "--iteration", "10")
+        assert outcome.status == 1
+        assert "the output exists" in outcome.stderr
+    assert run("plan", *without, "--json").status == 0
 
 
 def test_plan_refuses_a_world_that_the_grid_does_not_divide(run: Run, folders: list[object]) -> None:

@@ -24,7 +24,8 @@ from pp_export.disk import files
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.export import export
-from pp_export.options.kinds import ExportOptions
+from pp_export.options.kinds import ClusterOptions, ExportOptions
+from pp_export.steps.plan_report import PlanReport, plan_checkpoint
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of, remembering
 from tests.fixtures.stored import read_stored, write_stored
@@ -74,7 +75,9 @@ class Inputs:
         self.options["architecture"] = str(path)
 
     def refused(self, kind: type[ExportError], *told: str) -> ExportError:
-        """Export; asserts that `kind` is raised, tells all of `told`, and that nothing is left."""
+        """Export; asserts that `kind` is raised, tells all of `told`, that nothing is left, and that a plan
+        is refused with the same words.
+        """
         before = files_of(self.parent)
         with pytest.raises(ExportError) as caught:
             export_here(**self.options)
@@ -83,8 +86,24 @@ class Inputs:
         assert not [text for text in told if text not in message], message
         assert files_of(self.parent) == before
         assert sorted(os.listdir(self.parent)) == sorted({Path(name).parts[0] for name in before})
+        self.refused_by_plan(caught.value)
+        assert files_of(self.parent) == before
+        assert sorted(os.listdir(self.parent)) == sorted({Path(name).parts[0] for name in before})
         assert not self.marker.exists()
         return caught.value
+
+    def refused_by_plan(self, error: ExportError) -> None:
+        """A plan says what the export said, but for the rank."""
+        with pytest.raises(ExportError) as caught:
+            planned(self.options)
+        said = error.to_json()
+        where = {key: place for key, place in error.where.items() if key != "rank"}
+        assert caught.value.to_json() == {**said, "where": where}
+
+
+def planned(options: dict[str, Any]) -> PlanReport:
+    with remembering():
+        return plan_checkpoint(ExportOptions(**options), ClusterOptions(), here=True)
 
 
 @pytest.fixture
@@ -95,7 +114,10 @@ def inputs(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> Inpu
 
 def test_the_inputs_are_good_before_they_are_damaged(inputs: Inputs) -> None:
     """Every test below starts from an export that works, also after torch has stored the tensors again."""
-    export_here(**inputs.options)
+    made = planned(inputs.options)
+    assert planned(inputs.options | {"resume": True}) == made
+    assert export_here(**inputs.options).plan_fingerprint == made.fingerprint
+    assert sorted(os.listdir(inputs.parent)) == ["export", "neighbour"]
     inputs.store(lambda tensors: None)
     export_here(**inputs.options | {"output": inputs.parent / "again"})
     sums = {(inputs.parent / name / "SHA256SUMS").read_text() for name in ("export", "again")}
@@ -409,8 +431,9 @@ def test_a_target_that_is_no_folder(inputs: Inputs, kind: str, overwrite: bool) 
     else:
         target.symlink_to(inputs.reference if "folder" in kind else inputs.parent / "nowhere")
     inputs.options["overwrite"] = overwrite
-    with pytest.raises(errors.TargetError, match="not a folder"):
+    with pytest.raises(errors.TargetError, match="not a folder") as caught:
         export_here(**inputs.options)
+    inputs.refused_by_plan(caught.value)
     assert sorted(os.listdir(inputs.parent)) == ["export", "neighbour"]
     assert target.is_symlink() == ("link" in kind)
 
@@ -419,6 +442,47 @@ def test_a_target_without_a_parent(inputs: Inputs) -> None:
     """The parent folder of the output is not made by the way."""
     inputs.options["output"] = inputs.parent / "no" / "export"
     inputs.refused(errors.TargetError, str(inputs.parent / "no"))
+
+
+def test_a_target_where_nothing_can_be_made(inputs: Inputs) -> None:
+    """Whether a folder can be made is tried, not guessed: nobody, root neither, makes one in /sys."""
+    inputs.options["output"] = Path("/sys/export")
+    inputs.refused(errors.TargetError, "make a folder in failed: Operation not permitted", "file /sys")
+    inputs.options |= {"output": Path("/sys/none/export"), "parents": True}
+    for refuse in (lambda: export_here(**inputs.options), lambda: planned(inputs.options)):
+        with pytest.raises(errors.TargetError, match=r"make .*folder.* failed: Operation not permitted"):
+            refuse()
+
+
+@pytest.mark.parametrize("what", ["bytes", "inodes"])
+def test_a_filesystem_that_is_full(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Too little space, or too few inodes, for what is planned is said before anything is read."""
+    found = os.statvfs(inputs.parent)
+    fields = list(found[:10])
+    fields[4 if what == "bytes" else 7] = 1  # f_bavail, f_favail
+    full = os.statvfs_result([*fields, found.f_fsid])
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    inputs.refused(errors.TargetError, "too little space" if what == "bytes" else "too few free inodes")
+
+
+def test_everything_that_is_wrong_is_said_at_once(inputs: Inputs) -> None:
+    """A checkpoint, a reference and a target that are all wrong are one error, with advice for each."""
+    (inputs.parent / "export").mkdir()
+    (inputs.parent / "export" / "config.json").touch()
+    inputs.options |= {"checkpoint": inputs.checkpoint / "absent", "reference": inputs.reference / "absent"}
+    raised = inputs.refused(errors.ReferenceFolderError, "the reference folder doesn't exist")
+    assert [finding.partition(";")[0] for finding in raised.findings] == [
+        "the output exists",
+        "the checkpoint folder does not exist",
+    ]
+    assert "--overwrite" in raised.findings[0]
+
+
+def test_a_target_that_holds_an_input(inputs: Inputs) -> None:
+    """An output above what is read is refused, also with --overwrite."""
+    inputs.options |= {"output": inputs.parent, "overwrite": True, "reference": inputs.parent / "model"}
+    shutil.copytree(inputs.reference, inputs.parent / "model")
+    inputs.refused(errors.TargetError, "contains, what the export reads")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -65,3 +67,41 @@ def test_only_the_first_signal_disturbs() -> None:
         stop()
     stop()
     os.kill(os.getpid(), signal.SIGINT)
+
+
+PROGRAM = """
+import os, signal
+from pp_export.core.errors import StopRequest
+from pp_export.process import signals
+
+def send():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signals.install()
+signals.settle()
+signals.resume()
+assert not signals.has_come()
+done = []
+try:
+    with signals.held():
+        send()
+        done.append("to its end")
+except StopRequest as error:
+    done.append(str(error))
+assert done == ["to its end", "SIGTERM"], done
+assert signals.has_come()
+signals.settle()
+signals.resume()
+send()
+with signals.held():
+    send()
+print("nothing disturbs the rest")
+"""
+
+
+def test_a_signal_that_is_held_back_is_heard_once() -> None:
+    """While it raises nothing it is remembered; it raises at the end of what must not be disturbed; none
+    that comes later changes anything.
+    """
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "nothing disturbs the rest\n", "")

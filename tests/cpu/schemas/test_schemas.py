@@ -19,6 +19,7 @@ from pp_export.core.errors import OptionError, TargetError
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import CheckpointReport
+from pp_export.steps.many_report import ManyReport, Outcome
 from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
 from pp_export.verification import KINDS, Fault, Verification
@@ -29,7 +30,7 @@ from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
 from tests.fixtures.planned import Planned
 
-NAMES = ("compare_logits", "diff", "export_manifest", "inspect", "plan", "report", "shard", "verify")
+NAMES = ("compare_logits", "diff", "export_manifest", "inspect", "many", "plan", "report", "shard", "verify")
 
 WORST = LogitDifference(batch=0, position=3, token=17, recorded=1.5, exported=1.25)
 COMPARISON = LogitComparison(
@@ -128,6 +129,25 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     check("diff", Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24).to_json())
 
 
+def many_report() -> ManyReport:
+    error = TargetError("full", where={"rank": 3}, findings=["a"])
+    outcomes = (
+        Outcome(1, "/e/1", "exported", 1.5, 10, ("note",)),
+        Outcome(2, "/e/2", "skipped", notes=("it is exported and proved",)),
+        Outcome(3, "/e/3", "failed", error=error),
+    )
+    return ManyReport({each.iteration: each for each in outcomes}, stopped=True, error=error)
+
+
+def test_many_exports_follow_their_schema() -> None:
+    """Outcomes of every kind, and none."""
+    check("many", many_report().to_json())
+    check("many", ManyReport().to_json())
+    outcome = schema("many")["$defs"]["outcome"]["properties"]
+    assert outcome.keys() == {f.name for f in fields(Outcome)}
+    assert schema("many")["$defs"]["error"] == schema("report")["$defs"]["failure"]["properties"]["error"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
     """A key too many, a missing one and another version are refused; no object of ours takes other keys."""
@@ -136,6 +156,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
+        "many": lambda: many_report().to_json(),
         "plan": lambda: plan_report(planned.inputs, planned.plan, "auto").to_json(),
         "report": made.report.to_json,
         "shard": lambda: made.manifest["shards"][0],

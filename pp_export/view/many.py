@@ -1,0 +1,50 @@
+"""What people see of many exports: progress of each, a report as it grows, and a table at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from pp_export.core.errors import ExportError
+from pp_export.process.log import logger
+from pp_export.steps import report
+from pp_export.view.progress import ExportView
+from pp_export.view.tables import print_many
+
+if TYPE_CHECKING:
+    from pp_export.distributed.world import World
+    from pp_export.options.kinds import ExportOptions
+    from pp_export.steps.many_report import ManyReport
+
+
+class ManyView:
+    """What rank 0 shows; the other ranks show nothing. With `as_json` the report is what is printed."""
+
+    def __init__(self, options: ExportOptions, *, as_json: bool) -> None:
+        report.check_path(options)
+        self._options, self._as_json = options, as_json
+
+    def of(self, world: World) -> ExportView:
+        """The view of the next export."""
+        return ExportView(world, verifies=self._options.verify)
+
+    def news(self, so_far: ManyReport) -> None:
+        """Write the report, so that it is there also when nobody can end it."""
+        if self._options.report is None:
+            return
+        try:
+            report.write_report(self._options.report, so_far.to_json())
+        except ExportError as error:
+            logger.error("the report could not be written: %s", error)
+
+    def end(self, done: ManyReport) -> None:
+        """Nothing more will come."""
+        self.news(done)
+        if self._as_json:
+            sys.stdout.write(json.dumps(done.to_json(), indent=1) + "\n")
+        else:
+            print_many(done)
+        if done.error is not None:
+            logger.error("error: %s", done.error)
+        sys.stdout.flush()
