@@ -10,6 +10,7 @@ import difflib
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -327,9 +328,9 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
 
 
 def _subset(text: str) -> tuple[int, int]:
-    part, slash, total = text.partition("/")
-    if not (slash and part.isdigit() and total.isdigit()):
-        raise OptionError("--subset takes I/N", expected="for example 1/8", got=text)
+    part, _, total = text.partition("/")
+    if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
+        raise OptionError("--subset takes I/N", expected="for example 1/8", got=text[:40])
     return int(part), int(total)
 
 
