@@ -74,8 +74,12 @@ def read(path: Path, offset: int = 0, length: int = -1) -> bytes:
 
 def read_small(path: Path, max_bytes: int) -> bytes:
     """All bytes of a file that can't be large; CheckpointError where it is, or can't be read."""
-    data = read(path, 0, max_bytes + 1)
-    if len(data) > max_bytes:
+    try:
+        is_large = path.stat().st_size > max_bytes
+    except OSError as error:
+        raise CheckpointError(f"can't read: {error.strerror}", where={"file": path}) from error
+    data = b"" if is_large else read(path, 0, max_bytes + 1)
+    if is_large or len(data) > max_bytes:
         raise CheckpointError(
             f"{path.name} is larger than such a file can be",
             where={"file": path},

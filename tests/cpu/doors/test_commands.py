@@ -105,7 +105,9 @@ def test_modes_follow_the_umask(exported: Exported) -> None:
 
 
 def test_sha256sum_accepts_the_folder(exported: Exported) -> None:
-    """`sha256sum -c SHA256SUMS` passes on every file of the folder but the two that describe it."""
+    """`sha256sum -c SHA256SUMS` passes on every file of the folder but the two that describe it, and the
+    manifest records the same sums; nothing is hidden beside them, so tools that list the folder see all.
+    """
     done = subprocess.run(
         ["sha256sum", "--strict", "-c", "SHA256SUMS"],
         cwd=exported.folder,
@@ -116,6 +118,13 @@ def test_sha256sum_accepts_the_folder(exported: Exported) -> None:
     assert done.returncode == 0, done.stderr
     checked = {line.rpartition(": ")[0] for line in done.stdout.splitlines()}
     assert checked == set(files_of(exported.folder)) - {"SHA256SUMS", "export_manifest.json"}
+    assert not [path for path in exported.folder.rglob("*") if path.name.startswith(".")]
+    lines = (exported.folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    manifest = json.loads((exported.folder / "export_manifest.json").read_text())
+    recorded = {name: claim["sha256"] for name, claim in manifest["files"].items()}
+    recorded |= {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    assert {name: recorded[name] for name in sums} == sums
 
 
 def test_verify_proves_the_folder_and_loads_it(exported: Exported, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def _planted(modules: Path) -> object:
 @pytest.fixture
 def watched(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> Watched:
     job = Watched(tmp_path, checkpoint("qwen2", "tp2pp2"), reference("qwen2"))
-    (tmp_path / "imported").unlink()  # of the import that pickled it
+    (tmp_path / "imported").unlink(missing_ok=True)  # of the import that pickled it
     return job
 
 
