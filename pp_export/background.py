@@ -48,7 +48,7 @@ class BackgroundExport:
             )
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
-            pipe.write(json.dumps(job, ensure_ascii=False).encode())
+            pipe.write(json.dumps(job).encode())
 
     @property
     def done(self) -> bool:

@@ -36,7 +36,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
     result = options.result.to_json()
     if options.provenance != "full" and options.architecture is not None:
         result["architecture"] = PurePath(options.architecture).name
-    return {
+    whole = {
         **_source(source, options.provenance, decisions.describes_model),
         "architecture": inputs.architecture.name,
         "expected_from": inputs.account.truth,
@@ -45,6 +45,8 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
         "plan_fingerprint": plan.of_everything.fingerprint,
         "versions": versions(),
     }
+    found: dict[str, Any] = to_json_value(whole)
+    return found
 
 
 def _source(source: Description, level: str, describes_model: Callable[[str], bool]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Watched:
             "PYTHONPATH": os.pathsep.join((str(HOOK), str(ROOT), str(self.root / "modules"))),
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "TMPDIR": str(self.root / "temporary"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.root / "temporary"),  # made by the import of torch
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         with started(command, self.root / "printed", env=env) as running:
