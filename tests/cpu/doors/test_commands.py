@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from pp_export.core.errors import TargetError
 from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures import toy_qwen2
 from tests.fixtures.exports import export_here, files_of
 from tests.fixtures.processes import Ended, run_python, torchrun
 
@@ -261,3 +263,18 @@ def _json_values(text: str) -> list[dict[str, Any]]:
         value, at = decoder.raw_decode(text, begin)
         values.append(value)
     return values
+
+
+def test_paths_need_not_be_text(tmp_path: Path) -> None:
+    """Checkpoint, output, report and page whose names are no UTF-8: exported, reported and verified."""
+    strange = os.fsdecode(b"na\xff me")
+    checkpoint = toy_qwen2.write_checkpoint(tmp_path / f"checkpoint {strange}")
+    reference = toy_qwen2.write_reference(tmp_path / f"reference {strange}")
+    output, report, page = (tmp_path / f"{name} {strange}" for name in ("output", "report", "page"))
+    options = [f"--checkpoint={checkpoint}", f"--reference={reference}", f"--output={output}"]
+    more = ["--provenance=full", f"--report={report}", f"--html={page}", "--json"]
+    run_python(["-m", "pp_export", "export", *options, *more], tmp_path / "printed").checked()
+    assert json.loads(report.read_bytes())["status"] == "ok"
+    assert page.read_bytes().decode()
+    for command in (["inspect", str(checkpoint)], ["verify", str(output)]):
+        run_python(["-m", "pp_export", *command], tmp_path / "printed").checked()

@@ -31,6 +31,11 @@ def become_a_loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def become_sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "pipe": os.mkfifo,
     "endless device": lambda path: path.symlink_to("/dev/zero"),
@@ -38,7 +43,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "folder": lambda path: path.mkdir(),
     "dangling link": lambda path: path.symlink_to("nowhere"),
     "loop": become_a_loop,
-    "sparse terabyte": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+    "sparse terabyte": become_sparse,
 }
 
 

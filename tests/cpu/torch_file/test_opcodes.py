@@ -71,13 +71,13 @@ def test_instructions_that_nobody_writes_are_refused(name: str) -> None:
 
 def test_the_extension_registry_is_no_way_around_the_list() -> None:
     """A code that an application registered, and that Python has looked up before, names nothing here."""
-    copyreg.add_extension("os", "system", 77)  # type: ignore[arg-type]
+    copyreg.add_extension("os", "system", 77)
     try:
         assert pickle.loads(b"\x80\x02\x82\x4d.").__name__ == "system"
         with pytest.raises(CheckpointError, match="no pickler"):
             unpickler.load(b"\x80\x02\x82\x4d.", ORIGIN)
     finally:
-        copyreg.remove_extension("os", "system", 77)  # type: ignore[arg-type]
+        copyreg.remove_extension("os", "system", 77)
 
 
 VALUES: list[Any] = [
