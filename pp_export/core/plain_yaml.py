@@ -28,7 +28,11 @@ def parse(data: bytes | str) -> Any:
     if len(data) > MAX_BYTES:
         raise YamlError(f"it has more than {MAX_BYTES:,} bytes")
     try:
-        value = yaml.load(data, _Loader)
+        loader = _Loader(data)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
         _check_unfolded(value)
     except YamlError:
         raise
