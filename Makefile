@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-frameworks test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-frameworks test-signing fuzz test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -45,6 +45,20 @@ $(FRAMEWORKS)/.ready: tests/frameworks/requirements.txt $(READY)
 
 test-frameworks: $(FRAMEWORKS)/.ready ## run verl's own checkpoint manager through the bridge (installs verl, 500 MB)
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=$(CURDIR)/$(FRAMEWORKS) $(BIN)/python -m pytest tests/frameworks
+
+SIGNING := $(VENV)/signing
+$(SIGNING)/.ready: tests/signing/requirements.txt
+	$(PYTHON) -m venv $(SIGNING)
+	$(SIGNING)/bin/python $(PIP_INSTALL) -r $<
+	@touch $@
+
+test-signing: $(READY) $(SIGNING)/.ready ## sign an export as docs/verify.md says (installs OpenSSF's model-signing)
+	PATH="$(CURDIR)/$(SIGNING)/bin:$$PATH" $(CURDIR)/$(BIN)/python -m pytest tests/signing
+
+FUZZ_INPUTS ?= 10000
+FUZZED := tests/cpu/fuzz tests/cpu/verification/test_any_input.py tests/cpu/verification/test_header.py tests/cpu/torch_file/test_opcodes.py
+fuzz: $(READY) ## try 10,000 broken inputs of each kind, new ones each time (for the night: hours; FUZZ_INPUTS=N for others)
+	PP_EXPORT_FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest --numprocesses 2 --dist load $(FUZZED)
 
 test-slurm: $(READY) ## run the templates of launch/ on a real Slurm of two nodes, on this machine (as root; installs Debian's slurm)
 	.ci/slurm-packages

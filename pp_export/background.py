@@ -57,7 +57,7 @@ class BackgroundExport:
         self._unattended.atexit = False  # nobody waits for it at the end of the interpreter
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
-            pipe.write(json.dumps(job, ensure_ascii=False).encode())
+            pipe.write(json.dumps(job).encode())
 
     @property
     def done(self) -> bool:

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -391,9 +392,9 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
 
 
 def _subset(text: str) -> tuple[int, int]:
-    part, slash, total = text.partition("/")
-    if not (slash and part.isdigit() and total.isdigit()):
-        raise OptionError("--subset takes I/N", expected="for example 1/8", got=text)
+    part, _, total = text.partition("/")
+    if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
+        raise OptionError("--subset takes I/N", expected="for example 1/8", got=text[:40])
     return int(part), int(total)
 
 

@@ -116,7 +116,7 @@ def _unknown_readings(entries: Mapping[str, Any]) -> list[str]:
     return [
         f"config: {setting}: unknown reading {entry!r}; known are {sorted(READINGS)}"
         for setting, entry in entries.items()
-        if isinstance(entry, Mapping) and (set(entry) != {"reading"} or entry["reading"] not in READINGS)
+        if isinstance(entry, Mapping) and (set(entry) != {"reading"} or str(entry["reading"]) not in READINGS)
     ]
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pp_export.architecture.rules import Architecture, checked
+from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import RuleError
+from pp_export.core.plain_yaml import YamlError
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -36,7 +35,7 @@ def _packaged_names() -> list[str]:
 @cache
 def other_args() -> dict[str, tuple[str, str]]:
     """Pattern of names -> kind and reason, for training args that no table compares."""
-    kinds = yaml.safe_load(_OTHER_ARGS.read_text(encoding="utf-8"))
+    kinds = plain_yaml.parse(_OTHER_ARGS.read_bytes())
     return {
         pattern: (kind, reason)
         for kind, reasons in kinds.items()
@@ -118,13 +117,15 @@ def _packaged_file(name: str) -> Traversable:
 
 
 def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
-    if not source.is_file():
-        raise RuleError("there is no such architecture table", where={"table": table})
     try:
-        value = yaml.safe_load(source.read_text(encoding="utf-8"))
-        json.dumps(value, allow_nan=False)  # other ranks get it as JSON
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RuleError(f"the table is not YAML: {error}", where={"table": table}) from error
+        if not source.is_file():
+            raise RuleError("there is no such architecture table", where={"table": table})
+        with source.open("rb") as file:
+            value = plain_yaml.parse(file.read(plain_yaml.MAX_BYTES + 1))
+    except (OSError, YamlError) as error:
+        raise RuleError(f"the table can't be read: {error}", where={"table": table}) from error
+    try:
+        strict_json.check_value(value)  # other ranks get it as JSON
     except (TypeError, ValueError) as error:
         raise RuleError(
             "the table holds a value that JSON doesn't have",

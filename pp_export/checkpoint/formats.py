@@ -22,8 +22,14 @@ def describe_checkpoint(checkpoint: Path, iteration: int | None) -> Catalog:
     chooses. Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be
     exported.
     """
-    folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
-    return format_of(folder).describe(folder)
+    try:
+        folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
+        return format_of(folder).describe(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint can't be read: {error.strerror}",
+            where={"file": error.filename if error.filename is not None else checkpoint},
+        ) from error
 
 
 def open_checkpoint(catalog: Catalog, *, check_source: bool) -> Reader:

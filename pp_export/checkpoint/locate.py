@@ -10,6 +10,7 @@ from pathlib import Path
 from pp_export.core.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+_MAX_TRACKER_BYTES = 100
 _ITERATION_FOLDER = re.compile(r"(?:iter_(\d{7,})|release)")
 
 
@@ -98,6 +99,22 @@ def read(path: Path, offset: int = 0, length: int = -1) -> bytes:
         raise CheckpointError(f"can't read: {error.strerror}", where={"file": path}) from error
 
 
+def read_small(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a file that can't be large; CheckpointError where it is, or can't be read."""
+    try:
+        is_large = path.stat().st_size > max_bytes
+    except OSError as error:
+        raise CheckpointError(f"can't read: {error.strerror}", where={"file": path}) from error
+    data = b"" if is_large else read(path, 0, max_bytes + 1)
+    if is_large or len(data) > max_bytes:
+        raise CheckpointError(
+            f"{path.name} is larger than such a file can be",
+            where={"file": path},
+            expected=f"at most {max_bytes:,} bytes",
+        )
+    return data
+
+
 def _tracked(checkpoint: Path) -> str:
     tracker = checkpoint / TRACKER
     if not tracker.is_file():
@@ -106,10 +123,10 @@ def _tracked(checkpoint: Path) -> str:
             where={"folder": checkpoint},
             advice="give the folder that holds the tracker file, an iter_* folder, or --iteration",
         )
-    text = tracker.read_text(errors="replace").strip()
+    text = read(tracker, 0, _MAX_TRACKER_BYTES).decode(errors="replace").strip()
     if text == "release":
         return text
-    if not text.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise CheckpointError(
             "the tracker file names no iteration", where={"file": tracker}, got=repr(text[:80])
         )

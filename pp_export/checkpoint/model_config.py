@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pp_export.checkpoint import locate
-from pp_export.core import strict_json
+from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import CheckpointError
 from pp_export.megatron import transformer_config
 
@@ -55,10 +53,13 @@ def find(folder: Path) -> ConfigFile | None:
 
 def read(file: ConfigFile) -> dict[str, Any]:
     """What the config says, as training args; CheckpointError where it can't be read."""
-    path, data = file.path, locate.read(file.path)
+    path, max_bytes = file.path, plain_yaml.MAX_BYTES if file.section else strict_json.MAX_CONFIG_BYTES
+    data = locate.read_small(path, max_bytes)
     try:
-        value = yaml.safe_load(data) if file.section else strict_json.parse_object(data, allow_infinity=True)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = (
+            plain_yaml.parse(data) if file.section else strict_json.parse_object(data, allow_infinity=True)
+        )
+    except plain_yaml.YamlError as error:
         raise CheckpointError(f"{path.name} is no plain YAML: {error}", where={"file": path}) from error
     except strict_json.JsonError as error:
         raise CheckpointError(f"{path.name} is wrong: {error}", where={"file": path}) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pp_export.checkpoint import locate, model_config
+from pp_export.checkpoint import model_config
 from pp_export.checkpoint.catalog import Interleave
 from pp_export.core.errors import UnsafePickleError
 from pp_export.megatron.training_grid import DECISIVE
@@ -152,7 +152,7 @@ def _from_state(state: Any) -> Found:
 def _common(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Any:
     """The state that all ranks share, from wherever this release keeps it."""
     if (folder / COMMON).is_file():
-        return archive.value_in(locate.read(folder / COMMON), folder / COMMON, split)
+        return archive.read(folder / COMMON, split).value
     common = next((key for key in sorted(items) if key.startswith(COMMON_STATE)), None)
     if common is not None:
         return _state(_read_item(folder, items[common], split))
@@ -162,7 +162,7 @@ def _common(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Any:
 
 def _read_item(folder: Path, item: tuple[str, int, int], of: unpickler.Split | None) -> Any:
     file, offset, length = item
-    return archive.value_in(locate.read(folder / file, offset, length), folder / file, of)
+    return archive.read_part(folder / file, offset, length, of)
 
 
 def _text(value: Any) -> str:

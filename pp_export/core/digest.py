@@ -30,7 +30,7 @@ def canonical_json(value: Any) -> bytes:
     """The one byte image of a JSON value: sorted keys, no spaces, UTF-8, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    ).encode("utf-8", "backslashreplace")  # paths need not be text
 
 
 def json_digest(value: Any) -> str:

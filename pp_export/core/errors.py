@@ -7,6 +7,8 @@ exit code is always 1.
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 
@@ -140,7 +142,23 @@ def as_export_error(error: BaseException) -> ExportError:
 
 
 def unforeseen(error: BaseException) -> ExportError:
-    """An exception that nobody planned for, as an ExportError that tells where in the code it was raised."""
+    """An exception that nobody planned for, as an ExportError that tells where in the code it was raised.
+
+    What the filesystem or the memory of the machine refused is no defect, and says what was asked for.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        names = [name for name in (error.filename, error.filename2) if name is not None]
+        return ExportError(
+            f"the system answers: {os.strerror(error.errno)}",
+            where={"file": os.fsdecode(names[0])} if names and not isinstance(names[0], int) else None,
+            got=f"errno {error.errno} ({errno.errorcode.get(error.errno, 'unknown')})",
+            advice="look at the filesystem, or at the network, that this is about; then try again",
+        )
+    if isinstance(error, MemoryError):
+        return ExportError(
+            "the machine has no more memory for this process",
+            advice="see what `plan` says of memory, and whether others use it too; lower --memory-limit",
+        )
     frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:])
     return ExportError(
         f"{type(error).__name__}: {error}",

@@ -12,6 +12,17 @@ import reprlib
 from typing import Any
 
 MAX_DEPTH = 64
+MAX_CONTAINERS = 4_000_000
+"""Lists and objects take memory many times their two bytes. The manifest of a million tensors has half."""
+
+MAX_CONFIG_BYTES = 16 << 20
+"""Of config.json, whoever reads it; real ones have a few kilobytes."""
+
+MAX_JSON_BYTES = 64 << 20
+"""Of the other JSON files that are copied from a reference: tokenizers are the largest."""
+
+MAX_TEMPLATE_BYTES = 4 << 20
+"""Of a chat template."""
 
 _MAX_DIGITS = 100
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
@@ -27,6 +38,8 @@ def parse(data: bytes, *, allow_infinity: bool = False) -> Any:
 
     `allow_infinity` is for files of configuration: transformers 4 wrote `Infinity` into some.
     """
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise JsonError(f"it holds more than {MAX_CONTAINERS:,} lists and objects")
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -55,6 +68,11 @@ def parse_object(data: bytes, *, allow_infinity: bool = False) -> dict[str, Any]
     if not isinstance(value, dict):
         raise JsonError(f"it is not a JSON object but a {type(value).__name__}")
     return value
+
+
+def check_value(value: Any) -> None:
+    """Raise ValueError or TypeError unless JSON can say all of `value`."""
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 
 def is_count(value: object) -> bool:

@@ -21,6 +21,8 @@ from pp_export.core.errors import CheckpointError
 Shape = tuple[int, ...]
 
 _MAX_REMEMBERED_BOXES = 64
+# Boxes of a grid have a cell each; crooked ones in several dims are cut into each other's pieces.
+_MAX_CELLS, _MAX_CELLS_PER_PART = 1_000_000, 100
 
 
 class Box(NamedTuple):
@@ -157,16 +159,36 @@ def check_spans(name: str, shape: Shape, parts: Sequence[Sequence[Span]]) -> Non
             )
     stored = sum(math.prod(span.count for span in part) for part in parts)
     full = math.prod(shape)
+    if stored > full or _num_cells(parts) > _MAX_CELLS + _MAX_CELLS_PER_PART * len(parts):
+        more = ", some twice" if stored > full else ", cut into too many pieces"
+        raise _not_filled(name, shape, f"{stored} elements in {len(parts)} boxes{more}")
     cells = _cells(len(shape), parts)
     seen = len(set(cells))
     if seen != len(cells) or stored != full:
-        raise CheckpointError(
-            "the stored boxes do not fill the tensor exactly",
-            where={"tensor": name},
-            expected=f"{full} elements, each once, for shape {list(shape)}",
-            got=f"{stored} elements in {len(parts)} boxes" + (", some twice" if seen != len(cells) else ""),
-            advice="the checkpoint lacks a rank's files or mixes two saves; save it again",
-        )
+        more = ", some twice" if seen != len(cells) else ""
+        raise _not_filled(name, shape, f"{stored} elements in {len(parts)} boxes{more}")
+
+
+def _not_filled(name: str, shape: Shape, got: str) -> CheckpointError:
+    return CheckpointError(
+        "the stored boxes do not fill the tensor exactly",
+        where={"tensor": name},
+        expected=f"{math.prod(shape)} elements, each once, for shape {list(shape)}",
+        got=got,
+        advice="the checkpoint lacks a rank's files or mixes two saves; save it again",
+    )
+
+
+def _num_cells(parts: Sequence[Sequence[Span]]) -> int:
+    """How many cells all parts have together."""
+    counts = [1] * len(parts)
+    for dim in range(len(parts[0]) if parts else 0):
+        cuts = sorted({cut for part in parts for cut in (part[dim].begin, part[dim].end)})
+        number = {cut: i for i, cut in enumerate(cuts)}
+        modulus = math.lcm(*(part[dim].step for part in parts))
+        for i, part in enumerate(parts):
+            counts[i] *= (number[part[dim].end] - number[part[dim].begin]) * (modulus // part[dim].step)
+    return sum(counts)
 
 
 def _cells(num_dims: int, parts: Sequence[Sequence[Span]]) -> list[tuple[tuple[int, int], ...]]:

@@ -14,6 +14,11 @@ from typing import Any
 
 from pp_export.core.errors import OptionError
 
+MAX_NUMBER = 10**9
+"""Of any option that is a number: what waits for seconds, or counts ranks, takes no larger ones."""
+
+_MAX_SIZE = 1 << 62
+_MAX_DIGITS = 30
 _UNITS = {
     "": 1,
     "KB": 10**3,
@@ -24,6 +29,7 @@ _UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
+_SIZE = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
 
 NO_OUTPUT = Path("(no output)")
 """What the options say of a plan for nowhere."""
@@ -31,12 +37,12 @@ NO_OUTPUT = Path("(no output)")
 
 def parse_bytes(text: str | int) -> int:
     """`5GB`, `512MiB` or a number, in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = _SIZE.fullmatch(str(text)) if not isinstance(text, int) or abs(text) <= _MAX_SIZE else None
     unit = _UNITS.get(match[2].upper(), 0) if match else 0
     size = int(float(match[1]) * unit) if match else 0
-    if size < 1:
+    if not 1 <= size <= _MAX_SIZE:
         raise OptionError(
-            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=text
+            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=_brief(text)
         )
     return size
 
@@ -45,8 +51,8 @@ def parse_leaders(text: str | int) -> int | None:
     """`all` (None) or a positive number."""
     if text == "all":
         return None
-    if not str(text).isdecimal() or int(text) < 1:
-        raise OptionError("not a number of leaders", expected="a positive number, or all", got=text)
+    if not re.fullmatch(r"[0-9]{1,9}", _brief(text)) or int(text) < 1:
+        raise OptionError("not a number of leaders", expected="a positive number, or all", got=_brief(text))
     return int(text)
 
 
@@ -54,11 +60,18 @@ def parse_rates(text: str) -> tuple[float, float]:
     """`R,W`, two positive numbers."""
     try:
         read, write = (float(part) for part in text.split(","))
-        if not min(read, write) > 0:
+        if not all(0 < rate <= MAX_NUMBER for rate in (read, write)):
             raise ValueError
     except ValueError:
-        raise OptionError("not two rates", expected="R,W: two positive numbers", got=text) from None
+        raise OptionError("not two rates", expected="R,W: two positive numbers", got=_brief(text)) from None
     return read, write
+
+
+def _brief(value: object) -> str:
+    """A value in a message: numbers and texts may have any length."""
+    if isinstance(value, int) and abs(value) > _MAX_SIZE:
+        return "a huge number"
+    return str(value)[:_MAX_DIGITS]
 
 
 def flag(name: str) -> str:
@@ -88,7 +101,14 @@ class Options:
                     f"--{flag(option.name)} has no such value", expected=", ".join(choices), got=value
                 )
             if option.metadata["positive"] and value is not None and not value > 0:
-                raise OptionError(f"--{flag(option.name)} must be positive", got=value)
+                raise OptionError(f"--{flag(option.name)} must be positive", got=_brief(value))
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and not -MAX_NUMBER <= value <= MAX_NUMBER:
+                raise OptionError(
+                    f"--{flag(option.name)} is no usable number",
+                    expected=f"at most {MAX_NUMBER:,}",
+                    got=_brief(value),
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from pp_export.core import plain_yaml
 from pp_export.core.errors import OptionError
+from pp_export.core.plain_yaml import YamlError
 from pp_export.options.kinds import Options, flag
+
+_MAX_SHOWN = 200
 
 Kind = TypeVar("Kind", bound=Options)
 
@@ -51,8 +53,9 @@ def read_job(path: Path) -> dict[str, Any]:
     are.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open("rb") as file:  # a pipe too
+            value = plain_yaml.parse(file.read(plain_yaml.MAX_BYTES + 1))
+    except (OSError, YamlError) as error:
         raise OptionError(f"the job file can't be read: {error}", where={"file": path}) from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise OptionError("a job file must be a mapping of option names to values", where={"file": path})
@@ -65,9 +68,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise OptionError("--set takes key=value", got=text)
     try:
-        return key.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise OptionError(f"the value of --set is not YAML: {error}", got=text) from error
+        return key.strip().replace("-", "_"), plain_yaml.parse(value)
+    except YamlError as error:
+        raise OptionError(f"the value of --set is wrong: {error}", got=text[:_MAX_SHOWN]) from error
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:
@@ -82,6 +85,8 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             return int(value)
         if kind.startswith("float") and not isinstance(value, bool):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise OptionError(f"--{flag(name)} has a value of the wrong type", expected=kind, got=repr(value))
+    raise OptionError(
+        f"--{flag(name)} has a value of the wrong type", expected=kind, got=repr(value)[:_MAX_SHOWN]
+    )

@@ -70,9 +70,9 @@ def read_reference(folder: Path, *, code: bool = True) -> Reference:
     With `code`, the folder's Python files are assets if an `auto_map` refers to code. Without, none is, and
     `auto_map` is taken out of every config file, since it would refer to files that aren't there.
     """
-    if not folder.is_dir():
-        raise ReferenceFolderError("the reference folder doesn't exist", where={"reference": folder})
     try:
+        if not folder.is_dir():
+            raise ReferenceFolderError("the reference folder doesn't exist", where={"reference": folder})
         return _read(folder, code)
     except OSError as error:
         raise ReferenceFolderError(

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import ReferenceFolderError
-from pp_export.core.strict_json import JsonError, parse_object
+from pp_export.core.file_names import CONFIG
+from pp_export.core.strict_json import MAX_CONFIG_BYTES, MAX_JSON_BYTES, JsonError, parse_object
 from pp_export.disk.files import is_regular
-
-MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object by the strict grammar, except for Infinity, which Mamba configs on the Hub have."""
-    data = read_bytes(folder, name, MAX_JSON_BYTES)
+    data = read_bytes(folder, name, MAX_CONFIG_BYTES if name == CONFIG else MAX_JSON_BYTES)
     try:
         return parse_object(data, allow_infinity=True)
     except JsonError as error:

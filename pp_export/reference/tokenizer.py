@@ -13,7 +13,7 @@ from typing import Any
 
 from pp_export.core.errors import ReferenceFolderError
 from pp_export.core.file_names import CONFIG
-from pp_export.core.strict_json import JsonError, parse_object
+from pp_export.core.strict_json import MAX_JSON_BYTES, MAX_TEMPLATE_BYTES, JsonError, parse_object
 from pp_export.core.token_ids import (
     GENERATION_CONFIG,
     ID_FILES,
@@ -25,9 +25,7 @@ from pp_export.core.token_ids import (
     template_notes,
     token_ids,
 )
-from pp_export.reference.safe_files import MAX_JSON_BYTES, read_bytes
-
-MAX_TEMPLATE_BYTES = 4 << 20
+from pp_export.reference.safe_files import read_bytes
 
 
 @dataclass(frozen=True)

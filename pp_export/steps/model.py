@@ -23,6 +23,7 @@ from pp_export.core import dtypes
 from pp_export.core.errors import ExportError, ReferenceFolderError
 from pp_export.core.file_names import CONFIG
 from pp_export.core.settings import agree
+from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.core.tensors import Shape
 from pp_export.megatron import settings
 from pp_export.options.kinds import ResultOptions
@@ -30,7 +31,7 @@ from pp_export.reference import config_json
 from pp_export.reference.definition_cache import Answer
 from pp_export.reference.own_weights import read_specs
 from pp_export.reference.reference_folder import Reference
-from pp_export.reference.safe_files import MAX_JSON_BYTES, read_bytes, read_json
+from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
 from pp_export.steps.pending import PendingInputs, question_of
 
@@ -260,7 +261,9 @@ def _final_config(
     if not options.config_as_reference:
         spelled = meaning.changes(reference.config, settled)
         added = meaning.additions(reference.config, settled)
-        return FinalConfig(config_json.to_bytes(config), (*spelled, *corrections), tuple(added))
+        return FinalConfig(
+            _bounded(reference, config_json.to_bytes(config)), (*spelled, *corrections), tuple(added)
+        )
     corrections += meaning.overruled(architecture, reference.config, settled.config)
     if read_json(reference.folder, CONFIG) != reference.config:
         corrections.append("config.json: auto_map is removed, because code is left out.")
@@ -271,7 +274,19 @@ def _final_config(
             findings=corrections,
             advice="leave --config-as-reference out, or give a reference of which all of this is true",
         )
-    return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_JSON_BYTES))
+    return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_CONFIG_BYTES))
+
+
+def _bounded(reference: Reference, config: bytes) -> bytes:
+    """A config.json that `verify` reads too: with the corrections in it, and a line for each value."""
+    if len(config) > MAX_CONFIG_BYTES:
+        raise ReferenceFolderError(
+            "config.json is larger than such a file can be",
+            where={"file": reference.folder / CONFIG},
+            expected=f"at most {MAX_CONFIG_BYTES:,} bytes, with a line for each value",
+            got=f"{len(config):,} bytes",
+        )
+    return config
 
 
 def _expected(answer: Answer | None, reference: Reference) -> Expected:

@@ -33,7 +33,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
     """As much of it as `options.provenance` allows, as JSON values."""
     source = inputs.catalog.description
     decisions = Decisions(inputs.architecture, settings.read_by())
-    return {
+    whole = {
         **_source(source, options.provenance, decisions.describes_model),
         "architecture": inputs.architecture.name,
         "expected_from": inputs.account.truth,
@@ -43,6 +43,8 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
         "plan_fingerprint": plan.of_everything.fingerprint,
         "versions": versions(),
     }
+    found: dict[str, Any] = to_json_value(whole)
+    return found
 
 
 def told_options(options: ResultOptions) -> dict[str, Any]:

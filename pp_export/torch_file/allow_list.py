@@ -29,6 +29,7 @@ class Function:
         self._name, self._function, self.is_foreign = name, function, is_foreign
 
     def __call__(self, *args: object) -> Any:
+        inert.charge_call(args)
         return self._function(*args)
 
     def __repr__(self) -> str:
@@ -55,7 +56,17 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _size(dims: Any = ()) -> tuple[int, ...]:
+    if not isinstance(dims, tuple):  # whose length `opcodes` knows
+        raise ValueError("a torch.Size is made of what is no tuple")
     return tuple(map(int, dims))
+
+
+def _set(*of: Any) -> set[Any]:
+    return set(*map(inert.checked_keys, of))
+
+
+def _frozenset(*of: Any) -> frozenset[Any]:
+    return frozenset(*map(inert.checked_keys, of))
 
 
 def _layout(name: str) -> str:
@@ -92,8 +103,8 @@ def _reconstructed(kind: Any, *rest: object) -> Any:
 
 
 VALUES: dict[tuple[str, str], Any] = {
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
+    ("builtins", "set"): Function("builtins.set", _set),
+    ("builtins", "frozenset"): Function("builtins.frozenset", _frozenset),
     ("builtins", "slice"): slice,
     ("builtins", "complex"): complex,
     ("collections", "OrderedDict"): inert.InertDict,

@@ -44,6 +44,7 @@ _STORAGES = {
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
+_ORDER = b"little"
 _AGAIN = "copy the file again, or take another iteration"
 
 
@@ -162,9 +163,13 @@ def read(path: Path, split: Split | None = None) -> Archive:
     )
 
 
-def value_in(data: bytes, source: Path, split: Split | None = None) -> Any:
-    """The value in an archive that was read from `source` into memory; tensors in it stay inert."""
-    return _read(lambda begin, count: data[begin : begin + count], len(data), source, split).value
+def read_part(path: Path, offset: int, length: int, split: Split | None = None) -> Any:
+    """The value in an archive that lies at bytes [offset, offset + length) of a file, without tensors."""
+    try:
+        with path.open("rb") as file:
+            return _read(Window(file.fileno(), offset, length).read, length, path, split).value
+    except OSError as error:
+        raise CheckpointError(f"can't read: {error.strerror}", where={"file": path}) from error
 
 
 def _read(read: ReadAt, length: int, path: Path, split: Split | None) -> Archive:
@@ -174,8 +179,11 @@ def _read(read: ReadAt, length: int, path: Path, split: Split | None) -> Archive
         packed = [name for name, member in members.items() if member.method != STORED]
         if packed or len(members) != len(directory.members):
             raise ValueError(f"member {packed[0]} is compressed" if packed else "two members have one name")
-        if "byteorder" in members and _bytes_of(read, members["byteorder"]) != b"little":
+        order = members.get("byteorder")
+        if order is not None and (order.num_bytes != len(_ORDER) or _bytes_of(read, order) != _ORDER):
             raise ValueError("its tensors are not stored in little-endian order")
+        if members["data.pkl"].num_bytes > unpickler.MAX_BYTES:
+            raise ValueError(f"its data.pkl has more than {unpickler.MAX_BYTES:,} bytes")
         value = unpickler.load(_bytes_of(read, members["data.pkl"]), str(path), split)
     except CheckpointError:
         raise

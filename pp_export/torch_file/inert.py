@@ -1,13 +1,77 @@
-"""What a pickle says of objects that are never made, as records, and how these are searched and told."""
+"""What a pickle says of objects that are never made, as records, and how these are searched and told.
+
+Making them takes memory in proportion to the pickle: see `allowance`.
+"""
 
 from __future__ import annotations
 
 import reprlib
+import threading
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from pp_export.torch_file.opcodes import MAX_IN_KEY
 
 _PLAIN = (str, int, float, complex, bytes, type(None))
 _MAX_DEPTH, _MAX_ITEMS, _MAX_BITS = 4, 6, 4000
+_POINTER_BYTES, _MAX_KEY_BITS = 8, 64
+_BYTES_PER_BYTE, _BYTES_FREE = 16, 1 << 20
+
+CLASS_BYTES = 1000
+"""About what a class takes that stands for one of the pickle."""
+
+
+class _Allowance(threading.local):
+    left: int | None = None
+
+
+_allowance = _Allowance()
+
+
+@contextmanager
+def allowance(num_bytes: int) -> Iterator[None]:
+    """While a pickle of `num_bytes` is read by this thread: what calls in it may copy, all together.
+
+    A pickle names a value again in two bytes, and a call copies all of it.
+    """
+    _allowance.left = _BYTES_PER_BYTE * num_bytes + _BYTES_FREE
+    try:
+        yield
+    finally:
+        _allowance.left = None
+
+
+def charge(num_bytes: int) -> None:
+    """Count what a call takes; ValueError where all calls together take too much for their pickle."""
+    if _allowance.left is not None:
+        _allowance.left -= num_bytes
+        if _allowance.left < 0:
+            raise ValueError("calls in it copy the same values again and again, far beyond its size")
+
+
+def charge_call(args: Collection[object]) -> None:
+    """Count the arguments of a call, and what is in them."""
+    charge(_POINTER_BYTES * len(args) + sum(map(_num_bytes, args)))
+
+
+def _num_bytes(value: object) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    return _POINTER_BYTES * len(value) if isinstance(value, (list, tuple, dict, set, frozenset)) else 0
+
+
+def checked_keys(values: Any) -> Any:
+    """`values`, if all of them can be hashed in no time."""
+    for value in values:
+        spelled = [value]
+        for item in spelled:  # grows while it is walked
+            if isinstance(item, tuple) and len(item) <= MAX_IN_KEY:
+                spelled += item
+            is_huge = isinstance(item, int) and item.bit_length() > _MAX_KEY_BITS
+            if is_huge or (isinstance(item, tuple) and len(item) > MAX_IN_KEY) or len(spelled) > MAX_IN_KEY:
+                raise ValueError(f"a key spells out more than {MAX_IN_KEY} values, or is a huge number")
+    return values
 
 
 class InertObject:
@@ -23,6 +87,8 @@ class InertObject:
     outer: Any = None
 
     def __new__(cls, *args: object, **named: object) -> InertObject:
+        if args or named:
+            charge(_POINTER_BYTES * (len(args) + 2 * len(named)))
         found = super().__new__(cls)
         found.__dict__["args"] = args
         if named:
@@ -89,10 +155,18 @@ class InertDict(dict[Any, Any]):
         return found
 
     def __init__(self, *args: object) -> None:
-        super().__init__(args[0] if args and isinstance(args[0], (dict, list)) else ())
+        super().__init__(_items(args[0]) if args else ())
 
     def __setstate__(self, state: object) -> None:
         self.__dict__["state"] = state
+
+
+def _items(first: object) -> Any:
+    """What a dict is made of: another one, or a list of pairs."""
+    if isinstance(first, list):
+        checked_keys(pair[0] for pair in first)
+    charge_call((first,))
+    return first if isinstance(first, (dict, list)) else ()
 
 
 def kind_of(base: type[InertObject], module: str, name: str, **fields: object) -> type[Any]:
@@ -113,6 +187,7 @@ def attribute_of(holder: Any, name: str) -> Any:
     LookupError where `holder` is neither.
     """
     if is_kind(holder):
+        charge(CLASS_BYTES + len(holder.kind) + len(name))
         nested = kind_of(RecordingObject, holder.kind, name, is_foreign=True, outer=holder)
         nested.module = holder.module
         return nested

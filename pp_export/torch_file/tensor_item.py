@@ -18,6 +18,9 @@ from pp_export.torch_file import archive, unpickler
 from pp_export.torch_file.zip_directory import STORED, Member, Window, read_checked, read_directory
 from pp_export.torch_file.zip_member import read_local_header
 
+_MAX_OTHER_BYTES = 1 << 20
+"""Of a member that is not the tensor: they say how it is stored, in a few bytes each."""
+
 
 @dataclass(frozen=True)
 class StoredBytes:
@@ -63,6 +66,8 @@ def _locate(window: Window, offset: int, spec: TensorSpec) -> StoredBytes:
         if member is tensor:
             data_offset = begin
         else:
+            if member.num_bytes > _MAX_OTHER_BYTES:
+                raise ValueError(f"member {member.name!r} has {member.num_bytes} bytes")
             found[name] = read_checked(window.read, member, begin)
         end = begin + member.num_bytes + _descriptor_bytes(window, member, begin)
     if end != directory.begin:

@@ -7,19 +7,24 @@ stops the export. Training args may name what frameworks put there, and nothing 
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pp_export.core import dtypes
 from pp_export.core.errors import CheckpointError, UnsafePickleError
-from pp_export.torch_file import allow_list, inert
+from pp_export.torch_file import allow_list, inert, opcodes
 from pp_export.torch_file.inert import InertObject, RecordingObject
 
 Split = Callable[[Any], tuple[Sequence[Any], Sequence[Any]]]
 """What of a pickle's value is of the training args, and all the rest."""
+
+MAX_BYTES = 4 << 30
+"""No larger pickle is read: a million boxes take 150 MB of `.metadata`."""
 
 _MAX_VALUES, _MAX_TEXT = 1_000_000, 1000
 
@@ -49,6 +54,7 @@ class _AllowListUnpickler(pickle.Unpickler):
     def _kind(self, module: str, name: str, *, is_foreign: bool) -> type[InertObject]:
         if (module, name) not in self._kinds:
             base = RecordingObject if self._has_args else InertObject
+            inert.charge(inert.CLASS_BYTES)
             kind = inert.kind_of(base, module, name, is_foreign=is_foreign)
             self._kinds[module, name] = kind
             self.foreign += [kind] if is_foreign else []
@@ -62,12 +68,15 @@ def load(data: bytes, origin: str, split: Split | None = None) -> Any:
     """The value that the pickle `data` describes, made of plain values and inert objects; `origin` is named
     in errors.
 
-    With `split`, which finds the training args in it, these may hold objects of any framework.
+    With `split`, which finds the training args in it, these may hold objects of any framework. Time and
+    memory are in proportion to the pickle: `opcodes` and `inert.allowance` refuse what takes more.
     """
     unpickler = _AllowListUnpickler(data, has_args=split is not None)
     find: Callable[[], Any] = unpickler.load
     try:
-        value = find()
+        opcodes.check(data)
+        with _without_collecting(), inert.allowance(len(data)):
+            value = find()
         if split is not None and unpickler.foreign:
             _check_foreign(unpickler.foreign, *split(value))
         return value
@@ -79,6 +88,18 @@ def load(data: bytes, origin: str, split: Split | None = None) -> Any:
             where={"file": origin},
             advice="the file is damaged or not finished; save or copy the checkpoint again",
         ) from error
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Looking for garbage among millions of new objects, of which none is, would take most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_foreign(named: Sequence[Any], args: Sequence[Any], rest: Sequence[Any]) -> None:

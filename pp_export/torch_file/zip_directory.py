@@ -22,6 +22,7 @@ _ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
 STORED = 0
 """The method of members that are not compressed."""
 
+_MAX_BYTES = 1 << 28
 _PIECE_BYTES = 4096
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 
@@ -85,6 +86,8 @@ class NoDirectoryError(ValueError):
 def read_directory(read: ReadAt, length: int) -> Directory:
     """The directory of a zip of `length` bytes; ValueError where it is damaged."""
     num_members, num_bytes, begin, end = _read_end(read, length)
+    if num_bytes > _MAX_BYTES:
+        raise ValueError(f"its directory claims {num_bytes} bytes")
     if begin + num_bytes != end:
         raise ValueError(f"its directory ends at byte {begin + num_bytes}, not at {end}")
     data = read(begin, num_bytes)

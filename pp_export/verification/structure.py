@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pp_export.core.file_names import CONFIG, MANIFEST, SUMS
+from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.verification.agreement import check_manifest, read_manifest, read_sums
 from pp_export.verification.findings import once
 from pp_export.verification.folder import list_folder
 from pp_export.verification.header import read_header
 from pp_export.verification.index import check_numbering, check_totals, check_weight_map, read_index
 from pp_export.verification.survey import Survey
-
-MAX_CONFIG_BYTES = 16 << 20
 
 
 def survey_folder(folder: Path) -> Survey:

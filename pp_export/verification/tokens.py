@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.core.file_names import CONFIG
+from pp_export.core.strict_json import MAX_JSON_BYTES, MAX_TEMPLATE_BYTES
 from pp_export.core.token_ids import (
     GENERATION_CONFIG,
     ID_FILES,
@@ -31,9 +32,6 @@ from pp_export.core.token_ids import (
 from pp_export.verification.findings import MalformedError, brief, shown
 from pp_export.verification.survey import Survey
 
-MAX_TOKENIZER_BYTES = 64 << 20
-MAX_TEMPLATE_BYTES = 1 << 20
-
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|word_embeddings|wte|embed_in|tok_embeddings|shared)\.weight")
 _NUM_SHOWN = 3
 _MAX_SOUGHT = 1000  # a hostile folder may have a million tokens, each to be looked for in a megabyte
@@ -42,7 +40,7 @@ _MAX_SOUGHT = 1000  # a hostile folder may have a million tokens, each to be loo
 def check_tokens(survey: Survey) -> None:
     """Read every JSON file of the tokenizer once, and note faults and notes."""
     names = survey.listing.sizes
-    values = {name: survey.parse(name, MAX_TOKENIZER_BYTES, allow_infinity=True) for name in _read(survey)}
+    values = {name: survey.parse(name, MAX_JSON_BYTES, allow_infinity=True) for name in _read(survey)}
     files = {**values, **_template_texts(survey)}
     ids = token_ids(files)
     templates = chat_templates(files)

@@ -112,7 +112,7 @@ def page(title: str, sections: Iterable[Section]) -> bytes:
     for number, piece in enumerate(pieces[1:], start=1):
         name, _, rest = piece.partition("}}")
         pieces[number] = parts[name] + rest
-    return "".join(pieces).encode()
+    return "".join(pieces).encode("utf-8", "backslashreplace")  # paths need not be text
 
 
 def _facts(title: str, rows: Mapping[str, str]) -> Section:

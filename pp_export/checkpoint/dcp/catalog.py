@@ -29,7 +29,8 @@ def read_catalog(folder: Path) -> Catalog:
     Every weight is proved to be covered exactly by its stored boxes, and every box to lie inside an existing
     file.
     """
-    metadata = unpickler.load(locate.read(folder / ".metadata"), str(folder / ".metadata"))
+    data = locate.read_small(folder / ".metadata", unpickler.MAX_BYTES)
+    metadata = unpickler.load(data, str(folder / ".metadata"))
     try:
         return _catalog(folder, metadata)
     except CheckpointError:

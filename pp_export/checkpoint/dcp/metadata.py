@@ -76,11 +76,11 @@ class StoredEntries:
                 got=f"shape {list(shape)}",
                 advice="load and save it once with the release that wrote it and without FSDP",
             )
-        boxes = tuple(self._box(key, _fields(part)) for part in meta.chunks)
+        boxes = tuple(self._box(key, _fields(part), dtype.itemsize) for part in meta.chunks)
         check_coverage(key, shape, [stored.box for stored in boxes])
         return StoredTensor(name, shape, dtype, boxes)
 
-    def _box(self, key: str, part: Mapping[str, Any]) -> StoredBox:
+    def _box(self, key: str, part: Mapping[str, Any], itemsize: int) -> StoredBox:
         box = Box(tuple(part["offsets"]), tuple(part["sizes"]))
         box = self._boxes.setdefault(box, box)
         info = self.infos.get((key, box.offset))
@@ -94,6 +94,14 @@ class StoredEntries:
                 where={"tensor": key},
                 got=info.transform_descriptors,
                 advice="save the checkpoint without the storage writer's extensions",
+            )
+        if info.length < box.volume * itemsize:  # before anybody plans memory for it
+            raise CheckpointError(
+                "a box of a tensor has more bytes than are stored for it",
+                where={"tensor": key, "file": file_name(info.relative_path)},
+                expected=f"at least {box.volume * itemsize} bytes",
+                got=f"{info.length}, for the box at {list(box.offset)}",
+                advice=".metadata is damaged or of another save: copy it again, or take another iteration",
             )
         file = self.files.get(info.relative_path)
         if file is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pp_export.checkpoint import locate
 from pp_export.core.errors import CheckpointError
+from pp_export.core.strict_json import parse_object
+
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ def backends(folder: Path) -> Backends | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text())
+        value = parse_object(locate.read_small(path, _MAX_BYTES))
         common = value.get("common_backend")
         return Backends(str(value["sharded_backend"]), None if common is None else str(common))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"metadata.json can't be read: {error!r}", where={"file": path}) from error

@@ -421,6 +421,25 @@ def boxes_of(metadata: Metadata, key: str) -> list[ChunkStorageMetadata]:
     return meta.chunks
 
 
+def test_a_box_has_no_more_bytes_than_its_record(boxed: Path) -> None:
+    """A tensor of 24 GB whose record has a kilobyte is refused before anybody plans memory for it; so is one
+    whose boxes would be cut into each other without end.
+    """
+    good = (boxed / ".metadata").read_bytes()
+
+    def claim(metadata: Metadata) -> None:
+        meta = metadata.state_dict_metadata["w"]
+        assert isinstance(meta, TensorStorageMetadata)
+        meta.size = torch.Size((12 << 30, 1))
+        meta.chunks = [ChunkStorageMetadata(torch.Size((0, 0)), meta.size)]
+
+    edit_metadata(boxed, claim)
+    error = refused(boxed, "more bytes than are stored for it")
+    assert error.where["tensor"] == "w"
+    assert error.where["file"].endswith(".distcp")
+    (boxed / ".metadata").write_bytes(good)
+
+
 def test_missing_and_overlapping_boxes_are_refused(boxed: Path) -> None:
     """Boxes that leave a gap, come twice or overlap are refused with the tensor's key."""
     good = (boxed / ".metadata").read_bytes()

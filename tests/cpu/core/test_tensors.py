@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,14 @@ def test_a_part_is_rows_of_the_slice(data: st.DataObject) -> None:
     if dim == 0:
         contiguous = slice_._replace(strides=None).part(row, count, at=at)
         assert contiguous._replace(strides=strides) == part
+
+
+def test_crooked_boxes_take_no_time() -> None:
+    """Boxes that would be cut into each other's pieces, a hundred million of them, are refused at once."""
+    size = 40
+    crooked = [Box((i,) * 6, (size - i,) * 6) for i in range(size)]
+    begun = time.process_time()
+    for shape in ((size,) * 6, (2 * size,) * 6):
+        with pytest.raises(CheckpointError, match="do not fill the tensor exactly"):
+            check_coverage("w", shape, crooked * 2)
+    assert time.process_time() - begun < 2

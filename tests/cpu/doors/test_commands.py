@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from pp_export.core.errors import TargetError
 from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures import toy_qwen2
 from tests.fixtures.exports import export_here, files_of
 from tests.fixtures.processes import Ended, run_python, torchrun
 
@@ -105,7 +107,9 @@ def test_modes_follow_the_umask(exported: Exported) -> None:
 
 
 def test_sha256sum_accepts_the_folder(exported: Exported) -> None:
-    """`sha256sum -c SHA256SUMS` passes on every file of the folder but the two that describe it."""
+    """`sha256sum -c SHA256SUMS` passes on every file of the folder but the two that describe it, and the
+    manifest records the same sums; nothing is hidden beside them, so tools that list the folder see all.
+    """
     done = subprocess.run(
         ["sha256sum", "--strict", "-c", "SHA256SUMS"],
         cwd=exported.folder,
@@ -116,6 +120,13 @@ def test_sha256sum_accepts_the_folder(exported: Exported) -> None:
     assert done.returncode == 0, done.stderr
     checked = {line.rpartition(": ")[0] for line in done.stdout.splitlines()}
     assert checked == set(files_of(exported.folder)) - {"SHA256SUMS", "export_manifest.json"}
+    assert not [path for path in exported.folder.rglob("*") if path.name.startswith(".")]
+    lines = (exported.folder / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    manifest = json.loads((exported.folder / "export_manifest.json").read_text())
+    recorded = {name: claim["sha256"] for name, claim in manifest["files"].items()}
+    recorded |= {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    assert {name: recorded[name] for name in sums} == sums
 
 
 def test_verify_proves_the_folder_and_loads_it(exported: Exported, tmp_path: Path) -> None:
@@ -252,3 +263,18 @@ def _json_values(text: str) -> list[dict[str, Any]]:
         value, at = decoder.raw_decode(text, begin)
         values.append(value)
     return values
+
+
+def test_paths_need_not_be_text(tmp_path: Path) -> None:
+    """Checkpoint, output, report and page whose names are no UTF-8: exported, reported and verified."""
+    strange = os.fsdecode(b"na\xff me")
+    checkpoint = toy_qwen2.write_checkpoint(tmp_path / f"checkpoint {strange}")
+    reference = toy_qwen2.write_reference(tmp_path / f"reference {strange}")
+    output, report, page = (tmp_path / f"{name} {strange}" for name in ("output", "report", "page"))
+    options = [f"--checkpoint={checkpoint}", f"--reference={reference}", f"--output={output}"]
+    more = ["--provenance=full", f"--report={report}", f"--html={page}", "--json"]
+    run_python(["-m", "pp_export", "export", *options, *more], tmp_path / "printed").checked()
+    assert json.loads(report.read_bytes())["status"] == "ok"
+    assert page.read_bytes().decode()
+    for command in (["inspect", str(checkpoint)], ["verify", str(output)]):
+        run_python(["-m", "pp_export", *command], tmp_path / "printed").checked()

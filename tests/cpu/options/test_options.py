@@ -263,3 +263,48 @@ def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None
         expected = set(get_args(wanted[name]) or (wanted[name],))
         expected |= {int} if name in OF_TEXTS else {str} if Path in expected else set()
         assert set(get_args(hint) or (hint,)) == expected, name
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["nan", "inf", "-inf", "1e400", "9" * 500, "1e10", ".inf", 10**500],
+    ids=["nan", "inf", "minus", "large", "digits", "unusable", "yaml", "number"],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        option.name
+        for kind in (ExportOptions, kinds.ClusterOptions)
+        for option in dataclasses.fields(kind)
+        if option.type.partition(" ")[0] in ("int", "float")
+        or option.name in ("max_shard_size", "memory_limit", "leaders_per_stage", "storage_gbps")
+    ],
+)
+def test_no_number_is_too_strange(name: str, value: Any) -> None:
+    """Whatever stands where a number should: an error that names the option or the value, in a line."""
+    kind = kinds.ClusterOptions if name in kinds.ClusterOptions.__dataclass_fields__ else ExportOptions
+    needed = NEEDED if kind is ExportOptions else {}
+    if name == "storage_gbps":
+        value = f"{value},1" if isinstance(value, str) else "nan,1"
+    if (name, value) in (("max_shard_size", "1e10"), ("memory_limit", "1e10")):
+        value = "1e10GB"
+    with pytest.raises(OptionError) as refused:
+        options_from(needed | {name: value}, "the test", kind)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 5000, "checkpoint: " + "[" * 5000, "a: &a [*a]", "stall_seconds: 2001-99-99", "\udcff", "a: \0"],
+    ids=["digits", "depth", "circle", "date", "bytes", "null"],
+)
+def test_no_job_file_is_too_strange(text: str, tmp_path: Path) -> None:
+    """Whatever a job file holds: an error that names it."""
+    (tmp_path / "job.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(OptionError) as refused:
+        values.read_job(tmp_path / "job.yaml")
+    assert refused.value.where == {"file": str(tmp_path / "job.yaml")}
+    with pytest.raises(OptionError):
+        values.options_from(
+            dict([values.parse_setting(f"stall-seconds={text}")]) | NEEDED, "x", ExportOptions
+        )

@@ -40,7 +40,7 @@ def test_infinity_and_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Infinity is read, because published Mamba configs have it; a file above the limit is refused."""
     write_files(tmp_path, {"config.json": '{"time_step_limit": [0.0, Infinity]}'})
     assert read_reference(tmp_path).config["time_step_limit"] == [0.0, float("inf")]
-    monkeypatch.setattr(safe_files, "MAX_JSON_BYTES", 20)
+    monkeypatch.setattr(safe_files, "MAX_CONFIG_BYTES", 20)
     assert "larger" in refusal(tmp_path).what
 
 

@@ -301,17 +301,18 @@ def test_everything_is_found_once() -> None:
     assert len(kinds) == len(set(kinds))
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_archives_take_them_too(tmp_path: Path, on_disk: bool) -> None:
+@pytest.mark.parametrize("is_part", [False, True])
+def test_archives_take_them_too(tmp_path: Path, is_part: bool) -> None:
     """A file that torch.save wrote is read with or without objects among its args, as its reader asks."""
     buffer = io.BytesIO()
     torch.save({"args": Namespace(meta=foreign.objects()["meta"]), "x": torch.ones(2)}, buffer)
     foreign.forget()
     path = tmp_path / ORIGIN
     path.write_bytes(buffer.getvalue())
-    if on_disk:
-        assert archive.read(path, split).value["args"].meta.kind == f"{MODULE}.Meta"
+    part = (path, 0, len(buffer.getvalue()))
+    if is_part:
+        assert archive.read_part(*part, split)["args"].meta.kind == f"{MODULE}.Meta"
     else:
-        assert archive.value_in(buffer.getvalue(), path, split)["args"].meta.kind == f"{MODULE}.Meta"
+        assert archive.read(path, split).value["args"].meta.kind == f"{MODULE}.Meta"
     with pytest.raises(UnsafePickleError, match=MODULE):
-        archive.read(path) if on_disk else archive.value_in(buffer.getvalue(), path)
+        archive.read_part(*part) if is_part else archive.read(path)

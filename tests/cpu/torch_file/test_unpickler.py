@@ -391,7 +391,7 @@ def test_a_cut_off_common_pt_is_a_checkpoint_error(tmp_path: Path, length: int) 
     folder = write_stored(tmp_path / "iter_0000010", {"x": torch.ones(2, 2)}, {"a": 1})
     path = folder / "common.pt"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match=r"common\.pt is damaged: truncated") as caught:
+    with pytest.raises(CheckpointError, match=r"common\.pt is (damaged: truncated|empty)") as caught:
         describe_checkpoint(folder, None)
     assert caught.value.where == {"file": str(path)}
 

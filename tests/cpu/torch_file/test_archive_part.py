@@ -1,4 +1,4 @@
-"""Claims of `archive.value_in`: an archive in memory is read as strictly as one on disk."""
+"""Claims of `archive.read_part`: an archive in a part of a file is read as strictly as one that is a file."""
 
 from __future__ import annotations
 
@@ -41,10 +41,17 @@ def big_endian(name: str, data: bytes) -> bytes:
     return b"big" if name == "byteorder" else data
 
 
-def test_a_sound_archive_is_read_from_memory_and_disk(tmp_path: Path) -> None:
+def part_of(folder: Path, image: bytes) -> tuple[Path, int, int]:
+    """A file in the middle of which `image` lies."""
+    path = folder / "__0_0.distcp"
+    path.write_bytes(b"before" + image + b"behind")
+    return path, len(b"before"), len(image)
+
+
+def test_a_sound_archive_is_read_in_a_file_and_as_one(tmp_path: Path) -> None:
     """Both ways give the same value."""
     (tmp_path / "common.pt").write_bytes(image_of())
-    assert archive.value_in(image_of(), Path("common.pt")) == VALUE
+    assert archive.read_part(*part_of(tmp_path, image_of())) == VALUE
     assert archive.read(tmp_path / "common.pt").value == VALUE
 
 
@@ -61,17 +68,20 @@ def test_a_sound_archive_is_read_from_memory_and_disk(tmp_path: Path) -> None:
 )
 def test_both_ways_refuse_the_same(image: bytes, words: str, tmp_path: Path) -> None:
     """What the one way refuses the other refuses with the same reason, naming the file."""
-    path = tmp_path / "common.pt"
+    path, part = tmp_path / "common.pt", part_of(tmp_path, image)
     path.write_bytes(image)
-    for read in (lambda: archive.value_in(image, path), lambda: archive.read(path)):
+    for read, file in ((lambda: archive.read_part(*part), part[0]), (lambda: archive.read(path), path)):
         with pytest.raises(CheckpointError, match=words) as refused:
             read()
-        assert refused.value.where == {"file": str(path)}
+        assert refused.value.where == {"file": str(file)}
 
 
 @pytest.mark.parametrize("image", [b"", b"garbage", b"PK\x03\x04"])
-def test_what_is_no_archive_is_damaged(image: bytes) -> None:
-    """Bytes that are no zip are a damaged file, named."""
-    with pytest.raises(CheckpointError, match=r"common\.pt is damaged") as refused:
-        archive.value_in(image, Path("common.pt"))
-    assert refused.value.where == {"file": "common.pt"}
+def test_what_is_no_archive_is_damaged(image: bytes, tmp_path: Path) -> None:
+    """Bytes that are no zip are a damaged file, named; so is a file that can't be read."""
+    path, offset, length = part_of(tmp_path, image)
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp is damaged") as refused:
+        archive.read_part(path, offset, length)
+    assert refused.value.where == {"file": str(path)}
+    with pytest.raises(CheckpointError, match="can't read: No such file"):
+        archive.read_part(tmp_path / "absent", 0, 10)
