@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pp_export.core.errors import ExportError
-from pp_export.disk import files
+from pp_export.disk import folders
 from pp_export.options.kinds import ExportOptions
 from pp_export.process import child
 from pp_export.steps.report import ExportReport
@@ -80,7 +80,7 @@ class BackgroundExport:
 
     def _clean_up(self) -> None:
         with suppress(ExportError):  # a temporary folder that stays harms nobody
-            files.remove_folder(self._folder)
+            folders.remove_folder(self._folder)
 
     def _read_outcome(self, status: int) -> ExportReport | ExportError:
         """What the child reported; where it could not, what it printed last."""

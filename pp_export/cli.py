@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     logits.add_argument("--max-memory", metavar="SIZE", help="weights beyond this size stay on disk")
     logits.set_defaults(run=_compare_logits)
 
+    clean = commands.add_parser("clean", help="remove what killed exports have left beside their outputs")
+    clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
+    clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    clean.set_defaults(run=_clean)
+
     for command in (export, plan, inspect, verify, diff, logits):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -194,7 +199,7 @@ def _export(arguments: argparse.Namespace) -> int:
         try:
             from pp_export.checkpoint.folder_source import CheckpointSource
             from pp_export.export import export
-            from pp_export.view.html import write_export
+            from pp_export.view.html import write_files
             from pp_export.view.progress import ExportView
             from pp_export.view.tables import print_export
 
@@ -215,10 +220,7 @@ def _export(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
-        if options.report is not None:
-            report.write_report(options.report, done.to_json())
-        if options.html is not None:
-            write_export(options.html, done)
+        done = write_files(options, done)
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
@@ -324,6 +326,20 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
     )
     _print(result.to_json(), arguments.json, lambda: print_logits(result))
     return 0 if result.ok else 1
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from pp_export.disk import litter
+
+    done = litter.remove(Path(os.path.abspath(arguments.folder)), dry_run=arguments.dry_run)
+    for each in done:
+        verb = ("would be removed" if arguments.dry_run else "removed") if each.is_removed else "kept"
+        sys.stdout.write(f"{verb}: {each.leftover}; {each.why}\n")
+        if not each.is_removed:
+            sys.stdout.write(f"  if you know that its run has ended: {each.command}\n")
+    if not done:
+        sys.stdout.write("nothing is left here\n")
+    return 0
 
 
 def _subset(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import NoReturn
 from pp_export.core.errors import StoppedError
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_remembered: list[int] = []
 
 
 def install() -> None:
@@ -17,6 +18,8 @@ def install() -> None:
     """
     for number in _NUMBERS:
         signal.signal(number, _interrupt)
+    if _remembered:
+        _interrupt(_remembered.pop(), None)
 
 
 def settle() -> None:
@@ -26,8 +29,21 @@ def settle() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _NUMBERS:
-        if signal.getsignal(number) is _interrupt:
+        if signal.getsignal(number) in (_interrupt, _remember):
             signal.signal(number, signal.SIG_IGN)
+
+
+def postpone() -> None:
+    """From now on a signal is only remembered, and `install` raises it; without effect where `settle` is."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, _remember)
+
+
+def _remember(number: int, _frame: object) -> None:
+    _remembered.append(number)
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:

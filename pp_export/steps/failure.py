@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
-from pp_export.disk import files
+from pp_export.disk import folders
 from pp_export.distributed.world import World
 from pp_export.process import signals
 from pp_export.steps import resumption
@@ -66,7 +66,7 @@ def _clean_up(world: World, staging: Path | None, own: ExportError, resumable: b
         if left is not None:
             findings.append(left)
         elif staging is not None:
-            files.discard_folder(staging)
+            folders.discard_folder(staging)
     except ExportError as error:
         findings.append(f"the staging folder could not be removed: {error.what}: {staging}")
     cause.findings = (*cause.findings, *findings)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pp_export.core import file_names
 from pp_export.core.errors import TargetError
-from pp_export.disk import adoption, files
+from pp_export.disk import adoption, calls, folders
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ExportOptions, TargetOptions
 from pp_export.planning.kept import Kept
@@ -45,8 +45,8 @@ def make_folder(target: Target, whole: Whole, options: TargetOptions) -> int:
     work = work_of(whole, options)
     earlier = _earlier(target, work)
     if earlier is None:
-        files.make_folder(target.staging)
-        files.make_folder(target.staging / file_names.SHARD_JSONS)
+        folders.make_folder(target.staging)
+        folders.make_folder(target.staging / file_names.SHARD_JSONS)
         write_work(target.staging, work)
         return 0
     logger.info("going on with what an earlier run has left in %s", earlier)
@@ -96,9 +96,8 @@ def left_for_later(staging: Path) -> str | None:
     to tell the user then. Called by one rank.
     """
     records = staging / file_names.SHARD_JSONS
-    count = (
-        sum(path.name != Path(file_names.WORK).name for path in records.iterdir()) if records.is_dir() else 0
-    )
+    names = calls.names_in(records) if calls.is_folder(records) else []
+    count = sum(name != Path(file_names.WORK).name for name in names)
     if not count:
         return None
     aside = adoption.set_aside(staging)

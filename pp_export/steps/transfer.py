@@ -88,6 +88,7 @@ class Transfer:
             sends_from_device=is_nccl and from_device,
         )
         self._unpin: list[Callable[[], None]] = []
+        self._written: list[files.OpenFile] = []  # those that are not committed yet
 
     def __enter__(self) -> Transfer:
         if self._device is not None:
@@ -200,6 +201,7 @@ class Transfer:
                 file = write.write_shard(
                     frozen, self._staging, lambda count: self._progress.add("written", count)
                 )
+            self._written.append(file)
             written = WrittenShard(file, manifest.result())
         self._rings.images.give_back(each.image)
         return written
@@ -213,6 +215,7 @@ class Transfer:
         self._progress.doing(f"making {file} durable")
         with located(self._rank, operation="commit", file=file), self._span("writes", file=file):
             write.commit_shard(each.file, each.manifest, self._staging)
+        self._written.remove(each.file)
         self._progress.add("shards", 1)
         if isinstance(each.manifest, ShardManifest):
             self._world.announcements.post(self._announced_as(file))
@@ -244,6 +247,8 @@ class Transfer:
         return each.file
 
     def _release(self) -> None:
+        for file in self._written:
+            file.abandon()  # of a file that is removed, all that was reserved stays taken until it is closed
         for unpin in self._unpin:
             unpin()
         self._rings.release()

@@ -21,7 +21,7 @@ def test_no_thread_is_left_when_a_shard_is_written(tmp_path: Path) -> None:
     frozen = freeze_tensors("model-00001-of-00001.safetensors", {"a": torch.ones(3)})
     transfer = object.__new__(Transfer)
     transfer._rank, transfer._staging, transfer._progress = 0, tmp_path, Progress()
-    transfer._span = transfer._progress.recorder.span
+    transfer._span, transfer._written = transfer._progress.recorder.span, []
     ring = RingBuffer(len(frozen.image))
     transfer._rings = SimpleNamespace(images=ring)  # type: ignore[assignment]
     image = ring.take(len(frozen.image), lambda: None)
