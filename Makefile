@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-frameworks test-signing fuzz test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ demo: $(READY) ## write a real Megatron checkpoint, export it, verify it, compar
 
 test: $(READY) ## run the tests (CPU; tests/gpu is skipped without a GPU)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-faults: $(READY) ## let every filesystem call of an export meet every kind of fault (an hour)
+	PP_EXPORT_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest tests/cpu/faults
 
 # Real frameworks are large, so they live beside the tests' own packages, not among them.
 FRAMEWORKS := $(VENV)/frameworks

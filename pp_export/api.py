@@ -291,12 +291,12 @@ def record_logits(
     >>> pp_export.record_logits("/exports/step-1000.logits", token_ids, logits)
 
     """
-    from pp_export.disk import files
+    from pp_export.disk import files, folders
     from pp_export.verification.recording import make_recording
 
     path = Path(file)
     files.write_file(path, [make_recording(token_ids, logits, top_k, {"file": path}).to_bytes()])
-    files.sync_folder(path.parent)
+    folders.sync_folder(path.parent)
 
 
 def compare_logits(
@@ -360,10 +360,8 @@ def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportRep
         if world.abort.is_reporter:
             report.write_failure(error, options, since=since)
         raise
-    if options.report is not None and world.rank == 0:
-        report.write_report(options.report, done.to_json())
-    if options.html is not None and world.rank == 0:
-        from pp_export.view.html import write_export
+    if world.rank != 0:
+        return done
+    from pp_export.view.html import write_files
 
-        write_export(options.html, done)
-    return done
+    return write_files(options, done)

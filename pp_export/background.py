@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pp_export.core.errors import ExportError
-from pp_export.disk import files
+from pp_export.disk import folders
 from pp_export.options.kinds import ExportOptions
 from pp_export.process import child
 from pp_export.steps.report import ExportReport
@@ -126,4 +126,4 @@ def _attend(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     with suppress(ExportError):  # a temporary folder that stays harms nobody
-        files.remove_folder(folder)
+        folders.remove_folder(folder)

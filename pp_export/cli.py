@@ -5,8 +5,6 @@ everything held.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import difflib
 import gc
 import json
 import os
@@ -14,25 +12,17 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from pp_export import flags
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
-from pp_export.options.kinds import (
-    NO_OUTPUT,
-    ClusterOptions,
-    ExportOptions,
-    Options,
-    ResultOptions,
-    RunOptions,
-    SourceOptions,
-    flag,
-)
-from pp_export.options.values import check_keys, options_from, parse_setting, read_job
+from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions
+from pp_export.options.values import options_from
 from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
@@ -43,12 +33,12 @@ _GIVEN_IN = "job file, --set and flags"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = flags.parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
     log.configure(rank, verbose=options.verbose)
     signals.install()
     try:
-        status: int = options.run(options)
+        status = _COMMANDS[options.command](options)
     except (ExportError, StopRequest) as error:
         status = _fail(error)
     return status
@@ -73,148 +63,8 @@ def _fail(error: BaseException, write: Callable[[ExportError], None] = lambda _:
     return 1
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes flags in full only, and refuses unknown ones with the nearest known one."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        options, unknown = super().parse_known_args(args, namespace)
-        for text in (text for text in unknown if text.startswith("-")):
-            flag, known = text.partition("=")[0], self._option_string_actions
-            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
-            self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
-        return options, unknown
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the flags, by one rank for all, and leave."""
-        from pp_export.steps import ending
-
-        told = OptionError(message)
-        ending.wait_for_first(told)
-        ending.tell_launcher(told)
-        super().error(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pp_export", description="Megatron-Core checkpoints to Hugging Face folders.")
-    parser.add_argument("--verbose", action="store_true", help="log more")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    export = commands.add_parser("export", help="export a checkpoint (under torchrun, or alone)")
-    _add_export_options(export)
-    export.add_argument(
-        "--watch",
-        action="store_true",
-        help="with {iteration} in --output: export each finished save that there is and that appears, until a"
-        " signal comes",
-    )
-    export.set_defaults(run=_export)
-
-    plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
-    _add_export_options(plan)
-    _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
-    plan.set_defaults(run=_plan)
-
-    inspect = commands.add_parser("inspect", help="show what a checkpoint is")
-    inspect.add_argument("checkpoint", type=Path)
-    inspect.add_argument("--iteration", type=int)
-    inspect.set_defaults(run=_inspect)
-
-    verify = commands.add_parser("verify", help="prove a Hugging Face folder; offline, no Megatron, no GPU")
-    verify.add_argument("folder", type=Path)
-    depth = verify.add_mutually_exclusive_group()
-    depth.add_argument(
-        "--quick", action="store_true", help="structure only: no tensor bytes, no definition, no tokenizer"
-    )
-    depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
-    verify.add_argument("--load", action="store_true", help="also load the model with transformers")
-    verify.add_argument(
-        "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
-    )
-    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
-    verify.set_defaults(run=_verify)
-
-    diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
-    diff.add_argument("first", type=Path)
-    diff.add_argument("second", type=Path)
-    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
-    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
-    diff.set_defaults(run=_diff)
-
-    logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
-    logits.add_argument("folder", type=Path)
-    logits.add_argument("recording", type=Path, help="what pp_export.record_logits wrote in training")
-    logits.add_argument("--tolerance", type=float, help="difference that a position may have")
-    logits.add_argument("--max-memory", metavar="SIZE", help="weights beyond this size stay on disk")
-    logits.set_defaults(run=_compare_logits)
-
-    for command in (export, plan, inspect, verify, diff, logits):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    """A flag per field of ExportOptions, by purpose, plus the job file; flags go before the job file's
-    values.
-    """
-    parser.add_argument(
-        "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
-    )
-    groups: dict[type[Options], Any] = {
-        purpose: parser.add_argument_group(title)
-        for purpose, title in (
-            (SourceOptions, "where from"),
-            (ResultOptions, "what the result is"),
-            (RunOptions, "how it is made"),
-            (ExportOptions, "reference and grid"),
-        )
-    }
-    _add_flags(groups, ExportOptions)
-
-
-def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None:
-    """A flag per field, in the group of its purpose."""
-    for option in dataclasses.fields(kind):
-        is_switch = isinstance(option.default, bool)
-        known: dict[str, Any] = (
-            {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": "VALUE"}
-        )
-        if option.metadata["choices"]:
-            known["metavar"] = "{" + ",".join(option.metadata["choices"]) + "}"
-        text = option.metadata["help"]
-        if option.default not in (dataclasses.MISSING, None) and not is_switch:
-            text += f" (default: {option.default})"
-        purpose = next(each for each in groups if option.name in each.__dataclass_fields__)
-        groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
-
-
-def _options(arguments: argparse.Namespace) -> ExportOptions:
-    return options_from(_values(arguments), _GIVEN_IN, ExportOptions)
-
-
-def _values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the job file, --set, and flags say, the later over the earlier."""
-    names = [option.name for option in dataclasses.fields(ExportOptions)]
-    values = read_job(arguments.job) if arguments.job else {}
-    check_keys(values, names, str(arguments.job))
-    values.update(parse_setting(text) for text in arguments.set)
-    values.update(_given(arguments, ExportOptions))
-    return values
-
-
-def _given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
-    """The flags of a kind of options that were given."""
-    names = (option.name for option in dataclasses.fields(kind))
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
-
-
 def _export(arguments: argparse.Namespace) -> int:
-    wanted, values = wanted_from(_values(arguments), watch=arguments.watch)
+    wanted, values = wanted_from(flags.values_of(arguments), watch=arguments.watch)
     options, since = options_from(values, _GIVEN_IN, ExportOptions), time.time()
     os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
     is_first = os.environ.get("RANK", "0") == "0"
@@ -237,7 +87,7 @@ def _export(arguments: argparse.Namespace) -> int:
                 pending = PendingInputs.start(options)
             from pp_export.checkpoint.folder_source import CheckpointSource
             from pp_export.export import export
-            from pp_export.view.html import write_export
+            from pp_export.view.html import write_files
             from pp_export.view.progress import ExportView
             from pp_export.view.tables import print_export
 
@@ -257,10 +107,7 @@ def _export(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
-        if options.report is not None:
-            report.write_report(options.report, done.to_json())
-        if options.html is not None:
-            write_export(options.html, done)
+        done = write_files(options, done)
         _print(done.to_json(), arguments.json, lambda: print_export(done))
     world.close()
     return 0
@@ -303,7 +150,7 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    wanted, values = wanted_from(_values(arguments), watch=False)
+    wanted, values = wanted_from(flags.values_of(arguments), watch=False)
     has_output = values.get("output") is not None
     options = options_from(
         values if has_output else {**values, "output": NO_OUTPUT}, _GIVEN_IN, ExportOptions
@@ -318,7 +165,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
-    cluster = options_from(_given(arguments, ClusterOptions), "flags", ClusterOptions)
+    cluster = options_from(flags.given(arguments, ClusterOptions), "flags", ClusterOptions)
     check_path(options)
     report = plan_checkpoint(options, cluster, here=has_output)
     if options.html is not None:
@@ -391,6 +238,20 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
+def _clean(arguments: argparse.Namespace) -> int:
+    from pp_export.disk import litter
+
+    done = litter.remove(Path(os.path.abspath(arguments.folder)), dry_run=arguments.dry_run)
+    for each in done:
+        verb = ("would be removed" if arguments.dry_run else "removed") if each.is_removed else "kept"
+        sys.stdout.write(f"{verb}: {each.leftover}; {each.why}\n")
+        if not each.is_removed:
+            sys.stdout.write(f"  if you know that its run has ended: {each.command}\n")
+    if not done:
+        sys.stdout.write("nothing is left here\n")
+    return 0
+
+
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
@@ -403,3 +264,14 @@ def _print(value: dict[str, Any], as_json: bool, show: Callable[[], None]) -> No
         sys.stdout.write(json.dumps(value, indent=1) + "\n")
     else:
         show()
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "export": _export,
+    "plan": _plan,
+    "inspect": _inspect,
+    "verify": _verify,
+    "diff": _diff,
+    "compare-logits": _compare_logits,
+    "clean": _clean,
+}

@@ -10,9 +10,16 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from pp_export.disk.files import attempt, remove_file, remove_folder, staging_path, sync_folder
-
-_SET_ASIDE = "-kept"
+from pp_export.disk.calls import attempt
+from pp_export.disk.files import remove_file
+from pp_export.disk.folders import (
+    record_beside,
+    remove_folder,
+    resumable,
+    staging_of,
+    staging_path,
+    sync_folder,
+)
 
 
 def earlier_staging(target: Path) -> list[Path]:
@@ -28,16 +35,17 @@ def earlier_staging(target: Path) -> list[Path]:
 
 def set_aside(staging: Path) -> Path:
     """Keep the staging folder of a run that failed, where nobody of this run finds it any more."""
-    aside = staging.with_name(staging.name + _SET_ASIDE)
-    attempt("rename", staging, lambda: os.rename(staging, aside))
+    aside = resumable(staging)
+    attempt("rename", staging, os.rename, staging, aside)
     sync_folder(staging.parent)
     return aside
 
 
 def adopt(earlier: Path, staging: Path) -> None:
     """Make the folder of an `earlier` run the `staging` folder of this one."""
-    attempt("rename", earlier, lambda: os.rename(earlier, staging))
+    attempt("rename", earlier, os.rename, earlier, staging)
     sync_folder(staging.parent)
+    remove_file(record_beside(staging_of(earlier)))
 
 
 def remove_others(folder: Path, keep: Collection[str]) -> None:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pp_export.disk.calls import do, quietly
+
 _DIGEST_BYTES = 64  # of SHA-256, in hex
 
 
@@ -53,14 +55,14 @@ class UserCache:
         if _DIGEST_BYTES + len(data) > self.max_bytes:
             return
         with suppress(OSError):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self.folder)  # of mode 0600
+            do(os.makedirs, self.folder, mode=0o700, exist_ok=True)
+            descriptor, temporary = do(tempfile.mkstemp, dir=self.folder)  # of mode 0600
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(_digest(data) + data)
-                os.rename(temporary, self.folder / name)
+                    do(file.write, _digest(data) + data)
+                do(os.rename, temporary, self.folder / name)
             except BaseException:
-                os.unlink(temporary)
+                quietly(os.unlink, temporary)
                 raise
             self._make_room()
 
@@ -70,8 +72,7 @@ class UserCache:
         for path, found in sorted(self._entries(), key=lambda entry: -entry[1].st_mtime_ns):
             left -= found.st_size
             if left < 0:
-                with suppress(OSError):
-                    path.unlink()
+                quietly(os.unlink, path)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
         with os.scandir(self.folder) as entries:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from pp_export.core.errors import TargetError
-from pp_export.disk import files
-from pp_export.disk.files import attempt
+from pp_export.disk import files, folders
+from pp_export.disk.calls import attempt
 
 _TOKEN = "token"
 
@@ -17,12 +17,12 @@ def make_probe(folder: Path, token: bytes) -> None:
     Raises TargetError where that can't be done.
     """
     new = folder.with_name(f"{folder.name}-new")
-    attempt("make a folder in", folder.parent, lambda: new.mkdir(mode=0o700))
+    attempt("make a folder in", folder.parent, new.mkdir, mode=0o700)
     try:
         files.write_file(new / _TOKEN, [token])
-        attempt("rename", folder, lambda: os.rename(new, folder))
+        attempt("rename", folder, os.rename, new, folder)
     except TargetError:
-        files.remove_folder(new)
+        folders.remove_folder(new)
         raise
 
 
@@ -47,7 +47,7 @@ def check_inodes(folder: Path, num_files: int) -> None:
     """Raise TargetError where the filesystem of `folder` says that it can take fewer than `num_files` more
     files.
     """
-    found = attempt("look for free inodes", folder, lambda: os.statvfs(folder))
+    found = attempt("look for free inodes", folder, os.statvfs, folder)
     if found.f_files and found.f_favail < num_files:
         raise TargetError(
             "the target's filesystem has too few free inodes",

@@ -1,27 +1,24 @@
 """How a finished staging folder becomes the target, and what a target may be.
 
-A folder of its own appears by one rename; an older one is swapped out in one step and removed. Beside other
-files, names are changed one by one and the index comes last: without it the folder holds no model.
+A folder of its own appears by one rename; an older one is swapped out in one step and removed. How files come
+into a folder that holds others too is told in `disk.beside`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pp_export.core import file_names, weight_index
+from pp_export.core import file_names
 from pp_export.core.errors import TargetError
-from pp_export.disk.files import attempt, read_umask, remove_folder, sync_folder
+from pp_export.disk import calls, owner
+from pp_export.disk.calls import attempt, do, failed, look, quietly
+from pp_export.disk.files import read_umask, remove_file
+from pp_export.disk.folders import record_beside, remove_folder, set_aside, sync_folder, sync_folders
 from pp_export.disk.replaceable import check_replaceable
-
-_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
-_OF_ALL = (file_names.INDEX, file_names.MANIFEST, file_names.SUMS)
 
 
 def check_target(
@@ -32,13 +29,14 @@ def check_target(
     `beside` leaves what else it holds alone, so it only must not hold weights. Otherwise only an empty folder
     or a model's (`check_replaceable`) may be replaced, and none that holds one of `sources`.
     """
-    if not target.parent.is_dir():
+    if not calls.is_folder(target.parent):
         raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise TargetError("the output exists and is not a folder", where={"output": target})
-    if not target.exists():
+    found = look(target, follow=False)
+    if found is None:
         return
-    if os.path.ismount(target):
+    if not stat.S_ISDIR(found.st_mode):
+        raise TargetError("the output exists and is not a folder", where={"output": target})
+    if attempt("look at", target, os.path.ismount, target):
         raise TargetError(
             "the output is a mount point, which can't be renamed",
             where={"output": target},
@@ -56,8 +54,8 @@ def check_target(
 
 
 def _check_apart(target: Path, beside: bool, sources: Iterable[Path]) -> None:
-    real = target.resolve()
-    for source in (source.resolve() for source in sources):
+    real = attempt("look at", target, target.resolve)
+    for source in (attempt("look at", source, source.resolve) for source in sources):
         if real == source or (not beside and real in source.parents):
             raise TargetError(
                 "the output is, or contains, what the export reads or works in",
@@ -69,7 +67,42 @@ def _check_apart(target: Path, beside: bool, sources: Iterable[Path]) -> None:
 
 def holds_weights(folder: Path) -> bool:
     """Whether the weights of an earlier export, of anybody, lie in `folder`."""
-    return any(path.name == file_names.INDEX or _is_of_a_model(path.name) for path in folder.iterdir())
+    return any(name == file_names.INDEX or is_of_a_model(name) for name in calls.names_in(folder))
+
+
+def is_of_a_model(name: str) -> bool:
+    """Whether a file is weights by its name."""
+    return name == file_names.SINGLE_WEIGHTS or file_names.number_of(name) is not None
+
+
+def mark_of(target: Path, *, beside: bool) -> list[str]:
+    """What `target` is now, by which is known later whether another export was published there; nothing where
+    it is absent. Beside other files it is the index.
+    """
+    return sorted(_mark(look(target / file_names.INDEX if beside else target, follow=False)))
+
+
+def _mark(found: os.stat_result | None) -> set[str]:
+    """Some filesystems give a folder another number each time, and anybody may put a file into it: so it is
+    another one if its number and its time have both changed.
+    """
+    return set() if found is None else {f"number {found.st_ino}", f"changed {found.st_mtime_ns}"}
+
+
+def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool) -> None:
+    """Raise TargetError unless run `run_id` still owns its `staging` folder, and the target is what it was
+    when that was made.
+    """
+    before = owner.check_own(staging, run_id).replaces
+    now = mark_of(target, beside=beside)
+    if (before or now) and not set(before) & set(now):
+        raise TargetError(
+            "the output is not what it was when the export began: another run published there, or removed it",
+            where={"output": target},
+            expected="what was there" if before else "nothing there",
+            got="the export of another run" if now else "nothing there",
+            advice="of two exports to one output only the first is published; choose another --output",
+        )
 
 
 def publish(staging: Path, target: Path) -> list[str]:
@@ -77,89 +110,85 @@ def publish(staging: Path, target: Path) -> list[str]:
 
     Returns what could not be done after that, a sentence each: the export stands by then.
     """
-    sync_folder(staging)
-    old = target.stat() if target.exists() else None
+    old = look(target)
     mode = 0o777 & ~read_umask() if old is None else stat.S_IMODE(old.st_mode)
     if old is not None:
-        with suppress(OSError):
-            os.chown(staging, old.st_uid, old.st_gid)
-    attempt("set mode", staging, lambda: os.chmod(staging, mode))
+        quietly(os.chown, staging, old.st_uid, old.st_gid)
+    attempt("set mode", staging, os.chmod, staging, mode)
+    sync_folders(staging)
+    steps: list[Callable[[], object]] = [partial(sync_folder, target.parent)]
     if old is None:
-        attempt("rename", target, lambda: os.rename(staging, target))
-        return _afterwards(partial(sync_folder, target.parent))
-    check_replaceable(target)  # somebody may have put something in it meanwhile
-    replaced = attempt("swap", target, lambda: _exchange(staging, target))
-    return _afterwards(partial(sync_folder, target.parent), partial(remove_folder, replaced))
+        _rename(staging, target, look(staging))
+    else:
+        check_replaceable(target)  # somebody may have put something in it meanwhile
+        steps.append(partial(remove_folder, _swap(staging, target, old)))
+    return afterwards(*steps, partial(remove_file, record_beside(staging)))
 
 
-def publish_beside(staging: Path, target: Path) -> list[str]:
-    """Move the files of `staging` into `target`, beside what else it holds; the index last.
-
-    Weights of an earlier export are replaced: its index goes first, and its shards that have no successor go
-    before the new index comes, since loaders prefer an old single file to an index. Fails only while the
-    target has no index. Returns what could not be done afterwards.
+def afterwards(*steps: Callable[[], object]) -> list[str]:
+    """Do what remains when the target has its name; a failure is a sentence now, and what comes behind it is
+    left.
     """
-    if not target.exists():
-        return publish(staging, target)
-    sync_folder(staging)
-    stale = _weights_of(target)
-    for path in (target / name for name in _OF_ALL):
-        attempt("remove", path, partial(path.unlink, missing_ok=True))
-    found = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
-    names = sorted(found.difference(_OF_ALL))
-    for name in names:
-        path = target / name
-        attempt("make folder", path.parent, partial(path.parent.mkdir, parents=True, exist_ok=True))
-        attempt("rename", path, partial(os.replace, staging / name, path))
-    for path in (target / name for name in sorted(stale.difference(names))):
-        attempt("remove", path, partial(path.unlink, missing_ok=True))
-    sync_folder(target)
-    for name in sorted(found.intersection(_OF_ALL)):  # the index is the last of them
-        attempt("rename", target / name, partial(os.replace, staging / name, target / name))
-    return _afterwards(partial(sync_folder, target), partial(remove_folder, staging))
-
-
-def _weights_of(folder: Path) -> set[str]:
-    """The shards that an earlier export left: those that its index names, and those of such a name."""
-    names = {path.name for path in folder.iterdir() if _is_of_a_model(path.name)}
-    with suppress(OSError, ValueError), (folder / file_names.INDEX).open("rb") as file:
-        index = weight_index.parse(file.read(weight_index.MAX_BYTES + 1))
-        names.update((index.weight_map or {}).values())
-    return {name for name in names if (folder / name).is_file()}
-
-
-def _is_of_a_model(name: str) -> bool:
-    return name == file_names.SINGLE_WEIGHTS or file_names.number_of(name) is not None
-
-
-def _afterwards(*steps: Callable[[], object]) -> list[str]:
-    """Do what remains when the target has its name; failures are sentences now."""
-    notes = []
     for step in steps:
         try:
             step()
         except TargetError as error:
-            notes.append(f"the export is published; afterwards: {error.what}: {error.where.get('file')}")
-    return notes
+            return [f"the export is published; afterwards: {error.what}: {error.where.get('file')}"]
+    return []
 
 
-def _exchange(staging: Path, target: Path) -> Path:
-    """Swap two folders in one step, or in two renames where the filesystem has no such call. Returns where
-    the old one is now.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        arguments = (_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
-        if libc.renameat2(*arguments) == 0:
-            return staging
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code))
-    aside = staging.with_name(staging.name + "-old")
-    os.rename(target, aside)
+def _rename(source: Path, target: Path, own: os.stat_result | None) -> None:
+    """Rename a folder, that is its `own`. A server may have done what its client calls failed."""
     try:
-        os.rename(staging, target)
-    except OSError:
-        os.rename(aside, target)
+        do(os.rename, source, target)
+    except OSError as error:
+        if not _is_at(target, own):
+            raise failed("rename", target, error) from error
+
+
+def _swap(staging: Path, target: Path, old: os.stat_result) -> Path:
+    """Swap two folders in one step, or in two renames where the filesystem has no such call. Returns where
+    the `old` one is now.
+    """
+    new = look(staging)
+    try:
+        do(calls.exchange, staging, target)
+        return _checked(staging, target, old)
+    except OSError as error:
+        if _is_at(target, new):
+            return staging
+        if error.errno not in calls.NO_SUCH_CALL:
+            raise failed("swap", target, error) from error
+    aside = set_aside(staging)
+    _rename(target, aside, old)
+    try:
+        _rename(staging, target, new)
+    except BaseException:
+        _rename(aside, target, old)
         raise
     return aside
+
+
+def _checked(staging: Path, target: Path, old: os.stat_result) -> Path:
+    """What was swapped out is what was to be; else it is put back, since it is another run's."""
+    try:
+        swapped = _mark(do(os.lstat, staging))
+    except OSError:
+        return staging
+    if not swapped & _mark(old):
+        attempt("swap", target, calls.exchange, staging, target)
+        raise TargetError(
+            "another run published its export at the same moment",
+            where={"output": target},
+            advice="of two exports to one output only the first is published; choose another --output",
+        )
+    return staging
+
+
+def _is_at(path: Path, found: os.stat_result | None) -> bool:
+    """Whether a folder that was `found` earlier lies at `path`."""
+    try:
+        now = os.lstat(path)
+    except OSError:
+        return False
+    return found is not None and (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)

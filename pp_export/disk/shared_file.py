@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from pp_export.core.errors import TargetError
-from pp_export.disk.files import FILE_MODE, OpenFile, attempt, read_umask
+from pp_export.disk.calls import attempt
+from pp_export.disk.files import FILE_MODE, OpenFile, read_umask
 
 BLOCK_BYTES = 64 << 10
 """A multiple of every page size."""
@@ -47,11 +47,11 @@ def join_ranges(path: Path, num_bytes: int, edges: Iterable[tuple[int, bytes]]) 
     all ranges are committed. The caller syncs the folder.
     """
     temporary = growing_file(path)
-    descriptor = attempt("open", path, lambda: os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    descriptor = attempt("open", path, os.open, temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for begin, data in edges:
             _write_at(descriptor, path, begin, data)
-        size = attempt("look at", path, lambda: os.fstat(descriptor)).st_size
+        size = attempt("look at", path, os.fstat, descriptor).st_size
         if size != num_bytes:
             raise TargetError(
                 "a file of several ranges has another size than planned",
@@ -59,17 +59,17 @@ def join_ranges(path: Path, num_bytes: int, edges: Iterable[tuple[int, bytes]]) 
                 expected=num_bytes,
                 got=size,
             )
-        attempt("set mode", path, lambda: os.fchmod(descriptor, FILE_MODE & ~read_umask()))
-        attempt("fsync", path, lambda: os.fsync(descriptor))
+        attempt("set mode", path, os.fchmod, descriptor, FILE_MODE & ~read_umask())
+        attempt("fsync", path, os.fsync, descriptor)
     finally:
-        attempt("close", path, lambda: os.close(descriptor))
-    attempt("rename", path, lambda: os.rename(temporary, path))
+        attempt("close", path, os.close, descriptor)
+    attempt("rename", path, os.rename, temporary, path)
 
 
 def _write_at(descriptor: int, path: Path, begin: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        done = attempt("write", path, partial(os.pwrite, descriptor, view, begin))
+        done = attempt("write", path, os.pwrite, descriptor, view, begin)
         view, begin = view[done:], begin + done
 
 

@@ -18,7 +18,7 @@ import torch.nn
 
 from pp_export.api import export_model
 from pp_export.core.errors import OptionError
-from pp_export.disk import files
+from pp_export.disk import files, folders
 from pp_export.options.keywords import Contents, Folder, TargetKeywords
 from pp_export.reference import config_json
 from pp_export.reference.reference_folder import copy_assets, read_reference
@@ -170,7 +170,7 @@ class Artifacts:
         source = Path(original_source_path or self._bridge.reference)
         code = bool(self._bridge.options.get("code", True))
         reference = read_reference(source, code=code)
-        files.make_parents(folder / "config.json")
+        folders.make_parents(folder / "config.json")
         copy_assets(reference, folder)
         report = self._bridge.report
         config, _ = config_json.corrected(

@@ -170,7 +170,9 @@ class ResultOptions(Options):
         "copy the Python files that config.json's auto_map names, as data; else strip auto_map", True
     )
     contents: str = _option(
-        "a folder of its own; or a whole model, or weights and index, beside what else the output holds",
+        "a folder of its own; or a whole model, or weights and index, beside what else the output holds: then"
+        " names change one by one, and the output has no index for that moment; it has an index only with all"
+        " of its files",
         "folder",
         choices=("folder", "model", "weights"),
     )

@@ -34,6 +34,12 @@ def settle() -> None:
         _quiet()
 
 
+def postpone() -> None:
+    """From now on signals are only remembered: what is done next must not be half done. `resume` ends it."""
+    if threading.current_thread() is threading.main_thread():
+        _quiet()
+
+
 def check() -> None:
     """Raise the StopRequest of a signal again, if there was one and nothing ended for it: where Python is
     in a finalizer, it drops what is raised. Called wherever the main thread waits.
@@ -48,7 +54,7 @@ def has_come() -> bool:
 
 
 def resume() -> None:
-    """After `settle`: signals raise again, unless one has come."""
+    """After `settle` or `postpone`: signals raise again, unless one has come."""
     for number in _NUMBERS:
         if signal.getsignal(number) is _remember and not _heard:
             signal.signal(number, _interrupt)

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from pp_export.core import file_names
 from pp_export.core.digest import STEP_BYTES
 from pp_export.core.errors import VerificationError
-from pp_export.disk import files
+from pp_export.disk import files, folders
+from pp_export.disk.calls import attempt
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards import manifests
@@ -83,12 +84,12 @@ def seal(
     contents: str,
 ) -> None:
     """Fold the shard JSONs into the manifest, and write it and SHA256SUMS after everything else."""
-    files.remove_folder(staging / file_names.SHARD_JSONS)
+    folders.remove_folder(staging / file_names.SHARD_JSONS)
     digests = {shard.file: (shard.bytes, shard.sha256) for shard in shards}
     for path in sorted(staging.rglob("*")):
         name = path.relative_to(staging).as_posix()
         if path.is_file() and name not in digests:
-            digests[name] = digest_file(path)
+            digests[name] = attempt("read", path, digest_file, path)
     value = manifests.manifest(
         shards,
         digests,

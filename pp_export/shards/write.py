@@ -61,14 +61,11 @@ def write_shard(frozen: FrozenShard, staging: Path, on_bytes: Callable[[int], No
     else:
         file, (_, data, _) = RangeFile(path, frozen.range.begin, frozen.range.end), _cut(frozen)
         on_bytes(len(frozen.image) - len(data))
-    try:
+    with file:
         for begin in range(0, len(data), files.DIRECT_STEP_BYTES):
             step = data[begin : begin + files.DIRECT_STEP_BYTES]
             file.write(step)
             on_bytes(len(step))
-    except BaseException:
-        file.abandon()
-        raise
     return file
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, PeerError, StoppedError, StopRequest
-from pp_export.disk import files
+from pp_export.disk import folders
 from pp_export.distributed.abort import Failure
 from pp_export.distributed.world import World
 from pp_export.process import signals
@@ -99,7 +99,7 @@ def _leave(staging: Path | None, *, resumable: bool) -> str | None:
         if left is not None:
             return left
         if staging is not None:
-            files.discard_folder(staging)
+            folders.discard_folder(staging)
     except ExportError as error:
         return f"the staging folder could not be removed: {error.what}: {staging}"
     return None

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.core import file_names
-from pp_export.core.errors import TargetError, VerificationError
-from pp_export.disk import files, publish
+from pp_export.core.errors import ExportError, TargetError, VerificationError
+from pp_export.disk import calls, files, folders
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.process import signals
 from pp_export.reference.reference_folder import copy_assets
 from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
@@ -23,7 +24,7 @@ from pp_export.steps import resumption
 from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.preflight import check_space
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Completed, Measured
+from pp_export.steps.report import Completed, Measured, noted
 from pp_export.steps.target import Target
 from pp_export.verification import verify_structure
 
@@ -45,16 +46,17 @@ def make_staging_folder(world: World, target: Target, whole: Whole | None, optio
 
     def make() -> None:
         assert whole is not None
+        target.claim()
         there = 0
         if resumption.is_asked(options):
             there = resumption.make_folder(target, whole, options)
         check_space(target, whole.plan, there)
         if not resumption.is_asked(options):
-            files.make_folder(target.staging)
-            files.make_folder(target.staging / file_names.SHARD_JSONS)
+            folders.make_folder(target.staging)
+            folders.make_folder(target.staging / file_names.SHARD_JSONS)
 
     def see() -> None:
-        if not (target.staging / file_names.SHARD_JSONS).is_dir():
+        if not calls.is_folder(target.staging / file_names.SHARD_JSONS):
             raise TargetError(
                 "this rank does not see the folder that rank 0 made: the ranks do not share a filesystem",
                 where={"rank": world.rank, "folder": target.staging},
@@ -134,13 +136,23 @@ def publish_folder(
 ) -> Completed | None:
     """Step 10, called by all ranks: the staging folder gets the target's name. On rank 0, all that is to
     be said of the folder, what could not be done afterwards included.
+
+    A rank that was told to stop has stopped before, or goes on to the end: what is published is a success.
     """
+    world.control.together(signals.postpone)
+    published: list[Completed] = []
 
-    def name() -> Completed:
+    def name() -> None:
         assert indexed is not None
-        publish.check_target(target.folder, overwrite=options.overwrite, beside=options.beside)
-        put = publish.publish_beside if options.beside else publish.publish
-        notes = put(target.staging, target.folder)
-        return replace(indexed.completed, notes=(*indexed.completed.notes, *notes))
+        notes = target.publish(options)
+        published.append(replace(indexed.completed, notes=(*indexed.completed.notes, *notes)))
 
-    return world.control.on_first(name)
+    try:
+        world.control.on_first(name)
+    except ExportError as error:
+        if not published:
+            raise
+        published[0] = replace(published[0], notes=(*published[0].notes, noted(error)))
+    if not published:
+        return None
+    return replace(published[0], notes=(*published[0].notes, *target.litter()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core import errors
 from pp_export.core.errors import ExportError, TargetError
 from pp_export.core.version import VERSION
-from pp_export.disk import files, probe
+from pp_export.disk import folders, probe
 from pp_export.distributed import backends
 from pp_export.options.kinds import TargetOptions, flag
 from pp_export.steps.target import Target
@@ -62,7 +62,7 @@ def preflight(
     finally:
         if world.rank == 0:
             with suppress(TargetError):
-                files.discard_folder(folder)
+                folders.discard_folder(folder)
 
     def judge() -> bytes:
         problems = _problems(list(map(json.loads, images)))
@@ -84,7 +84,7 @@ def check_here(source: Source, options: TargetOptions, pending: PendingInputs) -
         _begin(folder, source, target, replace(options, parents=False), pending, found)
     finally:
         with suppress(TargetError):
-            files.discard_folder(folder)
+            folders.discard_folder(folder)
     if options.backend == backends.NCCL:
         _collect(found, lambda: backends.check(options.backend))
     if found:
@@ -107,7 +107,7 @@ def check_space(target: Target, plan: ExportPlan, num_bytes_there: int) -> None:
     rank 0.
     """
     num_bytes = sum(shard.num_bytes for shard in plan.shards)
-    files.check_space(target.folder, num_bytes - num_bytes_there + _SPARE_BYTES)
+    folders.check_space(target.folder, num_bytes - num_bytes_there + _SPARE_BYTES)
     # A shard and its JSON each; their temporary names are the same inodes.
     probe.check_inodes(target.folder.parent, 2 * len(plan.shards) + _SPARE_FILES)
 

@@ -15,6 +15,7 @@ from pp_export.core.errors import ExportError, OptionError, PeerError, StoppedEr
 from pp_export.core.json_values import to_json_value
 from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
+from pp_export.disk.calls import is_folder
 from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
 from pp_export.process.log import logger
 from pp_export.steps.plan_summary import notes_on
@@ -191,6 +192,12 @@ class ExportReport:
         return cls(**fields)
 
 
+def noted(error: ExportError) -> str:
+    """What failed when the export was published already, as a note: it stands."""
+    place = error.where.get("file")
+    return f"the export is published; afterwards: {error.what}" + (f": {place}" if place else "")
+
+
 def share(world: World, make: Callable[[], ExportReport]) -> ExportReport:
     """The report that rank 0 makes, on every rank; called by all. The other ranks get it without what
     grows with the tensors or the ranks.
@@ -201,7 +208,12 @@ def share(world: World, make: Callable[[], ExportReport]) -> ExportReport:
         made.append(make())
         return json.dumps(replace(made[0], **_RANK_0_ONLY).to_json()).encode() if world.size > 1 else b""
 
-    image = world.control.share(tell)
+    try:
+        image = world.control.share(tell)
+    except ExportError as error:
+        if not made:
+            raise
+        return replace(made[0], notes=(*made[0].notes, noted(error)))
     return made[0] if made else ExportReport.from_json(json.loads(image))
 
 
@@ -326,12 +338,30 @@ def check_path(options: RunOptions) -> None:
         if path is None:
             continue
         folder, output = path.absolute().parent, options.output.absolute()
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise OptionError(f"the {what}'s folder does not exist", where={name: path})
         if output in (folder, *folder.parents):
             raise OptionError(
                 f"the {what} lies in the output, which holds the model only", where={name: path}
             )
+
+
+def written(done: ExportReport, write: Callable[[ExportReport], None]) -> ExportReport:
+    """The report of an export that is published, when it has been written somewhere; that this fails is a
+    note in it.
+    """
+    try:
+        write(done)
+    except Exception as error:  # noqa: BLE001  whatever it is, the export stands
+        note = noted(error if isinstance(error, ExportError) else errors.unforeseen(error))
+        logger.warning("%s", note)
+        return replace(done, notes=(*done.notes, note))
+    return done
+
+
+def write_done(path: Path, done: ExportReport) -> None:
+    """Write the report of an export, replacing an older one."""
+    write_report(path, done.to_json())
 
 
 def write_report(path: Path, value: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pp_export.core import file_names
 from pp_export.core.errors import TargetError
-from pp_export.disk import adoption, files
+from pp_export.disk import adoption, calls, folders, owner
+from pp_export.disk.owner import Life
 from pp_export.distributed.world import World
 from pp_export.options.kinds import ExportOptions, TargetOptions
 from pp_export.planning.kept import Kept
@@ -45,8 +46,8 @@ def make_folder(target: Target, whole: Whole, options: TargetOptions) -> int:
     work = work_of(whole, options)
     earlier = _earlier(target, work)
     if earlier is None:
-        files.make_folder(target.staging)
-        files.make_folder(target.staging / file_names.SHARD_JSONS)
+        folders.make_folder(target.staging)
+        folders.make_folder(target.staging / file_names.SHARD_JSONS)
         write_work(target.staging, work)
         return 0
     logger.info("going on with what an earlier run has left in %s", earlier)
@@ -104,9 +105,8 @@ def left_for_later(staging: Path) -> str | None:
     to tell the user then. Called by one rank.
     """
     records = staging / file_names.SHARD_JSONS
-    count = (
-        sum(path.name != Path(file_names.WORK).name for path in records.iterdir()) if records.is_dir() else 0
-    )
+    names = calls.names_in(records) if calls.is_folder(records) else []
+    count = sum(name != Path(file_names.WORK).name for name in names)
     if not count:
         return None
     aside = adoption.set_aside(staging)
@@ -121,6 +121,7 @@ def _earlier(target: Target, work: Work) -> Path | None:
     for folder in adoption.earlier_staging(target.folder):
         before = read_work(folder)
         if before == work:
+            _check_left(folder)
             return folder
         if before is not None:
             others.append((folder, before))
@@ -134,6 +135,23 @@ def _earlier(target: Target, work: Work) -> Path | None:
             findings=list(differences(before, work)),
         )
     return None
+
+
+def _check_left(staging: Path) -> None:
+    """Raise TargetError where the run that this staging folder is of is still at work. An earlier start of
+    this very Slurm job is not, whatever processes of it are left.
+    """
+    whose = owner.read(staging)
+    if whose is None or owner.is_earlier_start(whose):
+        return
+    life, why = owner.life_of(whose, ask_slurm=False)
+    if life is Life.ALIVE:
+        raise TargetError(
+            "another run is at work on the same export",
+            where={"folder": staging},
+            got=why,
+            advice="wait for it, or stop it and start again",
+        )
 
 
 def _dealt(there: Iterable[Committed], num_ranks: int) -> list[list[Committed]]:

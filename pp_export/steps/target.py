@@ -4,34 +4,82 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from pp_export.disk import files, publish
+from pp_export.core.errors import TargetError
+from pp_export.disk import calls, folders, litter, owner, publish
+from pp_export.disk.beside import alone_in, publish_beside
 from pp_export.options.kinds import TargetOptions
+from pp_export.process.log import logger
 
 
 @dataclass(frozen=True)
 class Target:
-    """The `folder` that is asked for, and the `staging` folder beside it in which run `run_id` makes it."""
+    """The `folder` that is asked for, and the `staging` folder beside it in which run `run_id` makes it. With
+    `beside`, what else the folder holds is left alone.
+    """
 
     folder: Path
     staging: Path
+    run_id: str
+    beside: bool
 
     @classmethod
     def of(cls, options: TargetOptions, run_id: str) -> Target:
-        folder = Path(os.path.abspath(options.output))
-        return cls(folder, files.staging_path(folder, run_id))
+        """Nothing is looked at yet, so that nothing can fail."""
+        try:
+            folder = Path(os.path.abspath(options.output))
+        except OSError:  # the working directory is gone: `check` says what that means
+            folder = options.output
+        return cls(folder, folders.staging_path(folder, run_id), run_id, options.beside)
 
     def check(self, options: TargetOptions, sources: Iterable[Path]) -> None:
         """Raise TargetError unless the folder may be made; called on rank 0. Missing parents are made, if
-        asked for.
+        asked for; what runs that were killed have left is put right where it must be, else named.
         """
+        folders.check_names(self.staging)
         if options.parents:
-            files.make_parents(self.folder)
+            folders.make_parents(self.folder)
+        if calls.is_folder(self.folder.parent):
+            for sentence in litter.put_right(self.folder, self.run_id):
+                logger.warning("%s", sentence)
+            for sentence in self.litter():
+                logger.warning("%s", sentence)
         publish.check_target(
             self.folder,
             overwrite=options.overwrite,
             beside=options.beside,
-            sources=[*sources, options.reference, Path.cwd()],
+            sources=[*sources, options.reference, *_working_directory()],
         )
+
+    def claim(self) -> None:
+        """Write down whose the staging folder is that comes now; called on rank 0."""
+        owner.claim(self.staging, self.run_id, publish.mark_of(self.folder, beside=self.beside))
+
+    def publish(self, options: TargetOptions) -> list[str]:
+        """Give the finished staging folder, or what is in it, its name; called on rank 0. Returns what could
+        not be done afterwards. Raises TargetError where that may not be, or not any more, or fails; the
+        target is then what it was.
+        """
+        with alone_in(self.folder) if self.beside else nullcontext():
+            publish.check_target(self.folder, overwrite=options.overwrite, beside=self.beside)
+            publish.check_publishable(self.staging, self.folder, self.run_id, beside=self.beside)
+            put = publish_beside if self.beside else publish.publish
+            return put(self.staging, self.folder)
+
+    def litter(self) -> list[str]:
+        """A sentence for each folder that another run has left beside the target, or is making."""
+        try:
+            found = litter.leftovers_of(self.folder, self.run_id)
+        except TargetError:
+            return []
+        return [f"{each}; {each.life()[1]} (pp_export clean {self.folder.parent})" for each in found]
+
+
+def _working_directory() -> list[Path]:
+    try:
+        return [Path.cwd()]
+    except OSError:
+        return []

@@ -247,8 +247,8 @@ class Transfer:
         return each.file
 
     def _release(self) -> None:
-        for file in self._uncommitted:  # after a failure nobody else closes them
-            file.abandon()
+        for file in self._uncommitted:
+            file.abandon()  # of a file that is removed, all that was reserved stays taken until it is closed
         for unpin in self._unpin:
             unpin()
         self._rings.release()

@@ -10,6 +10,7 @@ import html
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median_low
@@ -20,6 +21,7 @@ from pp_export.disk import files
 from pp_export.view.text import human_bytes, machine_facts
 
 if TYPE_CHECKING:
+    from pp_export.options.kinds import RunOptions
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
 
@@ -40,6 +42,19 @@ def write_plan(path: Path, report: PlanReport) -> None:
 def write_export(path: Path, report: ExportReport) -> None:
     """Draw what an export did, replacing an older page."""
     files.write_file(path, [export_page(report)])
+
+
+def write_files(options: RunOptions, done: ExportReport) -> ExportReport:
+    """Write what `options` ask for of an export that is published, its page and its report; called on rank 0.
+    What can't be written is a note in the report that is returned: the export stands.
+    """
+    from pp_export.steps import report
+
+    if options.html is not None:
+        done = report.written(done, partial(write_export, options.html))
+    if options.report is not None:
+        done = report.written(done, partial(report.write_done, options.report))
+    return done
 
 
 def plan_page(report: PlanReport) -> bytes:

@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
     {"shards"},
     {"steps"},
     {"export", "view", "background"},
-    {"api", "many"},
+    {"api", "many", "flags"},
     {"cli", "integrations", ""},
     {"__main__"},
 )

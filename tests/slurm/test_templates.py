@@ -137,9 +137,9 @@ def test_a_cancelled_job_leaves_what_is_committed(cluster: Cluster, jobs: Path, 
     job.wait_for_a_shard()
     cluster.told("scancel", job.number)
     assert cluster.ended(job.number)["JobState"] == "CANCELLED"
-    wait_until(lambda: all(name.endswith("-kept") for name in job.litter), "end of the ranks", 30)
+    wait_until(lambda: all(name.endswith(("-kept", "-own")) for name in job.litter), "end of the ranks", 30)
     assert not job.output.exists()
-    assert len(job.litter) == 1
+    assert len(job.litter) == 2  # the folder, and the record of whose it was
     assert job.report["status"] == "failed"
     assert "SIGTERM" in json.dumps(job.report)
     again = Job(cluster, jobs, "one_node.sbatch", "cancelled")

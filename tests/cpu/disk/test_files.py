@@ -23,7 +23,7 @@ import pytest
 from pp_export.core import file_names
 from pp_export.core.digest import STEP_BYTES
 from pp_export.core.errors import TargetError
-from pp_export.disk import files
+from pp_export.disk import beside, calls, files, folders
 from pp_export.disk import publish as publishing
 from pp_export.disk.files import NewFile, copy_file, write_file
 
@@ -76,7 +76,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FaultyOs]:
         fail_at: int | None = None, code: int = errno.EIO, only: tuple[str, ...] = WATCHED
     ) -> FaultyOs:
         faulty_os = FaultyOs(fail_at, code, only)
-        for module in (files, publishing):
+        for module in (beside, calls, files, folders, publishing):
             monkeypatch.setattr(module, "os", faulty_os)
         return faulty_os
 
@@ -143,7 +143,7 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_modes_follow_the_umask(tmp_path: Path, umask: Callable[[int], int], mask: int) -> None:
     """Files and the published folder have the modes that the umask gives, like any program's."""
     umask(mask)
-    files.make_folder(tmp_path / "staging")
+    folders.make_folder(tmp_path / "staging")
     assert mode(tmp_path / "staging") == 0o700
     write_file(tmp_path / "staging" / "f", [DATA])
     copy_file(tmp_path / "staging" / "f", tmp_path / "staging" / "sub" / "g")
@@ -403,8 +403,8 @@ def staging(tmp_path: Path) -> Path:
     """A finished folder of a run, beside a bystander that must stay."""
     (tmp_path / "bystander").mkdir()
     (tmp_path / "bystander" / "f").write_bytes(b"keep")
-    folder = files.staging_path(tmp_path / "target", "run7")
-    files.make_folder(folder)
+    folder = folders.staging_path(tmp_path / "target", "run7")
+    folders.make_folder(folder)
     write_file(folder / "config.json", [b"new"])
     return folder
 
@@ -423,11 +423,11 @@ def content(tmp_path: Path) -> bytes | None:
 
 def test_staging_lies_hidden_beside_the_target(tmp_path: Path) -> None:
     """The staging folder has the target's parent, a hidden name with the run in it, and must be new."""
-    folder = files.staging_path(tmp_path / "target", "run7")
+    folder = folders.staging_path(tmp_path / "target", "run7")
     assert folder == tmp_path / ".target.pp_export-run7"
-    files.make_folder(folder)
+    folders.make_folder(folder)
     with pytest.raises(TargetError, match="make folder failed"):
-        files.make_folder(folder)
+        folders.make_folder(folder)
 
 
 def test_publishing_gives_the_folder_its_name(tmp_path: Path, staging: Path) -> None:
@@ -561,9 +561,9 @@ def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
 
 def test_too_little_space_is_refused_with_both_numbers(tmp_path: Path) -> None:
     """More bytes than the filesystem has free are refused before anything is written."""
-    files.check_space(tmp_path / "target", 1)
+    folders.check_space(tmp_path / "target", 1)
     with pytest.raises(TargetError, match="too little space") as caught:
-        files.check_space(tmp_path / "target", 1 << 62)
+        folders.check_space(tmp_path / "target", 1 << 62)
     assert caught.value.expected == f"{1 << 62:,} bytes"
     assert "bytes free" in str(caught.value.got)
 
@@ -573,12 +573,12 @@ def test_removing_takes_the_folder_and_no_link_s_target(tmp_path: Path, staging:
     not.
     """
     (staging / "link").symlink_to(tmp_path / "bystander")
-    files.remove_folder(staging)
-    files.remove_folder(staging)
+    folders.remove_folder(staging)
+    folders.remove_folder(staging)
     assert listing(tmp_path) == ["bystander", "bystander/f"]
     staging.symlink_to(tmp_path / "bystander")
     with pytest.raises(TargetError, match="remove failed"):
-        files.remove_folder(staging)
+        folders.remove_folder(staging)
     assert (tmp_path / "bystander" / "f").read_bytes() == b"keep"
 
 
@@ -618,7 +618,7 @@ def weights(staging: Path) -> Path:
 def test_other_files_stay_what_they_are(tmp_path: Path, weights: Path, target: Path) -> None:
     """Beside other files the new ones appear and nothing else changes: bytes, modes, links and the folder."""
     before = {name: (target / name).lstat().st_ino for name in THEIRS}
-    assert publishing.publish_beside(weights, target) == []
+    assert beside.publish_beside(weights, target) == []
     assert listing(target) == sorted([*THEIRS, *NEW])
     assert {name: (target / name).lstat().st_ino for name in THEIRS} == before
     assert (target / "config.json").read_text() == "their config.json"
@@ -630,7 +630,7 @@ def test_other_files_stay_what_they_are(tmp_path: Path, weights: Path, target: P
 
 def test_beside_nothing_is_a_folder_of_its_own(tmp_path: Path, weights: Path) -> None:
     """Where the target doesn't exist it appears as a whole."""
-    assert publishing.publish_beside(weights, tmp_path / "target") == []
+    assert beside.publish_beside(weights, tmp_path / "target") == []
     assert listing(tmp_path / "target") == sorted(NEW)
 
 
@@ -645,7 +645,7 @@ def test_old_weights_are_replaced_where_that_was_asked_for(
         publishing.check_target(target, overwrite=False, beside=True)
     assert (target / old).read_bytes() == b"old"
     publishing.check_target(target, overwrite=True, beside=True)
-    publishing.publish_beside(weights, target)
+    beside.publish_beside(weights, target)
     assert listing(target) == sorted([*THEIRS, *NEW])
     assert (target / file_names.INDEX).read_bytes() == b"{}"
 
@@ -656,7 +656,7 @@ def test_shards_that_an_old_index_names_are_old_weights(weights: Path, target: P
     (target / "assets" / "x.safetensors").write_bytes(b"theirs")
     weight_map = {"a": "part-1.safetensors", "b": "assets/x.safetensors", "c": "../bystander/f"}
     (target / file_names.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    publishing.publish_beside(weights, target)
+    beside.publish_beside(weights, target)
     assert listing(target) == sorted([*THEIRS, "assets/x.safetensors", *NEW])
 
 
@@ -696,14 +696,14 @@ def test_an_index_names_only_what_is_whole(
         (root / "target" / "config.json").write_bytes(b"theirs")
         faulty_os = faulty(fail_at)
         try:
-            notes = publishing.publish_beside(root / ".staging", root / "target")
+            notes = beside.publish_beside(root / ".staging", root / "target")
             assert (notes == []) == (fail_at is None)
         except TargetError:
             assert fail_at is not None
         return faulty_os.calls
 
     calls = attempt(tmp_path / "all", None)
-    assert calls.count("replace") == 3
+    assert calls.count("rename") == 4
     for number, call in enumerate(calls):
         root = tmp_path / str(number)
         attempt(root, number)
@@ -719,24 +719,24 @@ def test_an_old_single_file_never_stands_beside_the_new_index(
     (target / "model.safetensors").write_bytes(b"old")
     seen: list[bool] = []
 
-    def replace(source: Path, path: Path) -> None:
-        if Path(path).name == file_names.INDEX:
+    def rename(source: Path, path: Path) -> None:
+        if path == target / file_names.INDEX:
             seen.append((target / "model.safetensors").exists())
-        os.replace(source, path)
+        os.rename(source, path)
 
     faulty_os = FaultyOs(only=())
-    faulty_os.replace = replace  # type: ignore[attr-defined]
-    monkeypatch.setattr(publishing, "os", faulty_os)
-    publishing.publish_beside(weights, target)
+    faulty_os.rename = rename  # type: ignore[attr-defined]
+    monkeypatch.setattr(beside, "os", faulty_os)
+    beside.publish_beside(weights, target)
     assert seen == [False]
 
 
 def test_parents_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
     """`make_parents` makes all folders above the target and not the target; again is fine, a file is not."""
     target = tmp_path / "a" / "b" / "target"
-    files.make_parents(target)
-    files.make_parents(target)
+    folders.make_parents(target)
+    folders.make_parents(target)
     assert listing(tmp_path) == ["a", "a/b"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(TargetError, match="make folder failed"):
-        files.make_parents(tmp_path / "file" / "target")
+        folders.make_parents(tmp_path / "file" / "target")

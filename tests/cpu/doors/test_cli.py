@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pp_export
-from pp_export import cli
+from pp_export import cli, flags
 from pp_export.options.kinds import ExportOptions, flag
 from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
@@ -78,7 +78,9 @@ def folders(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> lis
 
 
 def parsed(*arguments: str) -> ExportOptions:
-    return cli._options(cli._parser().parse_args(["export", *arguments]))
+    return options_from(
+        flags.values_of(flags.parser().parse_args(["export", *arguments])), "flags", ExportOptions
+    )
 
 
 FOLDERS = ("--checkpoint", "c", "--reference", "r", "--output", "o")

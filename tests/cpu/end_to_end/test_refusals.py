@@ -20,7 +20,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core import errors
 from pp_export.core.errors import ExportError
-from pp_export.disk import files
+from pp_export.disk import folders
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.export import export
@@ -539,13 +539,13 @@ def test_ranks_that_do_not_share_the_filesystem(
     store = SharedKeys(HashStore())
     raised: dict[int, ExportError] = {}
 
-    staging_path = files.staging_path
+    staging_path = folders.staging_path
 
     def staged(target: Path, run_id: str) -> Path:
         is_away = threading.current_thread().name == "rank 1"
         return staging_path(elsewhere / target.name if is_away else target, run_id)
 
-    monkeypatch.setattr(files, "staging_path", staged)
+    monkeypatch.setattr(folders, "staging_path", staged)
 
     def rank(number: int) -> None:
         world = World(number, 2, store, stall_seconds=60)

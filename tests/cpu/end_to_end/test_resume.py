@@ -18,6 +18,7 @@ import pytest
 
 from pp_export.core import file_names
 from pp_export.core.errors import ExportError, TargetError
+from pp_export.disk.folders import record_beside, staging_of
 from pp_export.shards import index, write
 from pp_export.verification import verify_folder
 from tests.cpu.conftest import Checkpoint, Reference
@@ -81,8 +82,10 @@ def fail(options: Options, at_most: int = NUM_COMMITTED) -> list[tuple[str, int]
 
 
 def left(options: Options) -> list[Path]:
-    """What lies beside the target."""
-    return [path for path in options["output"].parent.iterdir() if path != options["output"]]
+    """What lies beside the target, without the record that says whose a folder is."""
+    beside = [path for path in options["output"].parent.iterdir() if path != options["output"]]
+    owned = {record_beside(staging_of(path)) for path in beside if path.is_dir()}
+    return [path for path in beside if path not in owned]
 
 
 def is_whole(options: Options, truth: dict[str, bytes]) -> bool:

@@ -118,7 +118,7 @@ def plan_with(job: ExportOptions, name: str, data: bytes) -> PlanReport | None:
     try:
         path.write_bytes(data)
         with bounded(), without_definition(), suppress(ExportError):
-            report = plan_checkpoint(job, ClusterOptions())
+            report = plan_checkpoint(job, ClusterOptions(), here=False)
             json.dumps(report.to_json())
             return report
         return None

@@ -1,0 +1,159 @@
+"""The flags of the command line, most of them made of the options' dataclasses, and what was given with
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pp_export.core.errors import OptionError
+from pp_export.options.kinds import (
+    ClusterOptions,
+    ExportOptions,
+    Options,
+    ResultOptions,
+    RunOptions,
+    SourceOptions,
+    flag,
+)
+from pp_export.options.values import check_keys, parse_setting, read_job
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes flags in full only, and refuses unknown ones with the nearest known one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        for text in (text for text in unknown if text.startswith("-")):
+            flag, known = text.partition("=")[0], self._option_string_actions
+            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
+            self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the flags, by one rank for all, and leave."""
+        from pp_export.steps import ending
+
+        told = OptionError(message)
+        ending.wait_for_first(told)
+        ending.tell_launcher(told)
+        super().error(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """That of all commands; what it parses has the name of the command as `command`."""
+    whole = _Parser(prog="pp_export", description="Megatron-Core checkpoints to Hugging Face folders.")
+    whole.add_argument("--verbose", action="store_true", help="log more")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    export = commands.add_parser("export", help="export a checkpoint (under torchrun, or alone)")
+    _add_export_options(export)
+    export.add_argument(
+        "--watch",
+        action="store_true",
+        help="with {iteration} in --output: export each finished save that there is and that appears, until a"
+        " signal comes",
+    )
+
+    plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
+    _add_export_options(plan)
+    _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
+
+    inspect = commands.add_parser("inspect", help="show what a checkpoint is")
+    inspect.add_argument("checkpoint", type=Path)
+    inspect.add_argument("--iteration", type=int)
+
+    verify = commands.add_parser("verify", help="prove a Hugging Face folder; offline, no Megatron, no GPU")
+    verify.add_argument("folder", type=Path)
+    depth = verify.add_mutually_exclusive_group()
+    depth.add_argument(
+        "--quick", action="store_true", help="structure only: no tensor bytes, no definition, no tokenizer"
+    )
+    depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
+    verify.add_argument("--load", action="store_true", help="also load the model with transformers")
+    verify.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
+    )
+    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
+
+    diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
+    diff.add_argument("first", type=Path)
+    diff.add_argument("second", type=Path)
+    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
+    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
+
+    logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
+    logits.add_argument("folder", type=Path)
+    logits.add_argument("recording", type=Path, help="what pp_export.record_logits wrote in training")
+    logits.add_argument("--tolerance", type=float, help="difference that a position may have")
+    logits.add_argument("--max-memory", metavar="SIZE", help="weights beyond this size stay on disk")
+
+    clean = commands.add_parser("clean", help="remove what killed exports have left beside their outputs")
+    clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
+    clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+    for command in (export, plan, inspect, verify, diff, logits):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return whole
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    """A flag per field of ExportOptions, by purpose, plus the job file; flags go before the job file's
+    values.
+    """
+    parser.add_argument(
+        "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
+    )
+    groups: dict[type[Options], Any] = {
+        purpose: parser.add_argument_group(title)
+        for purpose, title in (
+            (SourceOptions, "where from"),
+            (ResultOptions, "what the result is"),
+            (RunOptions, "how it is made"),
+            (ExportOptions, "reference and grid"),
+        )
+    }
+    _add_flags(groups, ExportOptions)
+
+
+def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None:
+    """A flag per field, in the group of its purpose."""
+    for option in dataclasses.fields(kind):
+        is_switch = isinstance(option.default, bool)
+        known: dict[str, Any] = (
+            {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": "VALUE"}
+        )
+        if option.metadata["choices"]:
+            known["metavar"] = "{" + ",".join(option.metadata["choices"]) + "}"
+        text = option.metadata["help"]
+        if option.default not in (dataclasses.MISSING, None) and not is_switch:
+            text += f" (default: {option.default})"
+        purpose = next(each for each in groups if option.name in each.__dataclass_fields__)
+        groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
+
+
+def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the job file, --set, and flags say, the later over the earlier."""
+    names = [option.name for option in dataclasses.fields(ExportOptions)]
+    values = read_job(arguments.job) if arguments.job else {}
+    check_keys(values, names, str(arguments.job))
+    values.update(parse_setting(text) for text in arguments.set)
+    values.update(given(arguments, ExportOptions))
+    return values
+
+
+def given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The flags of a kind of options that were given."""
+    names = (option.name for option in dataclasses.fields(kind))
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
