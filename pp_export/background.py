@@ -57,7 +57,8 @@ class BackgroundExport:
         self._unattended.atexit = False  # nobody waits for it at the end of the interpreter
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
-            pipe.write(json.dumps(job).encode())
+            # of bytes that are no text, and of nothing else, YAML makes the same from an escape
+            pipe.write(json.dumps(job, ensure_ascii=False).encode(errors="backslashreplace"))
 
     @property
     def done(self) -> bool:

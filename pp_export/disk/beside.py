@@ -118,8 +118,12 @@ def _write_journal(staging: Path, target: Path, lists: dict[str, list[str]]) -> 
     for name in lists["old"]:
         make_folders((staging / _KEPT / name).parent)
     write_file(staging / JOURNAL, [json.dumps(lists).encode()])
-    sync_folders(staging)
-    sync_folder(target.parent)
+    try:
+        sync_folders(staging)
+        sync_folder(target.parent)
+    except BaseException:
+        quietly(os.unlink, staging / JOURNAL)  # nothing is kept yet, so nothing is to be undone
+        raise
 
 
 def _keep(staging: Path, target: Path, gone: Iterable[str], replaced: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ JOURNAL = ".pp_export-journal.json"
 _DEFAULT_NAME_BYTES, _DEFAULT_PATH_BYTES = 255, 4096
 _INSIDE_BYTES = 100  # the longest path inside a staging folder
 _OF_RUN = ".pp_export-"
-_OLD, _DISCARDED, _RESUMABLE, _RECORD = "-old", "-bin", "-kept", "-own"
+_OLD, _DISCARDED, _RESUMABLE, _RECORD, _PROBE = "-old", "-bin", "-kept", "-own", "-try"
 
 
 def staging_path(target: Path, run_id: str) -> Path:
@@ -44,6 +44,11 @@ def discarded(staging: Path) -> Path:
 def resumable(staging: Path) -> Path:
     """The name of a staging folder that outlives its run, for one that resumes."""
     return staging.with_name(staging.name + _RESUMABLE)
+
+
+def probe_of(staging: Path) -> Path:
+    """The folder in which ranks try what they may do beside the target."""
+    return staging.with_name(staging.name + _PROBE)
 
 
 def staging_of(path: Path) -> Path:
@@ -186,6 +191,7 @@ def discard_folder(path: Path) -> None:
         if holds_older_files(nameless):
             raise TargetError("files of the older export are still kept in it", where={"folder": nameless})
         remove_folder(nameless)
+    remove_folder(probe_of(path))
     try:
         do(os.unlink, record_beside(path))
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from pp_export.disk.folders import JOURNAL, holds_older_files, record_beside, re
 from pp_export.disk.owner import Life, Owner
 
 _NAME = re.compile(
-    r"\.(?P<target>.+)\.pp_export-(?P<run>[0-9a-f]{1,32})(?P<kind>-old|-bin|-kept|-own)?", re.DOTALL
+    r"\.(?P<target>.+)\.pp_export-(?P<run>[0-9a-f]{1,32})(?P<kind>-old|-bin|-kept|-own|-try)?", re.DOTALL
 )
 _PUBLISHING_SECONDS, _UNFINISHED_SECONDS = 60.0, 3600.0
 
@@ -179,7 +179,7 @@ def _found(folder: Path, own_run: str | None) -> Iterator[Leftover]:
 
 def _is_another(staging: Path, names: Sequence[str]) -> bool:
     """Whether a folder of the run lies there too, which its record is named with."""
-    return any(staging.name + kind in names for kind in ("", "-old", "-bin", "-kept"))
+    return any(staging.name + kind in names for kind in ("", "-old", "-bin", "-kept", "-try"))
 
 
 def _ago(seconds: float) -> str:

@@ -6,24 +6,21 @@ import os
 from pathlib import Path
 
 from pp_export.core.errors import TargetError
-from pp_export.disk import files, folders
+from pp_export.disk import files
 from pp_export.disk.calls import attempt
+from pp_export.disk.folders import make_folder
 
-_TOKEN = "token"
+_TOKEN, _RENAMED, _NEW = "token", "renamed", "new"
 
 
 def make_probe(folder: Path, token: bytes) -> None:
-    """Make `folder` and a file in it, and rename both, as an export does with its own; called on rank 0.
-    Raises TargetError where that can't be done.
+    """Make `folder`, a file in it and a folder that is renamed, as an export does; called on rank 0, which
+    removes it. Raises TargetError where that can't be done.
     """
-    new = folder.with_name(f"{folder.name}-new")
-    attempt("make a folder in", folder.parent, new.mkdir, mode=0o700)
-    try:
-        files.write_file(new / _TOKEN, [token])
-        attempt("rename", folder, os.rename, new, folder)
-    except TargetError:
-        folders.remove_folder(new)
-        raise
+    make_folder(folder)
+    make_folder(folder / _NEW)
+    attempt("rename", folder / _RENAMED, os.rename, folder / _NEW, folder / _RENAMED)
+    files.write_file(folder / _TOKEN, [token])
 
 
 def check_probe(folder: Path, token: bytes, name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -89,9 +89,9 @@ def _mark(found: os.stat_result | None) -> set[str]:
     return set() if found is None else {f"number {found.st_ino}", f"changed {found.st_mtime_ns}"}
 
 
-def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool) -> None:
-    """Raise TargetError unless run `run_id` still owns its `staging` folder, and the target is what it was
-    when that was made.
+def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool) -> list[str]:
+    """The marks of the target when run `run_id` began. Raises TargetError unless the run still owns its
+    `staging` folder, and the target is what it was then.
     """
     before = owner.check_own(staging, run_id).replaces
     now = mark_of(target, beside=beside)
@@ -103,10 +103,12 @@ def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool)
             got="the export of another run" if now else "nothing there",
             advice="of two exports to one output only the first is published; choose another --output",
         )
+    return before
 
 
-def publish(staging: Path, target: Path) -> list[str]:
-    """Give the finished `staging` folder its final name; an old folder is swapped out, then removed.
+def publish(staging: Path, target: Path, expected: Collection[str] = ()) -> list[str]:
+    """Give the finished `staging` folder its final name; an old folder is swapped out, then removed. It must
+    have one of the `expected` marks, which `check_publishable` gave, if there are any.
 
     Returns what could not be done after that, a sentence each: the export stands by then.
     """
@@ -121,7 +123,7 @@ def publish(staging: Path, target: Path) -> list[str]:
         _rename(staging, target, look(staging))
     else:
         check_replaceable(target)  # somebody may have put something in it meanwhile
-        steps.append(partial(remove_folder, _swap(staging, target, old)))
+        steps.append(partial(remove_folder, _swap(staging, target, old, expected or _mark(old))))
     return afterwards(*steps, partial(remove_file, record_beside(staging)))
 
 
@@ -146,14 +148,14 @@ def _rename(source: Path, target: Path, own: os.stat_result | None) -> None:
             raise failed("rename", target, error) from error
 
 
-def _swap(staging: Path, target: Path, old: os.stat_result) -> Path:
+def _swap(staging: Path, target: Path, old: os.stat_result, expected: Collection[str]) -> Path:
     """Swap two folders in one step, or in two renames where the filesystem has no such call. Returns where
-    the `old` one is now.
+    the `old` one is now, which is to have one of the `expected` marks.
     """
     new = look(staging)
     try:
         do(calls.exchange, staging, target)
-        return _checked(staging, target, old)
+        return _checked(staging, target, expected)
     except OSError as error:
         if _is_at(target, new):
             return staging
@@ -169,13 +171,13 @@ def _swap(staging: Path, target: Path, old: os.stat_result) -> Path:
     return aside
 
 
-def _checked(staging: Path, target: Path, old: os.stat_result) -> Path:
+def _checked(staging: Path, target: Path, expected: Collection[str]) -> Path:
     """What was swapped out is what was to be; else it is put back, since it is another run's."""
     try:
         swapped = _mark(do(os.lstat, staging))
     except OSError:
         return staging
-    if not swapped & _mark(old):
+    if not swapped & set(expected):
         attempt("swap", target, calls.exchange, staging, target)
         raise TargetError(
             "another run published its export at the same moment",

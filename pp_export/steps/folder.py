@@ -46,7 +46,6 @@ def make_staging_folder(world: World, target: Target, whole: Whole | None, optio
 
     def make() -> None:
         assert whole is not None
-        target.claim()
         there = 0
         if resumption.is_asked(options):
             there = resumption.make_folder(target, whole, options)

@@ -42,10 +42,12 @@ def preflight(
     and write in a folder that rank 0 makes beside the target, and removes. Of a live model each rank has its
     own part to check.
     """
-    folder = probe_folder(target.staging)
+    folder = folders.probe_of(target.staging)
     mine: list[ExportError] = []
     try:
-        begun = world.control.share(lambda: _begin(folder, source, target, options, pending, mine))
+        begun = world.control.share(
+            lambda: _begin(folder, source, target, options, pending, mine, claims=True)
+        )
         token = _understood(json.loads(begun), world.rank)
         if options.backend == backends.NCCL:
             _collect(mine, lambda: backends.check(options.backend))
@@ -59,13 +61,16 @@ def preflight(
             "problems": [error.to_json() for error in mine],
         }
         images = world.control.gather(json.dumps(said).encode())
-    finally:
+    except BaseException:
         if world.rank == 0:
             with suppress(TargetError):
-                folders.discard_folder(folder)
+                folders.remove_folder(folder)
+        raise
+    unremoved: list[ExportError] = []
 
     def judge() -> bytes:
-        problems = _problems(list(map(json.loads, images)))
+        _collect(unremoved, lambda: folders.remove_folder(folder))
+        problems = _problems(list(map(json.loads, images))) + [(0, error) for error in unremoved]
         if world.size == 1:
             problems = [(None, error) for _, error in problems]
         if problems:
@@ -78,13 +83,13 @@ def preflight(
 def check_here(source: Source, options: TargetOptions, pending: PendingInputs) -> None:
     """What rank 0 checks in `preflight`, for one process that only plans; nothing stays."""
     target = target_of_plan(options)
-    folder = probe_folder(target.staging)
+    folder = folders.probe_of(target.staging)
     found: list[ExportError] = []
     try:
-        _begin(folder, source, target, replace(options, parents=False), pending, found)
+        _begin(folder, source, target, replace(options, parents=False), pending, found, claims=False)
     finally:
         with suppress(TargetError):
-            folders.discard_folder(folder)
+            folders.remove_folder(folder)
     if options.backend == backends.NCCL:
         _collect(found, lambda: backends.check(options.backend))
     if found:
@@ -134,9 +139,12 @@ def _begin(
     options: TargetOptions,
     pending: PendingInputs | None,
     found: list[ExportError],
+    *,
+    claims: bool,
 ) -> bytes:
     """Rank 0's own checks; what is wrong is `found`. Its version, and the token that others find in `folder`,
-    as JSON, which every version understands.
+    as JSON, which every version understands. What lies beside the target from now on is this run's, if it
+    `claims` that.
     """
     assert pending is not None
     token = os.urandom(16).hex()
@@ -144,9 +152,13 @@ def _begin(
     _collect(found, lambda: target.check(options, source.folders))
     if source.is_shared:
         _collect(found, source.check)
-    is_made = target.folder.parent.is_dir() and _collect(
-        found, lambda: probe.make_probe(folder, token.encode())
-    )
+
+    def make() -> None:
+        if claims:
+            target.claim()
+        probe.make_probe(folder, token.encode())
+
+    is_made = target.folder.parent.is_dir() and _collect(found, make)
     return json.dumps({_VERSION: VERSION, "token": token if is_made else ""}).encode()
 
 
@@ -206,11 +218,6 @@ def _as_finding(error: ExportError, ranks: Sequence[int]) -> str:
         if text is not None
     ]
     return who + "; ".join([error.what, *([places] if places else []), *facts, *error.findings])
-
-
-def probe_folder(staging: Path) -> Path:
-    """Where ranks try what they may do beside the target."""
-    return staging.with_name(f"{staging.name}-probe")
 
 
 def _is_first_of_node() -> bool:

@@ -65,9 +65,10 @@ class Target:
         """
         with alone_in(self.folder) if self.beside else nullcontext():
             publish.check_target(self.folder, overwrite=options.overwrite, beside=self.beside)
-            publish.check_publishable(self.staging, self.folder, self.run_id, beside=self.beside)
-            put = publish_beside if self.beside else publish.publish
-            return put(self.staging, self.folder)
+            expected = publish.check_publishable(self.staging, self.folder, self.run_id, beside=self.beside)
+            if self.beside:
+                return publish_beside(self.staging, self.folder)
+            return publish.publish(self.staging, self.folder, expected)
 
     def litter(self) -> list[str]:
         """A sentence for each folder that another run has left beside the target, or is making."""

@@ -17,7 +17,7 @@ def _kinds() -> list[type[ExportError]]:
     while todo:
         kind = todo.pop()
         found.append(kind)
-        todo += kind.__subclasses__()
+        todo += [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
     return sorted(found, key=lambda kind: kind.__name__)
 
 
