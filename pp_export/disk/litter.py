@@ -50,8 +50,8 @@ class Leftover:
 
     def life(self, *, ask_slurm: bool = False) -> tuple[Life, str]:
         """Whether its run lives, and how that is known."""
-        if self.owner is None and self.is_record and self.age > _UNFINISHED_SECONDS:
-            return Life.DEAD, "a record that was never finished"
+        if self.owner is None and self.kind in ("-own", "-try") and self.age > _UNFINISHED_SECONDS:
+            return Life.DEAD, "it was never finished"
         if self.owner is None:
             return Life.UNKNOWN, "no record says whose it is"
         return owner.life_of(self.owner, ask_slurm=ask_slurm)

@@ -45,9 +45,7 @@ def preflight(
     folder = folders.probe_of(target.staging)
     mine: list[ExportError] = []
     try:
-        begun = world.control.share(
-            lambda: _begin(folder, source, target, options, pending, mine, claims=True)
-        )
+        begun = world.control.share(lambda: _begin(folder, source, target, options, pending, mine, acts=True))
         token = _understood(json.loads(begun), world.rank)
         if options.backend == backends.NCCL:
             _collect(mine, lambda: backends.check(options.backend))
@@ -86,10 +84,10 @@ def check_here(source: Source, options: TargetOptions, pending: PendingInputs) -
     folder = folders.probe_of(target.staging)
     found: list[ExportError] = []
     try:
-        _begin(folder, source, target, replace(options, parents=False), pending, found, claims=False)
+        _begin(folder, source, target, options, pending, found, acts=False)
     finally:
         with suppress(TargetError):
-            folders.remove_folder(folder)
+            folders.discard_folder(target.staging)
     if options.backend == backends.NCCL:
         _collect(found, lambda: backends.check(options.backend))
     if found:
@@ -140,23 +138,21 @@ def _begin(
     pending: PendingInputs | None,
     found: list[ExportError],
     *,
-    claims: bool,
+    acts: bool,
 ) -> bytes:
     """Rank 0's own checks; what is wrong is `found`. Its version, and the token that others find in `folder`,
-    as JSON, which every version understands. What lies beside the target from now on is this run's, if it
-    `claims` that.
+    as JSON, which every version understands. Who only plans and does not act changes nothing that stays.
     """
     assert pending is not None
     token = os.urandom(16).hex()
     _collect(found, pending.check)
-    _collect(found, lambda: target.check(options, source.folders))
+    _collect(found, lambda: target.check(options, source.folders, acts=acts))
     if source.is_shared:
         _collect(found, source.check)
 
     def make() -> None:
-        if claims:
-            target.claim()
         probe.make_probe(folder, token.encode())
+        target.claim()
 
     is_made = target.folder.parent.is_dir() and _collect(found, make)
     return json.dumps({_VERSION: VERSION, "token": token if is_made else ""}).encode()

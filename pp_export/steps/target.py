@@ -35,15 +35,15 @@ class Target:
             folder = options.output
         return cls(folder, folders.staging_path(folder, run_id), run_id, options.beside)
 
-    def check(self, options: TargetOptions, sources: Iterable[Path]) -> None:
-        """Raise TargetError unless the folder may be made; called on rank 0. Missing parents are made, if
-        asked for; what runs that were killed have left is put right where it must be, else named.
+    def check(self, options: TargetOptions, sources: Iterable[Path], *, acts: bool = True) -> None:
+        """Raise TargetError unless the folder may be made; called on rank 0. Who `acts` makes missing
+        parents, if asked for, and puts right what killed runs have left where it must be; the rest is named.
         """
         folders.check_names(self.staging)
-        if options.parents:
+        if options.parents and acts:
             folders.make_parents(self.folder)
         if calls.is_folder(self.folder.parent):
-            for sentence in litter.put_right(self.folder, self.run_id):
+            for sentence in litter.put_right(self.folder, self.run_id) if acts else ():
                 logger.warning("%s", sentence)
             for sentence in self.litter():
                 logger.warning("%s", sentence)

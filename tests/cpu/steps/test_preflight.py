@@ -15,7 +15,7 @@ import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pp_export.core.errors import CheckpointError, ExportError, TargetError
-from pp_export.disk import files, probe
+from pp_export.disk import files, folders, probe
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.steps import preflight, versions
@@ -60,6 +60,22 @@ def test_ranks_that_are_fit_leave_nothing(parent: Path) -> None:
     """All ranks pass, and nothing stays beside the target of what they tried there."""
     on_all(lambda world: looked(world, options_for(parent.parent), Seen()), HashStore())
     assert [name for name in os.listdir(parent) if not name.endswith("-own")] == []
+
+
+def test_who_only_plans_puts_nothing_right(parent: Path) -> None:
+    """An older export that a killed run had set aside is named and left by a plan; an export gives it its
+    name again, and refuses to replace it.
+    """
+    options = options_for(parent.parent)
+    aside = folders.set_aside(folders.staging_path(options.output, "a1"))
+    aside.mkdir()
+    os.utime(aside, (1, 1))
+    source: Any = Seen()
+    preflight.check_here(source, options, NOTHING)
+    assert os.listdir(parent) == [aside.name]
+    with pytest.raises(TargetError, match="the output exists"):
+        Target.of(options, "b2").check(options, ())
+    assert os.listdir(parent) == [options.output.name]
 
 
 def test_problems_of_all_ranks_are_one_error(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
