@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from tests.slurm.cluster import ENDED, Cluster, missing, wait_until
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 LAUNCH = ROOT / "launch"
 SIZES_OF_A_WHILE = replace(SIZES["small"], layers=6, hidden=2048, ffn=8192, heads=16, groups=4, head_dim=128)
+# Started again right after a node was lost, a job may get a step on one node only. Slurm itself waits for two
+# minutes.
+SETTLES_SECONDS = 25
 SMALL = ("--cpus-per-task=1", "--mem=0")
 
 
@@ -159,6 +163,7 @@ def test_a_lost_node_brings_the_job_back(cluster: Cluster, jobs: Path, tmp_path:
     finally:
         cluster.start_node("n2")
     cluster.wait_for_nodes()
+    time.sleep(SETTLES_SECONDS)
     cluster.start_now(job.number)
     job.check_complete(tmp_path)
 
