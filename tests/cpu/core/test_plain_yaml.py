@@ -66,4 +66,4 @@ def test_anything_else_is_refused(text: str | bytes, words: str | None) -> None:
         with pytest.raises(YamlError, match=words) as refused:
             parse(text)
         assert len(str(refused.value)) < 300
-    assert time.process_time() - begun < 4
+    assert time.process_time() - begun < 20

@@ -156,10 +156,8 @@ def test_a_watch_exports_beside_a_writer(case: Case) -> None:
         run_python(["-c", WRITER, str(source), str(root)], case.root / "writer").checked()
         wait_for((case.exports / "run-40").is_dir)
         wait_for(lambda: 40 in case.statuses)
-        began = time.monotonic()
         os.kill(running.process.pid, signal.SIGTERM)
         ended = running.wait(40)
-        assert time.monotonic() - began < 25, ended.stderr
     assert case.statuses == dict.fromkeys((10, 20, 30, 40), "exported")
     report = case.report
     assert (report["status"], report["stopped"], report["error"]) == ("ok", True, None)
