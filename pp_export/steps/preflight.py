@@ -170,7 +170,7 @@ def _collect(found: list[ExportError], check: Callable[[], object]) -> bool:
     try:
         check()
     except Exception as error:  # noqa: BLE001  raised on all ranks at once
-        found.append(error if isinstance(error, ExportError) else errors.unforeseen(error))
+        found.append(errors.as_export_error(error))
         return False
     return True
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pp_export.checkpoint import locate
 from pp_export.checkpoint.formats import is_checkpoint, is_finished
-from pp_export.core.errors import CheckpointError, ExportError, StoppedError, unforeseen
+from pp_export.core.errors import CheckpointError, as_export_error
 from pp_export.options.iterations import PLACE, Wanted, options_of
 from pp_export.options.kinds import ExportOptions
 from pp_export.process import signals
@@ -114,12 +114,8 @@ class Queue:
                 return True
         except _Left as left:
             outcome = Outcome(iteration, outcome.output, SKIPPED, notes=(str(left),))
-        except StoppedError:
-            raise
-        except ExportError as error:
-            outcome = Outcome(iteration, outcome.output, FAILED, error=error)
         except Exception as error:  # noqa: BLE001  the others are exported
-            outcome = Outcome(iteration, outcome.output, FAILED, error=unforeseen(error))
+            outcome = Outcome(iteration, outcome.output, FAILED, error=as_export_error(error))
         self._tell(outcome)
         return False
 

@@ -353,7 +353,7 @@ def written(done: ExportReport, write: Callable[[ExportReport], None]) -> Export
     try:
         write(done)
     except Exception as error:  # noqa: BLE001  whatever it is, the export stands
-        note = noted(error if isinstance(error, ExportError) else errors.unforeseen(error))
+        note = noted(errors.as_export_error(error))
         logger.warning("%s", note)
         return replace(done, notes=(*done.notes, note))
     return done
