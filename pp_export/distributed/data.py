@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pp_export.distributed.wire import Group, Wire
 
 Check = Callable[[], None]
-Connect = Callable[[Group, str, Check], Wire]
+MakeWire = Callable[[Group, str, Check], Wire]
 """Makes the wire of a group over a backend; what it waits in calls the check."""
 
 
@@ -18,13 +18,16 @@ class Data:
     rest.
     """
 
-    def __init__(self, connect: Connect | None) -> None:
-        self._connect = connect
+    def __init__(self, make_wire: MakeWire | None) -> None:
+        self._make_wire = make_wire
         self._wire: Wire | None = None
         self._num_transfers = 0
         self._held: list[Callable[[], None]] = []
+        self._has_failed = False
         self.workers: list[threading.Thread] = []
         """The threads that may be blocked in an exchange."""
+        self.left_keys: list[str] = []
+        """After a failure: what wires have left in the store, for a member that still connects."""
 
     def begin(self) -> str:
         """A name for the groups of the next transfer; called by all ranks, in or out of a group."""
@@ -33,10 +36,11 @@ class Data:
 
     def connect(self, group: Group, backend: str, check: Check) -> Wire:
         """The wire of a group, connected; called by all of its ranks and by no other."""
-        assert self._connect is not None
-        self._wire = self._connect(group, backend, check)
+        assert self._make_wire is not None
+        self._wire = wire = self._make_wire(group, backend, check)
+        wire.connect(check)
         check()  # whoever ends transfers may have looked for a wire just before
-        return self._wire
+        return wire
 
     def hold(self, release: Callable[[], None]) -> None:
         """After a failure: `release` memory when no worker can be using it any more."""
@@ -44,7 +48,9 @@ class Data:
 
     def end_transfers(self, seconds: float = 5.0) -> None:
         """After a failure: end the exchange of this rank's workers, and wait for those for a while."""
+        self._has_failed = True
         if self._wire is not None:
+            self.left_keys += self._wire.keys()
             self._wire.interrupt()
         deadline = time.monotonic() + seconds
         for worker in self.workers:
@@ -71,6 +77,8 @@ class Data:
             return
         if self._wire is not None:
             self._wire.close()
+            if not self._has_failed:
+                self._wire.leave()
         for release in self._held:
             release()
         self._wire, self._held, self.workers = None, [], []

@@ -35,8 +35,9 @@ class GlooWire:
         self._member = member
         self._links: dict[int, Any] = {}
 
-    def connect(self) -> None:
-        """Connect with one peer after the other, in an order of links that is the same on all ranks."""
+    def connect(self, check: Callable[[], None]) -> None:
+        """One peer after the other, in an order of links that is the same on all ranks."""
+        self._member.meet(check)
         rank, peer = self._member.rank, None
         try:
             options = _options()
@@ -81,10 +82,16 @@ class GlooWire:
                 link.recv([torch.empty(1, dtype=torch.uint8)], number, _NO_TAG).wait(_AT_ONCE)
 
     def close(self) -> None:
-        """Remove this rank's addresses from the store; sockets end with the last reference to the wire."""
+        """Sockets end with the last reference to their link."""
+        self._links.clear()
+
+    def keys(self) -> list[str]:
         rank = self._member.rank
         peers = self._member.group.peers_of(rank)
-        self._member.leave(*(f"{_name(rank, peer)}/0/{_number(rank, peer)}" for peer in peers))
+        return self._member.keys(*(f"{_name(rank, peer)}/0/{_number(rank, peer)}" for peer in peers))
+
+    def leave(self) -> None:
+        self._member.leave(self.keys())
 
 
 def _options() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -25,7 +25,7 @@ class Membership:
 
     def __init__(self, store: Store, rank: int, group: Group) -> None:
         self.group, self.rank = group, rank
-        self.store = PrefixStore(group.name, store)
+        self._store, self.store = store, PrefixStore(group.name, store)
         self.number_of = {member: number for number, member in enumerate(group.ranks)}
         self.number, self.size = self.number_of[rank], len(group.ranks)
 
@@ -57,8 +57,13 @@ class Membership:
         """Open or shut the door, if nobody did; how it is."""
         return bytes(self.store.compare_set(_DOOR, "", how.decode()))
 
-    def leave(self, *keys: str) -> None:
-        """Remove what this member has put into the store, the given `keys` too."""
+    def keys(self, *of_wire: str) -> list[str]:
+        """The keys of the run's store that this member answers for: the group's, and those of its wire."""
+        own = (*((_HERE, _DOOR) if self.number == 0 else ()), *of_wire)
+        return [f"{self.group.name}/{key}" for key in own]
+
+    def leave(self, keys: Iterable[str]) -> None:
+        """Remove keys of the run's store."""
         with suppress(RuntimeError):
-            for key in (*((_HERE, _DOOR) if self.number == 0 else ()), *keys):
-                self.store.delete_key(key)
+            for key in keys:
+                self._store.delete_key(key)

@@ -54,7 +54,8 @@ class NcclWire:
         self._num_rounds = 0
         self._group: Any = None
 
-    def connect(self) -> None:
+    def connect(self, check: Callable[[], None]) -> None:
+        self._member.meet(check)
         try:
             self._group = self._connected()
         except (RuntimeError, ValueError) as error:
@@ -90,7 +91,12 @@ class NcclWire:
         self._posted.clear()
         self._buffers.clear()
         self._pack = self._pack[:0].clone()  # a failure's traceback may hold on to this wire for a while
-        self._member.leave("0")
+
+    def keys(self) -> list[str]:
+        return self._member.keys("0")
+
+    def leave(self) -> None:
+        self._member.leave(self.keys())
 
     def _connected(self) -> Any:
         options: Any = _nccl_group().Options()

@@ -98,25 +98,18 @@ def _begin(
     verdict = job.meet(keys, about=about, seconds=stall_seconds, hint=hint, meanwhile=meanwhile)
     of_run = PrefixStore(run_prefix(verdict.number), store)
 
-    def connect(group: Group, backend: str, check: Callable[[], None]) -> Wire:
+    def wire(group: Group, backend: str, check: Callable[[], None]) -> Wire:
         own = of_run.clone()  # type: ignore[attr-defined]  # one connection serves one thread at a time
         own.set_timeout(_STORE_TIMEOUT)
         member = Membership(own, job.rank, group)
-        try:
-            wire: Wire = NcclWire(member, check) if backend == backends.NCCL else GlooWire(member)
-            member.meet(check)
-            wire.connect()
-            return wire
-        except BaseException:
-            member.leave()
-            raise
+        return NcclWire(member, check) if backend == backends.NCCL else GlooWire(member)
 
     failure = verdict.failure
     return World(
         job.rank,
         job.size,
         keys(run_prefix(verdict.number)),
-        connect,
+        wire,
         blocks=tcp_blocks(job.size, patience_seconds=stall_seconds),
         stall_seconds=stall_seconds,
         missed=None if failure is None else Missed(failure, verdict.absent),

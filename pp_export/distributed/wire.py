@@ -56,8 +56,10 @@ class Wire(Protocol):
     round can wait for another. Whatever goes wrong raises PeerError.
     """
 
-    def connect(self) -> None:
-        """Connect the members, who all do so at once; nothing but an end of a member can hold it up."""
+    def connect(self, check: Callable[[], None]) -> None:
+        """Wait for all members, calling `check`, which may raise; then connect, which all do at once, so that
+        nothing but an end of a member can hold it up.
+        """
 
     def exchange(
         self, sent: Sequence[Message], places: Sequence[Place], into: memoryview
@@ -73,7 +75,13 @@ class Wire(Protocol):
         """End what another thread of this rank is blocked in: it raises there. Of no use afterwards."""
 
     def close(self) -> None:
-        """Give back what was taken to make it."""
+        """Give back what was taken to make it, but for its keys."""
+
+    def keys(self) -> list[str]:
+        """What this member has put into the run's store. As long as another one connects, it needs them."""
+
+    def leave(self) -> None:
+        """Remove these keys: all members have connected."""
 
 
 def as_tensor(values: memoryview | torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from pp_export.distributed.abort import Abort
 from pp_export.distributed.announcements import Announcements
 from pp_export.distributed.blocks import Blocks, BlockStores
 from pp_export.distributed.control import Control
-from pp_export.distributed.data import Connect, Data
+from pp_export.distributed.data import Data, MakeWire
 from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.store import Member, Store
 from pp_export.distributed.tree import Seat
@@ -35,7 +35,7 @@ class Missed:
 
 class World:
     """The ranks of this export; made and closed by all. One rank alone needs no launcher, and no
-    `connect`.
+    `make_wire`.
 
     `store` is what all ranks see. With `blocks`, those of each block but the first share a store of their
     own besides. `run_id` is the same on all ranks and differs from run to run. Raises PeerError where rank
@@ -48,7 +48,7 @@ class World:
         rank: int,
         size: int,
         store: Store,
-        connect: Connect | None = None,
+        make_wire: MakeWire | None = None,
         *,
         blocks: Blocks | None = None,
         stall_seconds: float,
@@ -74,7 +74,7 @@ class World:
         self.control = Control(seat, store, block, self.liveness, self.abort)
         stores = partial(self._stores.of_rank, seconds=stall_seconds) if size > 1 else None
         self.announcements = Announcements(rank, stores)
-        self.data = Data(connect)
+        self.data = Data(make_wire)
 
     def check_start(self) -> None:
         """Raise what kept the ranks from beginning together, if anything did; so it ends all, as any other
@@ -92,10 +92,11 @@ class World:
         self.liveness.stop()
         left = None
         with suppress(PeerError):
-            left = self.control.leave(self._store.own_keys(), seconds, self.abort.absent)
+            keys = [*self._store.own_keys(), *self.data.left_keys]
+            left = self.control.leave(keys, seconds, self.abort.absent)
             for key in left or () if self.rank == 0 else ():
                 self._store.delete(key)
-            self._on_close(self._store.own_keys(), left is not None)
+            self._on_close([*self._store.own_keys(), *self.data.left_keys], left is not None)
         self._stores.close(have_all_left=left is not None)
         self._store.close()
         self.data.close_at_last()

@@ -23,7 +23,7 @@ class FakeWire:
     broken: threading.Event = field(default_factory=threading.Event)
     ends_exchanges: bool = True
 
-    def connect(self) -> None:
+    def connect(self, check: Callable[[], None]) -> None:
         self.done.append("connect")
 
     def exchange(
@@ -43,6 +43,12 @@ class FakeWire:
     def close(self) -> None:
         self.done.append("close")
 
+    def keys(self) -> list[str]:
+        return ["address"]
+
+    def leave(self) -> None:
+        self.done.append("leave")
+
 
 @pytest.fixture
 def wire() -> Iterator[FakeWire]:
@@ -54,10 +60,10 @@ def wire() -> Iterator[FakeWire]:
 def blocked(wire: FakeWire, store: Store) -> World:
     """A world with one worker that waits for a message, and memory that it uses."""
 
-    def connect(group: Group, backend: str, check: Callable[[], None]) -> Wire:
+    def make(group: Group, backend: str, check: Callable[[], None]) -> Wire:
         return wire
 
-    world = World(0, 1, SharedKeys(store), connect, stall_seconds=20)
+    world = World(0, 1, SharedKeys(store), make, stall_seconds=20)
     made = world.data.connect(Group((0, 1), world.data.begin()), "gloo", lambda: None)
     world.data.workers = [
         threading.Thread(target=made.exchange, args=((), (), memoryview(b"")), daemon=True),
@@ -69,14 +75,24 @@ def blocked(wire: FakeWire, store: Store) -> World:
 
 def test_workers_have_ended_when_transfers_are_ended(wire: FakeWire, store: Store) -> None:
     """`end_transfers` interrupts the wire, and gives wire and memory back when the workers are done; `close`
-    does nothing again.
+    does nothing again. What others may still look for in the store stays.
     """
     world = blocked(wire, store)
     workers = world.data.workers
     world.data.end_transfers(5)
     assert not workers[0].is_alive()
     world.close()
-    assert wire.done == ["interrupt", "close", "release"]
+    assert wire.done == ["connect", "interrupt", "close", "release"]
+    assert world.data.left_keys == ["address"]
+
+
+def test_after_success_nothing_stays_in_the_store(wire: FakeWire, store: Store) -> None:
+    """A wire that nobody interrupted is closed and left when the world is closed."""
+    world = blocked(wire, store)
+    wire.broken.set()
+    world.data.workers[0].join()
+    world.close()
+    assert wire.done == ["connect", "close", "leave", "release"]
 
 
 def test_what_is_in_use_is_not_given_back(wire: FakeWire, store: Store) -> None:
@@ -89,12 +105,12 @@ def test_what_is_in_use_is_not_given_back(wire: FakeWire, store: Store) -> None:
     world.data.end_transfers(0.1)
     assert 0.1 <= time.monotonic() - begun < 2
     world.close()
-    assert wire.done == ["interrupt"]
+    assert wire.done == ["connect", "interrupt"]
     wire.broken.set()
     deadline = time.monotonic() + 5
-    while len(wire.done) < 3 and time.monotonic() < deadline:
+    while len(wire.done) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert wire.done == ["interrupt", "close", "release"]
+    assert wire.done == ["connect", "interrupt", "close", "release"]
 
 
 def test_transfers_of_a_world_have_names_of_their_own(store: Store) -> None:
