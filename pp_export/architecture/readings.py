@@ -149,6 +149,20 @@ def _partial_rotary(config: Config) -> Any:
     return next((value for value in (inside, top) if value is not None), 1.0)
 
 
+def _write_partial(config: Config, value: Any) -> dict[str, Any]:
+    """Inside of `rope_parameters`, where release 5 looks first, and beside it, where release 4 does."""
+    own = rope_parameters.stated(config)
+    return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value}
+
+
+def _partial_statements(config: Config) -> list[Statement]:
+    inside = config.get("rope_parameters")
+    places = [(_PARTIAL, config), (f"rope_parameters.{_PARTIAL}", inside)]
+    return [
+        (name, part[_PARTIAL]) for name, part in places if isinstance(part, Mapping) and part.get(_PARTIAL)
+    ]
+
+
 _PARTIAL = "partial_rotary_factor"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
@@ -161,6 +175,7 @@ READINGS: Mapping[str, Reading] = {
     ),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
+    "partial_rotary_said": Reading((_PARTIAL,), _partial_rotary, _write_partial, _partial_statements),
     "gated_activation": Reading(("hidden_act",), _gated_activation, _write_gated),
     "window": Reading((windows.WINDOW,), windows.of_all, windows.write_of_all),
     "switched_window": Reading((windows.WINDOW, windows.SWITCH), windows.switched, windows.write_switched),

@@ -97,20 +97,44 @@ def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
 
 def _split_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
+    groups, counts = _qkv_groups("split_qkv", shape, sizes)
+    outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
+    return _from_groups(shape, groups, counts, outputs, {role: (role, 0) for role in counts})
+
+
+def _fuse_qkv(shape: Shape, sizes: Sizes) -> Geometry:
+    """All queries, then all keys, then all values (transformers' phi3: `qkv_proj`)."""
+    groups, counts = _qkv_groups("fuse_qkv", shape, sizes)
+    begins = {"q": 0, "k": groups * counts["q"], "v": groups * (counts["q"] + counts["k"])}
+    return _from_groups(shape, groups, counts, {"": shape}, {part: ("", begins[part]) for part in counts})
+
+
+def _qkv_groups(name: str, shape: Shape, sizes: Sizes) -> tuple[int, dict[str, int]]:
+    """How many query groups a fused projection has, and the rows of each part of a group."""
     heads, groups, dim = (sizes[size] for size in ("num_attention_heads", "num_query_groups", "head_dim"))
     num_rows = (heads + 2 * groups) * dim
     if _num_rows(shape) != num_rows:
-        raise _misfit("split_qkv", shape, f"({heads} heads + 2 x {groups} groups) x {dim} = {num_rows} rows")
+        raise _misfit(name, shape, f"({heads} heads + 2 x {groups} groups) x {dim} = {num_rows} rows")
     if groups < 1 or heads % groups:
-        raise _misfit("split_qkv", shape, f"{heads} heads in equal groups, not {groups}")
-    queries = heads // groups * dim
-    counts = {"q": queries, "k": dim, "v": dim}
-    outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
-    source, moves = View.of(shape), []
+        raise _misfit(name, shape, f"{heads} heads in equal groups, not {groups}")
+    return groups, {"q": heads // groups * dim, "k": dim, "v": dim}
+
+
+def _from_groups(
+    shape: Shape,
+    groups: int,
+    counts: Mapping[str, int],
+    outputs: Mapping[str, Shape],
+    places: Mapping[str, tuple[str, int]],
+) -> Geometry:
+    """Rows that come in `groups`, each of parts with so many rows: of every part all groups, one after the
+    other, from the row on that `places` gives it in an output.
+    """
+    source, moves, begin = View.of(shape), [], 0
     for group in range(groups):
-        begin = group * (queries + 2 * dim)
-        for role, count in counts.items():
-            target = View.of(outputs[role]).narrow(0, group * count, count)
+        for part, count in counts.items():
+            role, first = places[part]
+            target = View.of(outputs[role]).narrow(0, first + group * count, count)
             moves.append(Move(source.narrow(0, begin, count), role, target))
             begin += count
     return Geometry(outputs, tuple(moves))
@@ -163,7 +187,10 @@ TRANSFORMS = {
         Transform("transpose", ("",), _transpose),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv),
+        Transform("fuse_qkv", ("",), _fuse_qkv),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),
+        Transform("glu", ("",), _copy, num_parts=2),
+        Transform("glu_transposed", ("",), _transpose, num_parts=2),
         Transform("interleave_glu", ("",), _interleave_glu, num_parts=2),
         Transform("interleave_glu_transposed", ("",), _interleave_glu_transposed, num_parts=2),
     )

@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 32,
     "vocab_size": 16,
+    "pad_token_id": 0,
 }
 
 
