@@ -22,7 +22,8 @@ from pp_export.core.errors import AccountingError
 from pp_export.core.tensors import TensorSpec
 from pp_export.reference.definition import define
 from tests.fixtures.exports import export_here
-from tests.fixtures.families import FAMILIES, Family
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.family_parts import Family
 from tests.fixtures.stored import write_stored
 
 
@@ -65,7 +66,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
             disk = on_disk(folder / "model")
             write_stored(
                 folder / "checkpoint",
-                {key: value.contiguous() for key, value in family.stored(disk, family.whole_config()).items()},
+                {
+                    key: value.contiguous()
+                    for key, value in family.stored(disk, family.whole_config()).items()
+                },
                 family.whole_args(),
             )
         return folder
