@@ -116,7 +116,7 @@ def account(
             members.sort(key=lambda member: member[:2])
         findings += made.add(key[1:], members, specs, sizes.values)
     findings += _type_findings(made.mapped)
-    encodings = casts(made.mapped, dtype)
+    encodings = casts(made.mapped, dtype, made.kept)
     outputs = encoded(made.mapped, encodings)
     _refuse(findings + _differences(outputs, expected, dropped), architecture, truth)
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
@@ -168,6 +168,7 @@ class _Made:
         self.sources_of: dict[str, tuple[str, ...]] = {}
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
+        self.kept: set[str] = set()
         self._checked: dict[tuple[str, TensorSpec], tuple[Geometry, dict[str, TensorSpec]]] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
 
@@ -210,6 +211,8 @@ class _Made:
             name = by_role[role]
             self.mapped[name] = TensorSpec((*stack, *output.shape), spec.dtype) if stack else output
             self.unit_of[name] = unit
+            if rule.keeps_type:
+                self.kept.add(name)
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts

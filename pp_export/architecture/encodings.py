@@ -7,7 +7,7 @@ arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from pp_export.core.dtypes import DType
@@ -25,12 +25,16 @@ class Encoding:
     outputs: Mapping[str, TensorSpec]
 
 
-def casts(mapped: Mapping[str, TensorSpec], dtype: DType | None) -> tuple[Encoding, ...]:
-    """One for every floating-point tensor that isn't of `dtype` yet; none where `dtype` is None."""
+def casts(
+    mapped: Mapping[str, TensorSpec], dtype: DType | None, kept: Container[str] = ()
+) -> tuple[Encoding, ...]:
+    """One for every floating-point tensor that isn't of `dtype` yet, nor `kept` as it is; none where `dtype`
+    is None.
+    """
     return tuple(
         Encoding(CAST, {name: spec}, {name: TensorSpec(spec.shape, dtype)})
         for name, spec in mapped.items()
-        if dtype is not None and spec.dtype.is_floating and spec.dtype != dtype
+        if dtype is not None and spec.dtype.is_floating and spec.dtype != dtype and name not in kept
     )
 
 

@@ -182,6 +182,7 @@ READINGS: Mapping[str, Reading] = {
     "windows_of_layers": Reading(
         (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES), windows.of_some, windows.write_of_some
     ),
+    "windows_by_type": Reading((windows.WINDOW, windows.TYPES), windows.by_type, windows.write_by_type),
     "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
     "every_layer": Reading((), _every_layer, lambda *_: None),
 }

@@ -22,14 +22,15 @@ from pp_export.core.errors import RuleError
 HOLES = ("layer", "expert", "mtp")
 _HOLE_SEGMENT = re.compile(r"(?<=\.)\{\w*\}(?=\.|$)")
 _NUMBER_SEGMENT = re.compile(r"(?<=\.)(\d+)(?=\.|$)")
-_ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit"}
+_ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit", "keeps_type"}
 _UNIT_KEYS = {"unit", "megatron"}
 
 
 @dataclass(frozen=True)
 class Rule:
     """One row: `hf` maps the transform's roles to name patterns; `drop` is the reason when the tensor is left
-    out. `unit` is None where it is dropped.
+    out. `unit` is None where it is dropped. A row that `keeps_type` isn't cast: what it holds needs the type
+    that training kept it in.
     """
 
     megatron: str
@@ -37,6 +38,7 @@ class Rule:
     transform: Transform
     unit: UnitKind | None
     drop: str | None = None
+    keeps_type: bool = False
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
@@ -158,10 +160,13 @@ def _unit_of(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list
 def _rule(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[str]) -> Rule | None:
     pattern, before = row["megatron"], len(findings)
     name, hf, drop = row.get("transform", "copy"), row.get("hf", {}), row.get("drop")
+    keeps_type = row.get("keeps_type", False)
     transform = TRANSFORMS.get(name) if isinstance(name, str) else None
     hf = {"": hf} if isinstance(hf, str) else hf
     if unknown := set(row) - _ROW_KEYS:
         findings.append(f"{pattern}: unknown keys {sorted(map(str, unknown))}; known are {sorted(_ROW_KEYS)}")
+    if not isinstance(keeps_type, bool):
+        findings.append(f"{pattern}: `keeps_type` must be true or false")
     if transform is None:
         findings.append(f"{pattern}: unknown transform {name!r}; known are {sorted(TRANSFORMS)}")
     if not isinstance(hf, dict) or not all(isinstance(target, str) for target in hf.values()):
@@ -177,7 +182,9 @@ def _rule(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[st
     findings += _hole_faults(pattern, hf.values())
     unit = _unit_of(row, units, findings) if drop is None else None
     is_right = transform is not None and len(findings) == before
-    return Rule(pattern, hf, transform, unit, drop) if transform is not None and is_right else None
+    if transform is None or not is_right:
+        return None
+    return Rule(pattern, hf, transform, unit, drop, keeps_type)
 
 
 def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:

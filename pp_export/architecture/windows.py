@@ -1,7 +1,7 @@
 """How config.json says sliding windows: tokens that each layer's queries see, themselves included, or None.
 
-Three kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; and
-a window for some of the layers.
+Four kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; a
+window for some of the layers with a switch; and one for the layers that `layer_types` names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ Config = Mapping[str, Any]
 ByLayer = list[int | None]
 
 WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
+PATTERN = "_sliding_window_pattern"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 MAX_LAYERS = 100_000
 
@@ -53,6 +54,34 @@ def of_some(config: Config) -> Any:
     else:
         by_layer = [window if layer >= first else None for layer in range(layers)]
     return by_layer if any(by_layer) else None
+
+
+def by_type(config: Config) -> Any:
+    """The window, for the layers that `layer_types` names; where there is none, for all but each N-th, as the
+    class has it.
+    """
+    window, layers = _window(config), num_layers(config)
+    if window is None:
+        return None
+    types, every = config.get(TYPES), config.get(PATTERN)
+    if isinstance(types, list):
+        by_layer = [window if kind == _SLIDING else None for kind in types]
+    elif layers is not None and isinstance(every, int) and every > 0:
+        by_layer = [window if (layer + 1) % every else None for layer in range(layers)]
+    else:
+        return UNKNOWN
+    return by_layer if any(by_layer) else None
+
+
+def write_by_type(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say one window for some layers by their types; where no layer has one, all are full."""
+    if value is None:
+        layers = num_layers(config)
+        return None if layers is None else {TYPES: [_FULL] * layers}
+    windows = {window for window in value if window is not None}
+    if len(windows) != 1:
+        return None
+    return {WINDOW: windows.pop(), TYPES: [_FULL if window is None else _SLIDING for window in value]}
 
 
 def write_of_all(_: Config, value: Any) -> dict[str, Any] | None:
