@@ -12,6 +12,7 @@ from typing import Any
 
 from pp_export.architecture import rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
+from pp_export.core.strict_json import is_count
 
 Config = Mapping[str, Any]
 _OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
@@ -137,6 +138,45 @@ def _write_sparse(_: Config, value: Any) -> dict[str, Any]:
     return {"decoder_sparse_step": 1, "mlp_only_layers": [i for i, sparse in enumerate(value) if not sparse]}
 
 
+def _layers_after_dense(config: Config) -> Any:
+    """DeepSeek's: all but the first `first_k_dense_replace`."""
+    layers, first = windows.num_layers(config), config.get(_FIRST_DENSE)
+    if layers is None or not isinstance(first, int):
+        return UNKNOWN
+    return [int(layer >= first) for layer in range(layers)]
+
+
+def _write_after_dense(_: Config, value: Any) -> dict[str, Any] | None:
+    first = value.index(1) if 1 in value else len(value)
+    return {_FIRST_DENSE: first} if all(value[first:]) else None
+
+
+def _router_groups(config: Config) -> Any:
+    groups, chosen = config.get("n_group"), config.get("topk_group")
+    return [groups, chosen] if groups and chosen and chosen < groups else None
+
+
+def _write_groups(_: Config, value: Any) -> dict[str, Any] | None:
+    groups, chosen = value or (1, 1)
+    return {"n_group": groups, "topk_group": chosen} if groups else None
+
+
+def _shared_experts(config: Config) -> Any:
+    """The size of all shared experts together, each of which is as large as a routed one."""
+    count, size = config.get("n_shared_experts"), config.get("moe_intermediate_size")
+    return count * size if count and is_count(count) and is_count(size) else None
+
+
+def _write_shared(config: Config, value: Any) -> dict[str, Any] | None:
+    count, rest = divmod(value or 0, config["moe_intermediate_size"])
+    return None if rest else {"n_shared_experts": count}
+
+
+def _latent_scale(config: Config) -> Any:
+    """What YaRN multiplies the scores of latent attention by (transformers' deepseek_v3)."""
+    return rope_parameters.score_factor(rope_parameters.stated(config))
+
+
 def _every_layer(config: Config) -> Any:
     layers = windows.num_layers(config)
     return UNKNOWN if layers is None else [1] * layers
@@ -164,6 +204,7 @@ def _partial_statements(config: Config) -> list[Statement]:
 
 
 _PARTIAL = "partial_rotary_factor"
+_FIRST_DENSE = "first_k_dense_replace"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
 READINGS: Mapping[str, Reading] = {
@@ -182,8 +223,17 @@ READINGS: Mapping[str, Reading] = {
     "windows_of_layers": Reading(
         (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES), windows.of_some, windows.write_of_some
     ),
+    "windows_of_early_layers": Reading(
+        (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES),
+        windows.of_early,
+        windows.write_of_some,
+    ),
     "windows_by_type": Reading((windows.WINDOW, windows.TYPES), windows.by_type, windows.write_by_type),
     "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
+    "layers_after_dense": Reading((_FIRST_DENSE,), _layers_after_dense, _write_after_dense),
+    "router_groups": Reading(("n_group", "topk_group"), _router_groups, _write_groups),
+    "shared_experts": Reading(("n_shared_experts",), _shared_experts, _write_shared),
+    "latent_scale": Reading((), _latent_scale, lambda *_: None),
     "every_layer": Reading((), _every_layer, lambda *_: None),
 }
 """Settings that several keys say together."""

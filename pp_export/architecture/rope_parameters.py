@@ -109,6 +109,13 @@ def canonical(parameters: Mapping[str, Any], max_positions: Any = None) -> dict[
     }
 
 
+def score_factor(parameters: Mapping[str, Any]) -> float:
+    """What latent attention multiplies its scores by besides, where positions are scaled."""
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    by = parameters.get("mscale_all_dim")
+    return _mscale(float(parameters["factor"]), by) ** 2 if kind != "default" and by else 1.0
+
+
 def can_say(parameters: Any) -> bool:
     """Whether a config can say these parameters, of a type that is known here."""
     return isinstance(parameters, Mapping) and parameters.get("rope_type") in _READ

@@ -42,7 +42,8 @@ class Transform:
     does not fit.
 
     `num_parts` is the number of equal blocks along dim 0 that tensor parallelism splits each on its own (2
-    for a fused gate and up projection). `drops` says that some rows (padding) go nowhere.
+    for a fused gate and up projection). `drops` says that some rows (padding) go nowhere; `needs` are the
+    `sizes` that it asks for.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Transform:
     geometry: Callable[[Shape, Sizes], Geometry]
     num_parts: int = 1
     drops: bool = False
+    needs: tuple[str, ...] = ()
 
     def check(self, shape: Shape, geometry: Geometry) -> None:
         """Raise unless every element of the source goes to exactly one place, and every place is filled."""
@@ -65,6 +67,9 @@ class Transform:
         for role, output in geometry.outputs.items():
             filled = [move.target for move in geometry.moves if move.role == role]
             check_filled(f"{self.name} {role}".strip(), output, filled)
+
+
+_HEADS = ("num_attention_heads", "num_query_groups", "head_dim")
 
 
 def _num_rows(shape: Shape) -> int:
@@ -111,7 +116,7 @@ def _fuse_qkv(shape: Shape, sizes: Sizes) -> Geometry:
 
 def _qkv_groups(name: str, shape: Shape, sizes: Sizes) -> tuple[int, dict[str, int]]:
     """How many query groups a fused projection has, and the rows of each part of a group."""
-    heads, groups, dim = (sizes[size] for size in ("num_attention_heads", "num_query_groups", "head_dim"))
+    heads, groups, dim = (sizes[size] for size in _HEADS)
     num_rows = (heads + 2 * groups) * dim
     if _num_rows(shape) != num_rows:
         raise _misfit(name, shape, f"({heads} heads + 2 x {groups} groups) x {dim} = {num_rows} rows")
@@ -186,8 +191,8 @@ TRANSFORMS = {
         Transform("copy", ("",), _copy),
         Transform("transpose", ("",), _transpose),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
-        Transform("split_qkv", ("q", "k", "v"), _split_qkv),
-        Transform("fuse_qkv", ("",), _fuse_qkv),
+        Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
+        Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),
         Transform("glu", ("",), _copy, num_parts=2),
         Transform("glu_transposed", ("",), _transpose, num_parts=2),

@@ -56,6 +56,22 @@ def of_some(config: Config) -> Any:
     return by_layer if any(by_layer) else None
 
 
+def of_early(config: Config) -> Any:
+    """The same with the switch, where without `layer_types` it is every second layer, from the first on, of
+    those before `max_window_layers`.
+    """
+    window, layers = _window(config), num_layers(config)
+    if window is None or not config.get(SWITCH):
+        return None
+    if isinstance(config.get(TYPES), list):
+        return of_some(config)
+    if layers is None:
+        return UNKNOWN
+    end = config.get(FIRST) or 0
+    by_layer = [window if layer % 2 == 0 and layer < end else None for layer in range(layers)]
+    return by_layer if any(by_layer) else None
+
+
 def by_type(config: Config) -> Any:
     """The window, for the layers that `layer_types` names; where there is none, for all but each N-th, as the
     class has it.

@@ -106,14 +106,17 @@ def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool)
     return before
 
 
-def publish(staging: Path, target: Path, expected: Collection[str] = ()) -> list[str]:
+def publish(staging: Path, target: Path, expected: Collection[str] | None = None) -> list[str]:
     """Give the finished `staging` folder its final name; an old folder is swapped out, then removed. It must
-    have one of the `expected` marks, which `check_publishable` gave, if there are any.
+    have one of the `expected` marks, which `check_publishable` gave, where there are none must be none; None
+    means whatever is there.
 
     Returns what could not be done after that, a sentence each: the export stands by then.
     """
     old = look(target)
     mode = 0o777 & ~read_umask() if old is None else stat.S_IMODE(old.st_mode)
+    if old is not None and expected is not None and not expected:
+        raise _published_by_another(target)
     if old is not None:
         quietly(os.chown, staging, old.st_uid, old.st_gid)
     attempt("set mode", staging, os.chmod, staging, mode)
@@ -179,12 +182,16 @@ def _checked(staging: Path, target: Path, expected: Collection[str]) -> Path:
         return staging
     if not swapped & set(expected):
         attempt("swap", target, calls.exchange, staging, target)
-        raise TargetError(
-            "another run published its export at the same moment",
-            where={"output": target},
-            advice="of two exports to one output only the first is published; choose another --output",
-        )
+        raise _published_by_another(target)
     return staging
+
+
+def _published_by_another(target: Path) -> TargetError:
+    return TargetError(
+        "another run published its export at the same moment",
+        where={"output": target},
+        advice="of two exports to one output only the first is published; choose another --output",
+    )
 
 
 def _is_at(path: Path, found: os.stat_result | None) -> bool:

@@ -17,7 +17,8 @@ ARGS = (
     *("rope_scaling_factor", "scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"),
     *("rotary_scaling_factor", "yarn_rotary_scaling_factor", "yarn_original_max_position_embeddings"),
     *("yarn_beta_fast", "yarn_beta_slow", "yarn_mscale", "yarn_mscale_all_dim", "mscale", "mscale_all_dim"),
-    *("yarn_correction_range_round_to_int", "max_position_embeddings"),
+    *("yarn_correction_range_round_to_int", "max_position_embeddings", "multi_latent_attention", "rope_type"),
+    *("original_max_position_embeddings", "beta_fast", "beta_slow"),
 )
 DEFAULT = {"rope_type": "default"}
 # Constants of `RotaryEmbedding._apply_scaling`.
@@ -36,8 +37,8 @@ def scaling(args: Mapping[str, Any]) -> tuple[Values, str] | None:
             return None
     if isinstance(framework, Mapping):  # ms-swift hands the model config.json's own
         return ({"original_max_position_embeddings": args.get("max_position_embeddings"), **framework},), ""
-    if args.get("position_embedding_type") == "yarn":
-        return ((_yarn(args),), "") if _yarn_factor(args) is not None else None
+    if args.get("multi_latent_attention") or args.get("position_embedding_type") == "yarn":
+        return _latent(args) if args.get("multi_latent_attention") else _yarn(args)
     interpolation = args.get("rotary_seq_len_interpolation_factor")
     linear = {"rope_type": "linear", "factor": interpolation} if interpolation else DEFAULT
     scaled = _llama3(args)
@@ -81,22 +82,59 @@ def _llama3(args: Mapping[str, Any]) -> tuple[Values, str] | None:
     return (asked, used), why
 
 
+def _latent(args: Mapping[str, Any]) -> tuple[Values, str] | None:
+    """Of latent attention, which has args of its own and scales by YaRN unless it is told not to
+    (core/transformer/multi_latent_attention.py).
+    """
+    if args.get("rope_type") == "rope":
+        return (DEFAULT,), ""
+    factor = args.get("rotary_scaling_factor")
+    scales: list[Any] = [args.get(name) for name in ("mscale", "mscale_all_dim")]
+    if factor is None or None in scales:
+        return None
+    if factor == 1:
+        return (DEFAULT,), ""
+    numerator, denominator = (_mscale(float(factor), scale) for scale in scales)
+    own = {
+        "rope_type": "yarn",
+        "factor": float(factor),
+        "beta_fast": args.get("beta_fast") or 32,
+        "beta_slow": args.get("beta_slow") or 1,
+        "truncate": True,
+        "attention_factor": numerator / denominator,
+    }
+    original, positions = args.get("original_max_position_embeddings"), args.get("max_position_embeddings")
+    lengths = dict.fromkeys((original,) if original else (4096, positions or 4096))
+    why = "megatron-core scaled from max_position_embeddings on through release 0.13, later from 4096 on"
+    return tuple({**own, "original_max_position_embeddings": length} for length in lengths), why
+
+
+def score_factors(args: Mapping[str, Any]) -> tuple[float, ...]:
+    """What latent attention multiplied its scores by besides: through release 0.13 by `mscale`, since then by
+    `mscale_all_dim`. Raises TypeError where the args don't say it.
+    """
+    factor = float(args["rotary_scaling_factor"])
+    return tuple(dict.fromkeys(_mscale(factor, args[name]) ** 2 for name in ("mscale_all_dim", "mscale")))
+
+
 def _yarn_factor(args: Mapping[str, Any]) -> Any:
     own = args.get("yarn_rotary_scaling_factor")
     return args.get("rotary_scaling_factor") if own is None else own
 
 
-def _yarn(args: Mapping[str, Any]) -> dict[str, Any]:
+def _yarn(args: Mapping[str, Any]) -> tuple[Values, str] | None:
     """YaRN of a model without MLA, with the defaults of `YarnRotaryEmbedding`."""
 
     def first(*names: str, default: Any) -> Any:
         return next((args[name] for name in names if args.get(name) is not None), default)
 
+    if _yarn_factor(args) is None:
+        return None
     factor = float(_yarn_factor(args))
     numerator = first("yarn_mscale", "mscale", default=None)
     denominator = first("yarn_mscale_all_dim", "mscale_all_dim", default=None)
     scales = None not in (numerator, denominator)
-    return {
+    own = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": first("yarn_original_max_position_embeddings", default=4096),
@@ -107,6 +145,7 @@ def _yarn(args: Mapping[str, Any]) -> dict[str, Any]:
         if scales
         else _mscale(factor, 1.0),
     }
+    return (own,), ""
 
 
 def _mscale(factor: float, by: float) -> float:

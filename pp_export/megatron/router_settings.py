@@ -125,6 +125,18 @@ def _router_groups(args: Args) -> Any:
     return [groups, chosen] if groups and chosen and chosen < groups else None
 
 
+@SETTINGS.of("num_experts", "moe_router_num_groups", "moe_router_group_topk", "moe_router_topk")
+@_router
+def _router_group_experts(args: Args) -> Any:
+    """How many of a group's best experts tell how good it is (`group_limited_topk`)."""
+    groups, chosen, topk = (
+        args.get(name) for name in ("moe_router_num_groups", "moe_router_group_topk", "moe_router_topk")
+    )
+    if "moe_router_num_groups" not in args or (groups and topk is None):
+        return UNKNOWN
+    return topk // chosen if groups and chosen and chosen < groups else UNUSED
+
+
 @SETTINGS.of("num_experts", "moe_shared_expert_intermediate_size")
 @_router
 def _shared_expert_size(args: Args) -> Any:

@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.core.settings import UNKNOWN, Setting
-from pp_export.megatron import layer_settings, router_settings
+from pp_export.megatron import latent_settings, layer_settings, router_settings
 from pp_export.megatron.derivation import Args
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_DERIVED = {**layer_settings.SETTINGS.by_name, **router_settings.SETTINGS.by_name}
+_DERIVED = {
+    **layer_settings.SETTINGS.by_name,
+    **router_settings.SETTINGS.by_name,
+    **latent_settings.SETTINGS.by_name,
+}
 
 
 def derive(args: Mapping[str, Any]) -> dict[str, Setting]:

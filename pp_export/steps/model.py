@@ -170,7 +170,13 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     if not is_unknown and not _is_answered(final, question, library):
         answer = ask(final)
     source = "config.json" if args is None else "training args"
-    sizes = model_sizes(settled.values, source=source, vocab_size=size, padded_vocab_size=stated.num_rows)
+    sizes = model_sizes(
+        architecture,
+        settled.values,
+        source=source,
+        vocab_size=size,
+        padded_vocab_size=stated.num_rows,
+    )
     expected = _expected(answer, reference)
     if planned is not None and planned.sizes == sizes:
         account = accounting.held_against(planned.account, architecture, *expected)

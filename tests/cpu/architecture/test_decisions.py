@@ -66,7 +66,14 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
     of_dense, of_experts = {"ffn_hidden_size"}, {"moe_router_topk", "moe_ffn_hidden_size"}
     of_experts |= {"moe_layers", "normalized_topk"}
     has_experts = "num_experts" in architecture.readings
-    assert derived - placed == (of_dense if has_experts else of_experts)
+    unread = of_dense - placed if has_experts else set(of_experts)
+    if architecture.requires["multi_latent_attention"].value:
+        unread |= {"num_query_groups", "head_dim"}
+    else:
+        unread |= {"kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "latent_scale"}
+    if "router_groups" in architecture.requires:
+        unread.add("router_group_experts")
+    assert derived - placed == unread
 
 
 def test_kinds_of_decisions() -> None:

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from pp_export.architecture import table_files
 from pp_export.architecture.sizes import ModelSizes, model_sizes
 from pp_export.core.errors import AccountingError
 
+LLAMA = table_files.load("llama")
 SETTINGS: dict[str, Any] = {"num_attention_heads": 8, "num_query_groups": 2, "head_dim": 12, "tied": False}
 
 
 def settle(**changed: Any) -> ModelSizes:
     settings = SETTINGS | changed
-    return model_sizes(settings, source="training args", vocab_size=250, padded_vocab_size=256)
+    return model_sizes(LLAMA, settings, source="training args", vocab_size=250, padded_vocab_size=256)
 
 
 def test_what_transforms_need_is_taken() -> None:
@@ -30,7 +32,7 @@ def test_what_transforms_need_is_taken() -> None:
 def test_sizes_that_nobody_states_are_listed() -> None:
     """Sizes that neither args nor config give are listed, not guessed."""
     with pytest.raises(AccountingError) as caught:
-        model_sizes({}, source="config.json", vocab_size=250, padded_vocab_size=256)
+        model_sizes(LLAMA, {}, source="config.json", vocab_size=250, padded_vocab_size=256)
     assert caught.value.findings == tuple(
         f"{size}: neither the training args nor config.json say it"
         for size in ("num_attention_heads", "num_query_groups", "head_dim")

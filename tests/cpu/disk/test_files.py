@@ -553,6 +553,20 @@ def test_targets_that_are_no_folders_are_refused(tmp_path: Path, staging: Path) 
     assert (staging / "config.json").read_bytes() == b"new"
 
 
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """Where nothing was when the export began, and another run publishes between the last look and the
+    rename, that run's folder stays, and so does what was staged.
+    """
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    for folder, data in ((staging, b"own"), (target, b"another's")):
+        folder.mkdir()
+        (folder / "config.json").write_bytes(data)
+    with pytest.raises(TargetError, match="at the same moment"):
+        publishing.publish(staging, target, [])
+    assert (target / "config.json").read_bytes() == b"another's"
+    assert (staging / "config.json").read_bytes() == b"own"
+
+
 def test_a_missing_parent_is_refused(tmp_path: Path) -> None:
     """The parent of the output isn't made on a guess."""
     with pytest.raises(TargetError, match="parent folder does not exist"):

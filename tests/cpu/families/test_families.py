@@ -134,7 +134,9 @@ def test_published_sizes_are_accounted_for(name: str) -> None:
         "head_dim": config["head_dim"],
     }
     rows = -(-config["vocab_size"] // 128) * 128
-    sizes = model_sizes(settings, source="test", vocab_size=config["vocab_size"], padded_vocab_size=rows)
+    sizes = model_sizes(
+        architecture, settings, source="test", vocab_size=config["vocab_size"], padded_vocab_size=rows
+    )
     found = accounting.account(
         architecture,
         specs,

@@ -185,8 +185,8 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
 
     with late() as definition:
 
-        def sizes(values: Mapping[str, Any], **how: Any) -> ModelSizes:
-            found = grown(values, **how)
+        def sizes(*stated: Any, **how: Any) -> ModelSizes:
+            found = grown(*stated, **how)
             is_heard = definition.let_go.is_set()
             return replace(found, values={**found.values, **halved}) if is_heard else found
 
