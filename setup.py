@@ -20,6 +20,7 @@ setup(
     packages=find_packages(include=["pp_export", "pp_export.*"]),
     package_data={
         "pp_export": [
+            "architecture/*.json",
             "architecture/*.yaml",
             "architecture/tables/*.yaml",
             "schemas/*.json",

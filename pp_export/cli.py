@@ -252,6 +252,16 @@ def _clean(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _families(arguments: argparse.Namespace) -> int:
+    from pp_export.architecture import families
+    from pp_export.view.tables import print_families
+
+    found = families.families()
+    told = {"families": [family.to_json() for family in found]}
+    _print(told, arguments.json, lambda: print_families(found))
+    return 0
+
+
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
@@ -274,4 +284,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "diff": _diff,
     "compare-logits": _compare_logits,
     "clean": _clean,
+    "families": _families,
 }

@@ -100,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
-    for command in (export, plan, inspect, verify, diff, logits):
+    families = commands.add_parser("families", help="the model classes that are served, and their proofs")
+
+    for command in (export, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole
 

@@ -8,9 +8,11 @@ from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture.accounting import TABLE
+from pp_export.architecture.families import KINDS
 from pp_export.view.text import console, empty_table, human_bytes, machine_facts
 
 if TYPE_CHECKING:
+    from pp_export.architecture.families import Family
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.many_report import ManyReport
     from pp_export.steps.plan_report import PlanReport
@@ -85,6 +87,21 @@ def print_many(report: ManyReport) -> None:
     counts = Counter(each.status for each in report.in_order)
     said = ", ".join(f"{counts[status]} {status}" for status in ("exported", "skipped", "failed"))
     out.print(said + ("; stopped by a signal" if report.stopped else ""))
+
+
+def print_families(families: Sequence[Family]) -> None:
+    """A line for each class: its table, and what proves it."""
+    table = empty_table()
+    for column in ("class", "table", "proved by", "tensors compared"):
+        table.add_column(column, overflow="fold")
+    for family in families:
+        kinds = ", ".join(dict.fromkeys(card["proof"] for card in family.proofs))
+        counts = max((card.get("tensors", 0) for card in family.proofs), default=0)
+        table.add_row(family.hf_class, family.table, kinds or "nothing yet", f"{counts:,}")
+    out = console()
+    out.print(table)
+    for kind, text in KINDS.items():
+        out.print(f"{kind}: {text}")
 
 
 def _sent(report: ExportReport) -> str:

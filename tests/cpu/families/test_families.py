@@ -7,106 +7,50 @@ the names on disk, `tests.fixtures.families` lays its tensors out as Megatron st
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from pp_export.architecture import accounting, table_files
-from pp_export.architecture.sizes import model_sizes
-from pp_export.checkpoint.canonical_names import canonical
-from pp_export.core import dtypes
+from pp_export.architecture import families
 from pp_export.core.errors import AccountingError
-from pp_export.core.tensors import TensorSpec
-from pp_export.reference.definition import define
+from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
 from tests.fixtures.families import FAMILIES
-from tests.fixtures.family_parts import Family
-from tests.fixtures.stored import write_stored
 
-
-def random_model(family: Family) -> Any:
-    """A model of the family's class with random values in every parameter and buffer on disk."""
-    import transformers
-
-    model_class: Any = getattr(transformers, family.hf_class)
-    model = model_class(model_class.config_class(**family.whole_config())).float().eval()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point():
-                scale = value.shape[-1] ** -0.5 if value.dim() > 1 else 0.2
-                random = torch.randn(value.shape, generator=generator) * scale
-                value.copy_(random if value.dim() > 1 else random + 1)
-    return model
-
-
-def on_disk(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+Made = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """`made(name)`: the folder with a family's model, `reference` and `checkpoint`."""
     root = tmp_path_factory.mktemp("families")
 
     def find(name: str) -> Path:
-        folder, family = root / name, FAMILIES[name]
+        folder = root / name
         if not folder.exists():
-            random_model(family).save_pretrained(folder / "model")
-            reference = folder / "reference"
-            reference.mkdir()
-            config = json.loads((folder / "model" / "config.json").read_text())
-            (reference / "config.json").write_text(json.dumps(config))
-            disk = on_disk(folder / "model")
-            write_stored(
-                folder / "checkpoint",
-                {
-                    key: value.contiguous()
-                    for key, value in family.stored(disk, family.whole_config()).items()
-                },
-                family.whole_args(),
-            )
+            family_proofs.write_model(FAMILIES[name], folder)
         return folder
 
     return find
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_model_comes_back(name: str, made: Any, tmp_path: Path) -> None:
+def test_the_model_comes_back(name: str, made: Made, tmp_path: Path) -> None:
     """Every tensor on disk has the name, type and bytes that transformers gave it, and the loaded model the
     logits.
     """
-    from transformers import AutoModelForCausalLM
-
-    folder, family = made(name), FAMILIES[name]
-    output = tmp_path / "export"
-    export_here(checkpoint=folder / "checkpoint", reference=folder / "reference", output=output)
-    truth, exported = on_disk(folder / "model"), on_disk(output)
-    assert sorted(exported) == sorted(truth)
-    assert [key for key in truth if not torch.equal(truth[key], exported[key])] == []
-    loader: Any = AutoModelForCausalLM
-    model, info = loader.from_pretrained(output, dtype=torch.float32, output_loading_info=True)
-    assert type(model).__name__ == family.hf_class
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert torch.equal(model.eval()(ids).logits, random_model(family)(ids).logits)
+    assert family_proofs.prove_exported(FAMILIES[name], made(name), tmp_path / "export")["tensors"] > 20
 
 
 @pytest.mark.parametrize(("name", "arg"), [(n, arg) for n, family in FAMILIES.items() for arg in family.lies])
-def test_another_function_is_refused(name: str, arg: str, made: Any, tmp_path: Path) -> None:
+def test_another_function_is_refused(name: str, arg: str, made: Made, tmp_path: Path) -> None:
     """Training args of a function that config.json doesn't say, with the same shapes, stop the export."""
     folder, family = made(name), FAMILIES[name]
-    disk = on_disk(folder / "model")
-    args = family.whole_args() | {arg: family.lies[arg]}
     checkpoint = tmp_path / "checkpoint"
-    write_stored(checkpoint, family.stored(disk, family.whole_config()), args)
+    family_proofs.write_checkpoint(family, folder, checkpoint, family.whole_args() | {arg: family.lies[arg]})
     with pytest.raises(AccountingError, match="not the config of this checkpoint"):
         export_here(checkpoint=checkpoint, reference=folder / "reference", output=tmp_path / "export")
 
@@ -116,34 +60,28 @@ def test_published_sizes_are_accounted_for(name: str) -> None:
     """For a real member's sizes, the names and shapes that the table makes of Megatron's tensors are those of
     the class, one to one.
     """
-    family = FAMILIES[name]
-    config = family.published_config()
-    definition = define(config)
-    assert definition is not None
-    disk = {key: torch.empty(shape, device="meta") for key, shape in definition.tensors.items()}
-    specs: dict[str, TensorSpec] = {}
-    for key, value in family.stored(disk, config).items():
-        named = canonical(key)
-        shape = tuple(value.shape)
-        spec = TensorSpec(shape[named.num_stacked :], dtypes.from_torch("bfloat16"))
-        specs |= dict.fromkeys(named.names(shape), spec)
-    architecture = table_files.for_class(family.hf_class)
-    settings = {
-        "num_attention_heads": config["num_attention_heads"],
-        "num_query_groups": config["num_key_value_heads"],
-        "head_dim": config["head_dim"],
-    }
-    rows = -(-config["vocab_size"] // 128) * 128
-    sizes = model_sizes(
-        architecture, settings, source="test", vocab_size=config["vocab_size"], padded_vocab_size=rows
-    )
-    found = accounting.account(
-        architecture,
-        specs,
-        sizes,
-        expected=definition.tensors,
-        truth=accounting.DEFINITION,
-        dtype=None,
-        drop_mtp=False,
-    )
-    assert {key: spec.shape for key, spec in found.outputs.items()} == dict(definition.tensors)
+    assert family_proofs.prove_published(FAMILIES[name])["parameters"] > 10**8
+
+
+def test_every_class_has_a_card_of_what_is_proved() -> None:
+    """Each class that a table serves is proved by a model at least, by tests that there are; the page says what
+    the cards say.
+    """
+    tests = Path(__file__).parents[3]
+    for family in families.families():
+        assert {families.LOGITS, families.REARRANGED} & {card["proof"] for card in family.proofs}, family
+        for card in family.proofs:
+            file, _, test = card["test"].partition("::")
+            assert f"def {test.partition('[')[0]}(" in (tests / file).read_text()
+            assert card.get("model", "") in {"", *FAMILIES}
+    assert family_proofs.PAGE.read_text() == family_proofs.page()
+
+
+def test_the_command_tells_classes_tables_and_proofs() -> None:
+    """`pp_export families` has a line for each class, as JSON all of its cards."""
+    command = [sys.executable, "-m", "pp_export", "families"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    told = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True).stdout)
+    assert told["families"] == [family.to_json() for family in families.families()]
+    for family in families.families():
+        assert family.hf_class in shown

@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import pp_export
+from pp_export.architecture import families
 from pp_export.core import file_names
 from pp_export.core.errors import OptionError, TargetError
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
@@ -30,7 +31,18 @@ from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
 from tests.fixtures.planned import Planned
 
-NAMES = ("compare_logits", "diff", "export_manifest", "inspect", "many", "plan", "report", "shard", "verify")
+NAMES = (
+    "compare_logits",
+    "diff",
+    "export_manifest",
+    "families",
+    "inspect",
+    "many",
+    "plan",
+    "report",
+    "shard",
+    "verify",
+)
 
 WORST = LogitDifference(batch=0, position=3, token=17, recorded=1.5, exported=1.25)
 COMPARISON = LogitComparison(
@@ -127,6 +139,11 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     values = (ValueDifference("v", 4, 3, 1, 0.5),)
     specs = (SpecDifference("s", "F32[1]", "F16[1]"),)
     check("diff", Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24).to_json())
+
+
+def test_families_follow_their_schema() -> None:
+    """The classes that are served, with all cards."""
+    check("families", {"families": [family.to_json() for family in families.families()]})
 
 
 def many_report() -> ManyReport:
