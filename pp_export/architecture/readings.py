@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import rope_parameters, windows
+from pp_export.architecture import rope_layers, rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 Config = Mapping[str, Any]
@@ -24,6 +24,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "relu2": "squared_relu",
 }
+_WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "squared_relu"}
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,56 @@ def _spelled_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, An
     return keys
 
 
-def _gated_activation(config: Config) -> Any:
-    name = config.get("hidden_act")
-    return f"gated {_ACTIVATIONS.get(name, name)}" if isinstance(name, str) else UNKNOWN
+def _activation(key: str, *, gated: bool, gelu: str = "gelu") -> Reading:
+    """The activation under a `key`, with a gate or without; `gelu` is what the class takes for that name."""
+    gate = "gated " if gated else ""
+    names = {f"{gate}{activation}": name for name, activation in _WRITTEN.items()}
+    meant = {**_ACTIVATIONS, "gelu": gelu}
+
+    def read(config: Config) -> Any:
+        name = config.get(key)
+        return f"{gate}{meant.get(name, name)}" if isinstance(name, str) else UNKNOWN
+
+    def write(_: Config, value: Any) -> dict[str, Any] | None:
+        return {key: names[value]} if value in names and read({key: names[value]}) == value else None
+
+    return Reading((key,), read, write)
 
 
-def _write_gated(_: Config, value: Any) -> dict[str, Any] | None:
-    names = {"gated silu": "silu", "gated gelu": "gelu", "gated gelu_tanh": "gelu_pytorch_tanh"}
-    return {"hidden_act": names[value]} if value in names else None
+def _or_none(key: str) -> Reading:
+    """A number under a `key`, of which null means that there is no such thing."""
+    return Reading((key,), lambda config: config.get(key), lambda _, value: {key: value})
+
+
+def _attention_scale(key: str, power: float) -> Reading:
+    """What scores are multiplied by, a power of the number under a `key`; None for one over the root of the
+    head's size.
+    """
+
+    def read(config: Config) -> Any:
+        number, size = config.get(key), config.get("head_dim")
+        if number is None or size is None:
+            return UNKNOWN
+        scale = float(number) ** power
+        return None if agree(scale, size**-0.5) else scale
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        scale = config["head_dim"] ** -0.5 if value is None else value
+        number = scale ** (1 / power)
+        return {key: round(number) if agree(number, round(number)) else number}
+
+    return Reading((key,), read, write)
+
+
+def _reciprocal(key: str) -> Reading:
+    def read(config: Config) -> Any:
+        return 1 / config[key] if config.get(key) else UNKNOWN
+
+    return Reading((key,), read, lambda _, value: {key: 1 / value} if value else None)
+
+
+def _bidirectional(config: Config) -> Any:
+    return bool(config.get("use_bidirectional_attention"))
 
 
 def _sparse_layers(config: Config) -> Any:
@@ -176,11 +219,38 @@ READINGS: Mapping[str, Reading] = {
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
     "partial_rotary_said": Reading((_PARTIAL,), _partial_rotary, _write_partial, _partial_statements),
-    "gated_activation": Reading(("hidden_act",), _gated_activation, _write_gated),
+    "gated_activation": _activation("hidden_act", gated=True),
+    "gated_activation_of_gemma": _activation("hidden_act", gated=True, gelu="gelu_tanh"),
+    "gated_hidden_activation": _activation("hidden_activation", gated=True),
+    "plain_activation": _activation("hidden_act", gated=False),
+    "plain_activation_function": _activation("activation_function", gated=False),
+    "attention_multiplier": _attention_scale("attention_multiplier", 1.0),
+    "query_pre_attn_scalar": _attention_scale("query_pre_attn_scalar", -0.5),
+    "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
+    "final_logit_softcapping": _or_none("final_logit_softcapping"),
+    "logits_scaling": _reciprocal("logits_scaling"),
+    "bidirectional_attention": Reading(
+        ("use_bidirectional_attention",),
+        _bidirectional,
+        lambda _, value: {"use_bidirectional_attention": value},
+    ),
+    "rope_layers": Reading(
+        (rope_layers.LIST, rope_layers.INTERVAL), rope_layers.of_list, rope_layers.write_of_list
+    ),
+    "rope_in_windows": Reading((windows.WINDOW, windows.TYPES), rope_layers.in_windows, lambda *_: None),
+    "rope_in_windows_if_any": Reading(
+        (windows.WINDOW, windows.TYPES), rope_layers.in_windows_if_any, lambda *_: None
+    ),
     "window": Reading((windows.WINDOW,), windows.of_all, windows.write_of_all),
     "switched_window": Reading((windows.WINDOW, windows.SWITCH), windows.switched, windows.write_switched),
     "windows_of_layers": Reading(
         (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES), windows.of_some, windows.write_of_some
+    ),
+    "windows_of_types": Reading((windows.WINDOW, windows.TYPES), windows.of_types, windows.write_of_types),
+    "windows_without_rope": Reading(
+        (windows.WINDOW, windows.SWITCH, windows.TYPES),
+        rope_layers.windows_without,
+        rope_layers.write_windows_without,
     ),
     "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
     "every_layer": Reading((), _every_layer, lambda *_: None),

@@ -1,7 +1,7 @@
 """How config.json says sliding windows: tokens that each layer's queries see, themselves included, or None.
 
-Three kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; and
-a window for some of the layers.
+Kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; a window
+for some of the layers, with a switch or without.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ Config = Mapping[str, Any]
 ByLayer = list[int | None]
 
 WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
+PATTERN = "sliding_window_pattern"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 MAX_LAYERS = 100_000
 
@@ -55,6 +56,23 @@ def of_some(config: Config) -> Any:
     return by_layer if any(by_layer) else None
 
 
+def of_types(config: Config) -> Any:
+    """A window for the layers that `layer_types` names, else for all but every N-th, where N is the
+    `sliding_window_pattern`.
+    """
+    window, layers = _window(config), num_layers(config)
+    if window is None:
+        return None
+    types, step = config.get(TYPES), config.get(PATTERN)
+    if isinstance(types, list):
+        by_layer = [window if kind == _SLIDING else None for kind in types]
+    elif layers is None or not isinstance(step, int) or step < 1:
+        return UNKNOWN
+    else:
+        by_layer = [window if (layer + 1) % step else None for layer in range(layers)]
+    return by_layer if any(by_layer) else None
+
+
 def write_of_all(_: Config, value: Any) -> dict[str, Any] | None:
     """The key that says one window for all layers."""
     if value is None:
@@ -81,6 +99,16 @@ def write_of_some(config: Config, value: Any) -> dict[str, Any] | None:
     is_suffix = None not in value[first:]
     types = [_FULL if window is None else _SLIDING for window in value]
     return {WINDOW: windows.pop(), SWITCH: True, FIRST: first if is_suffix else len(value), TYPES: types}
+
+
+def write_of_types(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say one window for some layers."""
+    layers = num_layers(config)
+    if value is None:
+        return None if layers is None else {WINDOW: None, TYPES: [_FULL] * layers}
+    windows = {window for window in value if window is not None}
+    types = [_FULL if window is None else _SLIDING for window in value]
+    return {WINDOW: windows.pop(), TYPES: types} if len(windows) == 1 else None
 
 
 def _window(config: Config) -> int | None:
