@@ -82,9 +82,22 @@ def _at(config: Any, path: str) -> Any:
     return value
 
 
-def _rotary_base(config: Config) -> Any:
-    base = rope_parameters.stated(config).get(rope_parameters.BASE, UNKNOWN)
-    return base if base is UNKNOWN else float(base)
+def _rotary_base_of(key: str) -> Reading:
+    """The base of RoPE, which a class also takes from a `key` of its own."""
+
+    def read(config: Config) -> Any:
+        base: Any = rope_parameters.stated(config).get(rope_parameters.BASE, config.get(key, UNKNOWN))
+        return base if base is UNKNOWN else float(base)
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        own = {key: float(value)} if key != rope_parameters.BASE else {}
+        return {**_write_base(config, value), **own}
+
+    def statements(config: Config) -> list[Statement]:
+        own = key != rope_parameters.BASE and config.get(key) is not None
+        return rope_parameters.bases(config) + ([(key, config[key])] if own else [])
+
+    return Reading((*_ROPE_KEYS, *({key} - {rope_parameters.BASE})), read, write, statements)
 
 
 def _rope_scaling(config: Config) -> Any:
@@ -187,38 +200,99 @@ def _every_layer(config: Config) -> Any:
 
 def _partial_rotary(config: Config) -> Any:
     """The part of each head that a config asks to rotate: all of it where it says nothing."""
-    inside = rope_parameters.stated(config).get(_PARTIAL)
-    top = config.get(_PARTIAL)
-    return next((value for value in (inside, top) if value is not None), 1.0)
+    return next((value for _, value in _partial_statements(_PARTIAL, config)), 1.0)
 
 
-def _write_partial(config: Config, value: Any) -> dict[str, Any]:
-    """Inside of `rope_parameters`, where release 5 looks first, and beside it, where release 4 does."""
-    own = rope_parameters.stated(config)
-    return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value}
+def _partial_rotary_of(key: str) -> Reading:
+    """The same, which a class also takes from a `key` of its own. It is written inside of `rope_parameters`,
+    where release 5 looks first, and beside it, where release 4 does.
+    """
+
+    def read(config: Config) -> Any:
+        return next((value for _, value in _partial_statements(key, config)), 1.0)
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        own = rope_parameters.stated(config)
+        return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value, key: value}
+
+    return Reading((*{_PARTIAL, key},), read, write, lambda config: _partial_statements(key, config))
 
 
-def _partial_statements(config: Config) -> list[Statement]:
+def _partial_statements(key: str, config: Config) -> list[Statement]:
     inside = config.get("rope_parameters")
-    places = [(_PARTIAL, config), (f"rope_parameters.{_PARTIAL}", inside)]
-    return [
-        (name, part[_PARTIAL]) for name, part in places if isinstance(part, Mapping) and part.get(_PARTIAL)
-    ]
+    places = [(at, config.get(at)) for at in (_PARTIAL, key)]
+    if isinstance(inside, Mapping):
+        places.insert(0, (f"rope_parameters.{_PARTIAL}", inside.get(_PARTIAL)))
+    return list({at: (at, value) for at, value in places if value is not None}.values())
+
+
+def _of_types(config: Config) -> dict[str, dict[str, Any]]:
+    """What a config says of RoPE for each type of layers. Where it says it once, it is of all; scaling then
+    is of those without a window, and a `rope_local_base_freq` of those with one.
+    """
+    inside = config.get("rope_parameters")
+    if isinstance(inside, Mapping) and any(isinstance(part, Mapping) for part in inside.values()):
+        return {kind: dict(inside.get(kind) or {}) for kind in windows.KINDS}
+    full = rope_parameters.stated(config)
+    local = config.get(_LOCAL)
+    sliding = {rope_parameters.BASE: full.get(rope_parameters.BASE) if local is None else local}
+    return dict(zip(windows.KINDS, (sliding, full)))
+
+
+def _bases_of_types(config: Config) -> Any:
+    """One base, or those of layers with a window and without one."""
+    bases: list[Any] = [part.get(rope_parameters.BASE) for part in _of_types(config).values()]
+    if None in bases:
+        return UNKNOWN
+    return float(bases[0]) if agree(*bases) else [float(base) for base in bases]
+
+
+def _write_bases(config: Config, value: Any) -> dict[str, Any]:
+    bases = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    own = _of_types(config)
+    said = {
+        kind: {"rope_type": "default", **own[kind], rope_parameters.BASE: float(base)}
+        for kind, base in zip(windows.KINDS, bases, strict=True)
+    }
+    local = {_LOCAL: float(bases[0])} if _LOCAL in config else {}
+    return {rope_parameters.BASE: float(bases[1]), **local, "rope_parameters": said}
+
+
+def _scalings_of_types(config: Config) -> Any:
+    """One scaling, or those of layers with a window and without one."""
+    positions = config.get("max_position_embeddings")
+    sliding, full = (rope_parameters.canonical(part, positions) for part in _of_types(config).values())
+    return full if agree(sliding, full) else dict(zip(windows.KINDS, (sliding, full)))
+
+
+def _scaled_attention(config: Config) -> Any:
+    return None if config.get("scale_attn_weights", True) else 1.0
+
+
+def _write_scaled(_: Config, value: Any) -> dict[str, Any] | None:
+    return {"scale_attn_weights": value is None} if value in (None, 1.0) else None
+
+
+def _inner_size(config: Config) -> Any:
+    """`n_inner`, else four times the width."""
+    width = config.get("n_embd", config.get("hidden_size"))
+    inner = config.get("n_inner")
+    return inner if inner is not None else UNKNOWN if width is None else 4 * width
 
 
 _PARTIAL = "partial_rotary_factor"
+_LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
 READINGS: Mapping[str, Reading] = {
-    "rotary_base": Reading(
-        _ROPE_KEYS,
-        _rotary_base,
-        _write_base,
-        rope_parameters.bases,
-    ),
+    "rotary_base": _rotary_base_of(rope_parameters.BASE),
+    "rotary_emb_base": _rotary_base_of("rotary_emb_base"),
+    "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
+    "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
-    "partial_rotary_said": Reading((_PARTIAL,), _partial_rotary, _write_partial, _partial_statements),
+    "partial_rotary_said": _partial_rotary_of(_PARTIAL),
+    "rotary_pct": _partial_rotary_of("rotary_pct"),
     "gated_activation": _activation("hidden_act", gated=True),
     "gated_activation_of_gemma": _activation("hidden_act", gated=True, gelu="gelu_tanh"),
     "gated_hidden_activation": _activation("hidden_activation", gated=True),
@@ -228,6 +302,8 @@ READINGS: Mapping[str, Reading] = {
     "query_pre_attn_scalar": _attention_scale("query_pre_attn_scalar", -0.5),
     "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
     "final_logit_softcapping": _or_none("final_logit_softcapping"),
+    "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
+    "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
     "bidirectional_attention": Reading(
         ("use_bidirectional_attention",),

@@ -17,6 +17,7 @@ ByLayer = list[int | None]
 WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
 PATTERN = "sliding_window_pattern"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+KINDS = (_SLIDING, _FULL)
 MAX_LAYERS = 100_000
 
 

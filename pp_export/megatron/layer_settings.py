@@ -208,8 +208,9 @@ def _logit_multiplier(args: Args) -> Any:
     if args.get("logit_scale") is None and args.get("use_mup"):
         told, hidden = args.get("mup_output_mult"), args.get("hidden_size")
         base = args.get("mup_base_hidden_size")
-        is_open = told is None or not isinstance(hidden, int)
-        return UNKNOWN if is_open else (base or hidden) / hidden if told == 1 else told
+        if told is None or not isinstance(hidden, int):
+            return UNKNOWN
+        return (base or hidden) / hidden if told == 1 else told
     return _said_or(1.0, "logit_scale", args)
 
 
@@ -229,6 +230,14 @@ def _parallel_residual(args: Args) -> Any:
 def _bidirectional_attention(args: Args) -> Any:
     """Whether queries see what comes after them: not in GPT models of megatron-core."""
     return _said_or(False, "use_bidirectional_attention", args)
+
+
+@SETTINGS.of("scale_attn_by_inverse_layer_idx", "hidden_size")
+def _scale_attn_by_inverse_layer_idx(args: Args) -> Any:
+    """Whether scores are also divided by the layer's number. `apply_query_key_layer_scaling` takes it back
+    before the softmax (core/transformer/dot_product_attention.py).
+    """
+    return _said_or(False, "scale_attn_by_inverse_layer_idx", args)
 
 
 def _said_or(usual: Any, name: str, args: Args) -> Any:
