@@ -6,7 +6,7 @@ The proofs are cards that the tests write (`tests/fixtures/family_proofs.py`); n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -16,7 +16,8 @@ from pp_export.architecture import table_files
 
 LOGITS, REARRANGED, PUBLISHED = "logits of megatron-core", "model laid out anew", "published sizes"
 KINDS: Mapping[str, str] = {
-    LOGITS: "megatron-core computes the logits of a checkpoint that it wrote; the exported model gives the same",
+    LOGITS: "megatron-core computes the logits of a checkpoint that it wrote, and the exported model gives"
+    " the same",
     REARRANGED: "a random model of transformers, laid out as Megatron stores it by code that knows no table,"
     " comes back with the same bytes and logits",
     PUBLISHED: "for the sizes of a real member, names and shapes are those of the class, one to one",
@@ -42,10 +43,10 @@ class Family:
 def families() -> tuple[Family, ...]:
     """All classes that are served, by name."""
     cards = json.loads(_CARDS.read_text("utf-8"))
+    served = sorted(table_files.packaged().items())
+    return tuple(Family(name, table, _strongest_first(cards.get(name, ()))) for name, table in served)
+
+
+def _strongest_first(cards: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     kinds = list(KINDS)
-    return tuple(
-        Family(
-            served, table, tuple(sorted(cards.get(served, ()), key=lambda card: kinds.index(card["proof"])))
-        )
-        for served, table in sorted(table_files.packaged().items())
-    )
+    return tuple(sorted(cards, key=lambda card: kinds.index(card["proof"])))

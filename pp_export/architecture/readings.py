@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import rope_parameters, windows
+from pp_export.architecture import rope_layers, rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 from pp_export.core.strict_json import is_count
 
@@ -25,6 +25,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "relu2": "squared_relu",
 }
+_WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "squared_relu"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,22 @@ def _at(config: Any, path: str) -> Any:
     return value
 
 
-def _rotary_base(config: Config) -> Any:
-    base = rope_parameters.stated(config).get(rope_parameters.BASE, UNKNOWN)
-    return base if base is UNKNOWN else float(base)
+def _rotary_base_of(key: str) -> Reading:
+    """The base of RoPE, which a class also takes from a `key` of its own."""
+
+    def read(config: Config) -> Any:
+        base: Any = rope_parameters.stated(config).get(rope_parameters.BASE, config.get(key, UNKNOWN))
+        return base if base is UNKNOWN else float(base)
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        own = {key: float(value)} if key != rope_parameters.BASE else {}
+        return {**_write_base(config, value), **own}
+
+    def statements(config: Config) -> list[Statement]:
+        own = key != rope_parameters.BASE and config.get(key) is not None
+        return rope_parameters.bases(config) + ([(key, config[key])] if own else [])
+
+    return Reading((*_ROPE_KEYS, *({key} - {rope_parameters.BASE})), read, write, statements)
 
 
 def _rope_scaling(config: Config) -> Any:
@@ -115,14 +129,56 @@ def _spelled_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, An
     return keys
 
 
-def _gated_activation(config: Config) -> Any:
-    name = config.get("hidden_act")
-    return f"gated {_ACTIVATIONS.get(name, name)}" if isinstance(name, str) else UNKNOWN
+def _activation(key: str, *, gated: bool, gelu: str = "gelu") -> Reading:
+    """The activation under a `key`, with a gate or without; `gelu` is what the class takes for that name."""
+    gate = "gated " if gated else ""
+    names = {f"{gate}{activation}": name for name, activation in _WRITTEN.items()}
+    meant = {**_ACTIVATIONS, "gelu": gelu}
+
+    def read(config: Config) -> Any:
+        name = config.get(key)
+        return f"{gate}{meant.get(name, name)}" if isinstance(name, str) else UNKNOWN
+
+    def write(_: Config, value: Any) -> dict[str, Any] | None:
+        return {key: names[value]} if value in names and read({key: names[value]}) == value else None
+
+    return Reading((key,), read, write)
 
 
-def _write_gated(_: Config, value: Any) -> dict[str, Any] | None:
-    names = {"gated silu": "silu", "gated gelu": "gelu", "gated gelu_tanh": "gelu_pytorch_tanh"}
-    return {"hidden_act": names[value]} if value in names else None
+def _or_none(key: str) -> Reading:
+    """A number under a `key`, of which null means that there is no such thing."""
+    return Reading((key,), lambda config: config.get(key), lambda _, value: {key: value})
+
+
+def _attention_scale(key: str, power: float) -> Reading:
+    """What scores are multiplied by, a power of the number under a `key`; None for one over the root of the
+    head's size.
+    """
+
+    def read(config: Config) -> Any:
+        number, size = config.get(key), config.get("head_dim")
+        if number is None or size is None:
+            return UNKNOWN
+        scale = float(number) ** power
+        return None if agree(scale, size**-0.5) else scale
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        scale = config["head_dim"] ** -0.5 if value is None else value
+        number = scale ** (1 / power)
+        return {key: round(number) if agree(number, round(number)) else number}
+
+    return Reading((key,), read, write)
+
+
+def _reciprocal(key: str) -> Reading:
+    def read(config: Config) -> Any:
+        return 1 / config[key] if config.get(key) else UNKNOWN
+
+    return Reading((key,), read, lambda _, value: {key: 1 / value} if value else None)
+
+
+def _bidirectional(config: Config) -> Any:
+    return bool(config.get("use_bidirectional_attention"))
 
 
 def _sparse_layers(config: Config) -> Any:
@@ -184,40 +240,124 @@ def _every_layer(config: Config) -> Any:
 
 def _partial_rotary(config: Config) -> Any:
     """The part of each head that a config asks to rotate: all of it where it says nothing."""
-    inside = rope_parameters.stated(config).get(_PARTIAL)
-    top = config.get(_PARTIAL)
-    return next((value for value in (inside, top) if value is not None), 1.0)
+    return next((value for _, value in _partial_statements(_PARTIAL, config)), 1.0)
 
 
-def _write_partial(config: Config, value: Any) -> dict[str, Any]:
-    """Inside of `rope_parameters`, where release 5 looks first, and beside it, where release 4 does."""
-    own = rope_parameters.stated(config)
-    return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value}
+def _partial_rotary_of(key: str) -> Reading:
+    """The same, which a class also takes from a `key` of its own. It is written inside of `rope_parameters`,
+    where release 5 looks first, and beside it, where release 4 does.
+    """
+
+    def read(config: Config) -> Any:
+        return next((value for _, value in _partial_statements(key, config)), 1.0)
+
+    def write(config: Config, value: Any) -> dict[str, Any]:
+        own = rope_parameters.stated(config)
+        return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value, key: value}
+
+    return Reading((*{_PARTIAL, key},), read, write, lambda config: _partial_statements(key, config))
 
 
-def _partial_statements(config: Config) -> list[Statement]:
+def _partial_statements(key: str, config: Config) -> list[Statement]:
     inside = config.get("rope_parameters")
-    places = [(_PARTIAL, config), (f"rope_parameters.{_PARTIAL}", inside)]
-    return [
-        (name, part[_PARTIAL]) for name, part in places if isinstance(part, Mapping) and part.get(_PARTIAL)
-    ]
+    places = [(at, config.get(at)) for at in (_PARTIAL, key)]
+    if isinstance(inside, Mapping):
+        places.insert(0, (f"rope_parameters.{_PARTIAL}", inside.get(_PARTIAL)))
+    return list({at: (at, value) for at, value in places if value is not None}.values())
+
+
+def _of_types(config: Config) -> dict[str, dict[str, Any]]:
+    """What a config says of RoPE for each type of layers. Where it says it once, it is of all; scaling then
+    is of those without a window, and a `rope_local_base_freq` of those with one.
+    """
+    inside = config.get("rope_parameters")
+    if isinstance(inside, Mapping) and any(isinstance(part, Mapping) for part in inside.values()):
+        return {kind: dict(inside.get(kind) or {}) for kind in windows.KINDS}
+    full = rope_parameters.stated(config)
+    local = config.get(_LOCAL)
+    sliding = {rope_parameters.BASE: full.get(rope_parameters.BASE) if local is None else local}
+    return dict(zip(windows.KINDS, (sliding, full)))
+
+
+def _bases_of_types(config: Config) -> Any:
+    """One base, or those of layers with a window and without one."""
+    bases: list[Any] = [part.get(rope_parameters.BASE) for part in _of_types(config).values()]
+    if None in bases:
+        return UNKNOWN
+    return float(bases[0]) if agree(*bases) else [float(base) for base in bases]
+
+
+def _write_bases(config: Config, value: Any) -> dict[str, Any]:
+    bases = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    own = _of_types(config)
+    said = {
+        kind: {"rope_type": "default", **own[kind], rope_parameters.BASE: float(base)}
+        for kind, base in zip(windows.KINDS, bases, strict=True)
+    }
+    local = {_LOCAL: float(bases[0])} if _LOCAL in config else {}
+    return {rope_parameters.BASE: float(bases[1]), **local, "rope_parameters": said}
+
+
+def _scalings_of_types(config: Config) -> Any:
+    """One scaling, or those of layers with a window and without one."""
+    positions = config.get("max_position_embeddings")
+    sliding, full = (rope_parameters.canonical(part, positions) for part in _of_types(config).values())
+    return full if agree(sliding, full) else dict(zip(windows.KINDS, (sliding, full)))
+
+
+def _scaled_attention(config: Config) -> Any:
+    return None if config.get("scale_attn_weights", True) else 1.0
+
+
+def _write_scaled(_: Config, value: Any) -> dict[str, Any] | None:
+    return {"scale_attn_weights": value is None} if value in (None, 1.0) else None
+
+
+def _inner_size(config: Config) -> Any:
+    """`n_inner`, else four times the width."""
+    width = config.get("n_embd", config.get("hidden_size"))
+    inner = config.get("n_inner")
+    return inner if inner is not None else UNKNOWN if width is None else 4 * width
 
 
 _PARTIAL = "partial_rotary_factor"
 _FIRST_DENSE = "first_k_dense_replace"
+_LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
 READINGS: Mapping[str, Reading] = {
-    "rotary_base": Reading(
-        _ROPE_KEYS,
-        _rotary_base,
-        _write_base,
-        rope_parameters.bases,
-    ),
+    "rotary_base": _rotary_base_of(rope_parameters.BASE),
+    "rotary_emb_base": _rotary_base_of("rotary_emb_base"),
+    "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
+    "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
-    "partial_rotary_said": Reading((_PARTIAL,), _partial_rotary, _write_partial, _partial_statements),
-    "gated_activation": Reading(("hidden_act",), _gated_activation, _write_gated),
+    "partial_rotary_said": _partial_rotary_of(_PARTIAL),
+    "rotary_pct": _partial_rotary_of("rotary_pct"),
+    "gated_activation": _activation("hidden_act", gated=True),
+    "gated_activation_of_gemma": _activation("hidden_act", gated=True, gelu="gelu_tanh"),
+    "gated_hidden_activation": _activation("hidden_activation", gated=True),
+    "plain_activation": _activation("hidden_act", gated=False),
+    "plain_activation_function": _activation("activation_function", gated=False),
+    "attention_multiplier": _attention_scale("attention_multiplier", 1.0),
+    "query_pre_attn_scalar": _attention_scale("query_pre_attn_scalar", -0.5),
+    "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
+    "final_logit_softcapping": _or_none("final_logit_softcapping"),
+    "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
+    "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
+    "logits_scaling": _reciprocal("logits_scaling"),
+    "bidirectional_attention": Reading(
+        ("use_bidirectional_attention",),
+        _bidirectional,
+        lambda _, value: {"use_bidirectional_attention": value},
+    ),
+    "rope_layers": Reading(
+        (rope_layers.LIST, rope_layers.INTERVAL), rope_layers.of_list, rope_layers.write_of_list
+    ),
+    "rope_in_windows": Reading((windows.WINDOW, windows.TYPES), rope_layers.in_windows, lambda *_: None),
+    "rope_in_windows_if_any": Reading(
+        (windows.WINDOW, windows.TYPES), rope_layers.in_windows_if_any, lambda *_: None
+    ),
     "window": Reading((windows.WINDOW,), windows.of_all, windows.write_of_all),
     "switched_window": Reading((windows.WINDOW, windows.SWITCH), windows.switched, windows.write_switched),
     "windows_of_layers": Reading(
@@ -228,7 +368,12 @@ READINGS: Mapping[str, Reading] = {
         windows.of_early,
         windows.write_of_some,
     ),
-    "windows_by_type": Reading((windows.WINDOW, windows.TYPES), windows.by_type, windows.write_by_type),
+    "windows_of_types": Reading((windows.WINDOW, windows.TYPES), windows.of_types, windows.write_of_types),
+    "windows_without_rope": Reading(
+        (windows.WINDOW, windows.SWITCH, windows.TYPES),
+        rope_layers.windows_without,
+        rope_layers.write_windows_without,
+    ),
     "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
     "layers_after_dense": Reading((_FIRST_DENSE,), _layers_after_dense, _write_after_dense),
     "router_groups": Reading(("n_group", "topk_group"), _router_groups, _write_groups),

@@ -104,14 +104,31 @@ def _split_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
     groups, counts = _qkv_groups("split_qkv", shape, sizes)
     outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
-    return _from_groups(shape, groups, counts, outputs, {role: (role, 0) for role in counts})
+    targets = {role: View.of(output) for role, output in outputs.items()}
+    return Geometry(
+        outputs, _from_groups(shape, groups, counts, targets, {role: (role, 0) for role in counts})
+    )
 
 
 def _fuse_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """All queries, then all keys, then all values (transformers' phi3: `qkv_proj`)."""
-    groups, counts = _qkv_groups("fuse_qkv", shape, sizes)
+    return _fused_qkv("fuse_qkv", shape, sizes, shape, View.of(shape))
+
+
+def _fuse_qkv_transposed(shape: Shape, sizes: Sizes) -> Geometry:
+    """The same as columns: layers that are stored the other way round (transformers' gpt2: `c_attn`)."""
+    if len(shape) != 2:
+        raise _misfit("fuse_qkv_transposed", shape, "two dims")
+    output = (shape[1], shape[0])
+    return _fused_qkv("fuse_qkv_transposed", shape, sizes, output, View.of(output).transpose())
+
+
+def _fused_qkv(name: str, shape: Shape, sizes: Sizes, output: Shape, target: View) -> Geometry:
+    """All queries, keys and values to the rows of `target`, a view of the output."""
+    groups, counts = _qkv_groups(name, shape, sizes)
     begins = {"q": 0, "k": groups * counts["q"], "v": groups * (counts["q"] + counts["k"])}
-    return _from_groups(shape, groups, counts, {"": shape}, {part: ("", begins[part]) for part in counts})
+    places = {part: ("", begins[part]) for part in counts}
+    return Geometry({"": output}, _from_groups(shape, groups, counts, {"": target}, places))
 
 
 def _qkv_groups(name: str, shape: Shape, sizes: Sizes) -> tuple[int, dict[str, int]]:
@@ -129,20 +146,20 @@ def _from_groups(
     shape: Shape,
     groups: int,
     counts: Mapping[str, int],
-    outputs: Mapping[str, Shape],
+    targets: Mapping[str, View],
     places: Mapping[str, tuple[str, int]],
-) -> Geometry:
+) -> tuple[Move, ...]:
     """Rows that come in `groups`, each of parts with so many rows: of every part all groups, one after the
-    other, from the row on that `places` gives it in an output.
+    other, from the row on that `places` gives it in the view of an output.
     """
     source, moves, begin = View.of(shape), [], 0
     for group in range(groups):
         for part, count in counts.items():
             role, first = places[part]
-            target = View.of(outputs[role]).narrow(0, first + group * count, count)
+            target = targets[role].narrow(0, first + group * count, count)
             moves.append(Move(source.narrow(0, begin, count), role, target))
             begin += count
-    return Geometry(outputs, tuple(moves))
+    return tuple(moves)
 
 
 def _split_glu(shape: Shape, sizes: Sizes) -> Geometry:
@@ -193,6 +210,7 @@ TRANSFORMS = {
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
         Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),
+        Transform("fuse_qkv_transposed", ("",), _fuse_qkv_transposed, needs=_HEADS),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),
         Transform("glu", ("",), _copy, num_parts=2),
         Transform("glu_transposed", ("",), _transpose, num_parts=2),

@@ -1,7 +1,7 @@
 """How config.json says sliding windows: tokens that each layer's queries see, themselves included, or None.
 
-Four kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; a
-window for some of the layers with a switch; and one for the layers that `layer_types` names.
+Kinds of classes (transformers' modeling files): one window for all layers; the same with a switch; a window
+for some of the layers, with a switch or without.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ Config = Mapping[str, Any]
 ByLayer = list[int | None]
 
 WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
-PATTERN = "_sliding_window_pattern"
+PATTERN = "sliding_window_pattern"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+KINDS = (_SLIDING, _FULL)
 MAX_LAYERS = 100_000
 
 
@@ -72,32 +73,21 @@ def of_early(config: Config) -> Any:
     return by_layer if any(by_layer) else None
 
 
-def by_type(config: Config) -> Any:
-    """The window, for the layers that `layer_types` names; where there is none, for all but each N-th, as the
-    class has it.
+def of_types(config: Config) -> Any:
+    """A window for the layers that `layer_types` names, else for all but every N-th, where N is the
+    `sliding_window_pattern`.
     """
     window, layers = _window(config), num_layers(config)
     if window is None:
         return None
-    types, every = config.get(TYPES), config.get(PATTERN)
+    types, step = config.get(TYPES), config.get(PATTERN)
     if isinstance(types, list):
         by_layer = [window if kind == _SLIDING else None for kind in types]
-    elif layers is not None and isinstance(every, int) and every > 0:
-        by_layer = [window if (layer + 1) % every else None for layer in range(layers)]
-    else:
+    elif layers is None or not isinstance(step, int) or step < 1:
         return UNKNOWN
+    else:
+        by_layer = [window if (layer + 1) % step else None for layer in range(layers)]
     return by_layer if any(by_layer) else None
-
-
-def write_by_type(config: Config, value: Any) -> dict[str, Any] | None:
-    """The keys that say one window for some layers by their types; where no layer has one, all are full."""
-    if value is None:
-        layers = num_layers(config)
-        return None if layers is None else {TYPES: [_FULL] * layers}
-    windows = {window for window in value if window is not None}
-    if len(windows) != 1:
-        return None
-    return {WINDOW: windows.pop(), TYPES: [_FULL if window is None else _SLIDING for window in value]}
 
 
 def write_of_all(_: Config, value: Any) -> dict[str, Any] | None:
@@ -126,6 +116,16 @@ def write_of_some(config: Config, value: Any) -> dict[str, Any] | None:
     is_suffix = None not in value[first:]
     types = [_FULL if window is None else _SLIDING for window in value]
     return {WINDOW: windows.pop(), SWITCH: True, FIRST: first if is_suffix else len(value), TYPES: types}
+
+
+def write_of_types(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say one window for some layers."""
+    layers = num_layers(config)
+    if value is None:
+        return None if layers is None else {WINDOW: None, TYPES: [_FULL] * layers}
+    windows = {window for window in value if window is not None}
+    types = [_FULL if window is None else _SLIDING for window in value]
+    return {WINDOW: windows.pop(), TYPES: types} if len(windows) == 1 else None
 
 
 def _window(config: Config) -> int | None:

@@ -76,6 +76,8 @@ def _activation(args: Args) -> Any:
     function, gated = args.get("activation_func"), args.get("gated_linear_unit")
     if function is not None and gated is not None:
         name = str(function).rpartition(".")[2].rstrip(">")
+        if name == "fast_gelu":  # core/activations.py: the tanh form, fused or not
+            return "gated gelu_tanh" if gated else "gelu_tanh"
         return _fused(f"{'gated ' if gated else ''}{name}", args.get("bias_activation_fusion"))
     if args.get("swiglu") is None or (function, gated) != (None, None):
         return UNKNOWN
@@ -164,14 +166,84 @@ def _windows(args: Args) -> Any:
     return [left + 1 if skips is None or (layer + 1) % skips else None for layer in range(layers)]
 
 
-@SETTINGS.of("softmax_scale", "kv_channels", "hidden_size", "num_attention_heads")
+@SETTINGS.of(
+    *("softmax_scale", "kv_channels", "hidden_size", "num_attention_heads", "query_pre_attn_scalar"),
+    *("use_mup", "mup_base_head_dim", "mup_attn_scale_power"),
+)
 def _attention_scale(args: Args) -> Any:
-    """What scores are multiplied by; None for one over the root of the head's size."""
-    if "softmax_scale" not in args:
+    """What scores are multiplied by; None for one over the root of the head's size. Gemma's providers say a
+    number whose root it is one over, muP a head size to begin from.
+    """
+    scale, size = args.get("softmax_scale"), _head_dim(args)
+    if scale is None and args.get("query_pre_attn_scalar") is not None:
+        scale = args["query_pre_attn_scalar"] ** -0.5
+    if scale is None and args.get("use_mup"):
+        base, power = args.get("mup_base_head_dim"), args.get("mup_attn_scale_power")
+        if base is None or power is None or size is UNKNOWN:
+            return UNKNOWN
+        scale = base**0.5 / size**power
+    if scale is None and "softmax_scale" not in args:
         return UNKNOWN
-    scale, size = args["softmax_scale"], _head_dim(args)
     usual = isinstance(scale, float) and isinstance(size, int) and abs(scale * size**0.5 - 1) < 1e-6
     return None if scale is None or usual else scale
+
+
+@SETTINGS.of("embedding_multiplier", "use_mup", "mup_embedding_mult", "hidden_size")
+def _embedding_multiplier(args: Args) -> Any:
+    """What embeddings are multiplied by: 1 but for muP, and for frameworks that say it as Granite does."""
+    if args.get("embedding_multiplier") is None and args.get("use_mup"):
+        return known(args.get("mup_embedding_mult"))
+    return _said_or(1.0, "embedding_multiplier", args)
+
+
+@SETTINGS.of(
+    *("logit_scale", "logits_scaling", "use_mup", "mup_output_mult", "mup_base_hidden_size", "hidden_size")
+)
+def _logit_multiplier(args: Args) -> Any:
+    """What logits are multiplied by. muP takes the ratio of the base's width to the model's where it is told
+    no other number than 1; Granite says the reciprocal.
+    """
+    if args.get("logits_scaling"):
+        return 1 / args["logits_scaling"]
+    if args.get("logit_scale") is None and args.get("use_mup"):
+        told, hidden = args.get("mup_output_mult"), args.get("hidden_size")
+        base = args.get("mup_base_hidden_size")
+        if told is None or not isinstance(hidden, int):
+            return UNKNOWN
+        return (base or hidden) / hidden if told == 1 else told
+    return _said_or(1.0, "logit_scale", args)
+
+
+@SETTINGS.of("residual_multiplier", "hidden_size")
+def _residual_multiplier(args: Args) -> Any:
+    """What each block's output is multiplied by before it is added: 1, as no release has such a thing."""
+    return _said_or(1.0, "residual_multiplier", args)
+
+
+@SETTINGS.of("use_parallel_residual", "hidden_size")
+def _parallel_residual(args: Args) -> Any:
+    """Whether attention and MLP see the same input: GPT models of megatron-core run one after the other."""
+    return _said_or(False, "use_parallel_residual", args)
+
+
+@SETTINGS.of("use_bidirectional_attention", "hidden_size")
+def _bidirectional_attention(args: Args) -> Any:
+    """Whether queries see what comes after them: not in GPT models of megatron-core."""
+    return _said_or(False, "use_bidirectional_attention", args)
+
+
+@SETTINGS.of("scale_attn_by_inverse_layer_idx", "hidden_size")
+def _scale_attn_by_inverse_layer_idx(args: Args) -> Any:
+    """Whether scores are also divided by the layer's number. `apply_query_key_layer_scaling` takes it back
+    before the softmax (core/transformer/dot_product_attention.py).
+    """
+    return _said_or(False, "scale_attn_by_inverse_layer_idx", args)
+
+
+def _said_or(usual: Any, name: str, args: Args) -> Any:
+    """What a framework says in an arg of its own, else what every model of megatron-core does."""
+    said = args.get(name)
+    return said if said is not None else usual if len(args) else UNKNOWN
 
 
 @SETTINGS.of(

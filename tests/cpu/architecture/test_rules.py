@@ -125,7 +125,8 @@ def test_ambiguous_rows_are_found(tmp_path: Path) -> None:
         ({"transform": ["copy"]}, "unknown transform ['copy']; known are ["),
         (
             {"transfrom": "copy"},
-            "unknown keys ['transfrom']; known are ['drop', 'hf', 'keeps_type', 'megatron', 'transform', 'unit']",
+            "unknown keys ['transfrom']; known are "
+            "['drop', 'hf', 'keeps_type', 'megatron', 'transform', 'unit']",
         ),
         ({"megatron": "a.{layr}.w", "hf": "b"}, "unknown hole {layr}; known are ['layer', 'expert', 'mtp']"),
         ({"megatron": "a.{}.w", "hf": "b"}, "unknown hole {}"),

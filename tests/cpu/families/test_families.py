@@ -64,8 +64,8 @@ def test_published_sizes_are_accounted_for(name: str) -> None:
 
 
 def test_every_class_has_a_card_of_what_is_proved() -> None:
-    """Each class that a table serves is proved by a model at least, by tests that there are; the page says what
-    the cards say.
+    """Each class that a table serves is proved by a model at least, by tests that there are; the page says
+    what the cards say.
     """
     tests = Path(__file__).parents[3]
     for family in families.families():
