@@ -256,9 +256,7 @@ def _families(arguments: argparse.Namespace) -> int:
     from pp_export.architecture import families
     from pp_export.view.tables import print_families
 
-    found = families.families()
-    told = {"families": [family.to_json() for family in found]}
-    _print(told, arguments.json, lambda: print_families(found))
+    _print(families.to_json(), arguments.json, lambda: print_families(families.families()))
     return 0
 
 

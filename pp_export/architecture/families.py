@@ -47,6 +47,11 @@ def families() -> tuple[Family, ...]:
     return tuple(Family(name, table, _strongest_first(cards.get(name, ()))) for name, table in served)
 
 
+def to_json() -> dict[str, Any]:
+    """What `pp_export families --json` prints."""
+    return {"schema_version": 1, "families": [family.to_json() for family in families()]}
+
+
 def _strongest_first(cards: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     kinds = list(KINDS)
     return tuple(sorted(cards, key=lambda card: kinds.index(card["proof"])))

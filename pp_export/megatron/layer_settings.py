@@ -76,7 +76,7 @@ def _activation(args: Args) -> Any:
     function, gated = args.get("activation_func"), args.get("gated_linear_unit")
     if function is not None and gated is not None:
         name = str(function).rpartition(".")[2].rstrip(">")
-        if name == "fast_gelu":  # core/activations.py: the tanh form, fused or not
+        if name in ("fast_gelu", "openai_gelu"):  # core/activations.py, Megatron-Bridge: always the tanh form
             return "gated gelu_tanh" if gated else "gelu_tanh"
         return _fused(f"{'gated ' if gated else ''}{name}", args.get("bias_activation_fusion"))
     if args.get("swiglu") is None or (function, gated) != (None, None):
@@ -110,8 +110,17 @@ def _rotary_percent(args: Args) -> Any:
     return known(args.get("rotary_percent") if own is None else own)
 
 
-@SETTINGS.of(*rope.ARGS)
+@SETTINGS.of(*rope.ARGS, "rotary_base")
 def _rope_scaling(args: Args) -> Any:
+    """As `rope_parameters`; by type of layers where Megatron-Bridge's Gemma 3, which has a base for each,
+    divides the frequencies of those without a window.
+    """
+    if isinstance(args.get("rotary_base"), (list, tuple)):
+        factor = args.get("rope_scaling_factor")
+        usual = {"rope_type": "default"}
+        scaled = {"rope_type": "linear", "factor": factor}
+        by_type = {"sliding_attention": usual, "full_attention": scaled}
+        return UNKNOWN if factor is None else usual if factor == 1 else by_type
     found = rope.scaling(args)
     if found is None:
         return UNKNOWN
@@ -142,13 +151,17 @@ def _sequence_length(args: Args) -> Any:
     return known(args.get("seq_length") or args.get("max_position_embeddings"))
 
 
-@SETTINGS.of("window_size", "window_attn_skip_freq", "num_layers", "seq_length", "max_position_embeddings")
+@SETTINGS.of(
+    *("window_size", "window_attn_skip_freq", "interleaved_attn_pattern", "num_layers", "seq_length"),
+    "max_position_embeddings",
+)
 def _windows(args: Args) -> Any:
     """Tokens that each layer's queries see, themselves included, None where all; None where no layer has
     fewer than the sequences that were trained on.
 
     Megatron counts the tokens to the left of the query, -1 for all of them; `window_attn_skip_freq` N leaves
-    out each N-th layer (core/transformer/utils.py, `is_layer_window_attention`).
+    out each N-th layer (core/transformer/utils.py, `is_layer_window_attention`), and so does
+    Megatron-Bridge's `interleaved_attn_pattern` of N - 1 layers with a window and one without.
     """
     if "window_size" not in args:
         return UNKNOWN
@@ -158,7 +171,9 @@ def _windows(args: Args) -> Any:
         return None
     if not is_count(left):
         return None if left == -1 else UNKNOWN
-    skips = args.get("window_attn_skip_freq")
+    skips, pattern = args.get("window_attn_skip_freq"), args.get("interleaved_attn_pattern")
+    if pattern is not None:
+        skips = sum(pattern)
     if isinstance(skips, (list, tuple)):
         return [left + 1 if windowed else None for windowed in skips]
     if not is_layers(layers) or not (skips is None or is_count(skips)):

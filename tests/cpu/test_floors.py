@@ -195,10 +195,10 @@ def test_doors_are_used_by_those_who_own_them() -> None:
 
 
 def test_knowledge_touches_neither_disk_nor_network() -> None:
-    """What is planned and known opens no file; tables, job files and schemas are read by the modules named
-    here.
+    """What is planned and known opens no file; tables, cards, job files and schemas are read by the modules
+    named here.
     """
-    readers = {"architecture.table_files", "options.values", "schemas"}
+    readers = {"architecture.families", "architecture.table_files", "options.values", "schemas"}
     for module in MODULES:
         if room_of(module) not in ("core", "options", "megatron", "architecture", "planning", "schemas"):
             continue

@@ -161,3 +161,15 @@ def test_interleaved_columns_are_interleaved_rows_transposed() -> None:
 def test_only_what_is_padded_may_drop_elements() -> None:
     """Every other transform is checked to use its whole source."""
     assert [name for name, t in TRANSFORMS.items() if t.drops] == ["vocabulary"]
+
+
+def test_fused_queries_keys_and_values_are_stored_the_other_way_round() -> None:
+    """GPT-2's linear layers are [inputs, outputs]: all queries, all keys and all values, as columns."""
+    fused = numbered((6 + 2 * 2) * 3, 4)
+    expected = torch.cat(list(apply("split_qkv", fused).values())).t()
+    assert torch.equal(apply("fuse_qkv_transposed", fused)[""], expected)
+
+
+def test_transposed_biases_do_not_exist() -> None:
+    with pytest.raises(AccountingError, match="fuse_qkv_transposed does not fit"):
+        apply("fuse_qkv_transposed", numbered(30))
