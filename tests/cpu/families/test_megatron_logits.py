@@ -1,4 +1,4 @@
-"""Claims: the training args of a family and its config.json mean the same function, as megatron-core itself says.
+"""Claims: the training args of a family and its config.json mean the same function, in megatron-core itself.
 
 Only families whose layers megatron-core has without Transformer Engine and without a spec of a framework.
 """
