@@ -215,7 +215,9 @@ def _partial_rotary_of(key: str) -> Reading:
         own = rope_parameters.stated(config)
         return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value, key: value}
 
-    return Reading((*{_PARTIAL, key},), read, write, lambda config: _partial_statements(key, config))
+    return Reading(
+        tuple(dict.fromkeys((_PARTIAL, key))), read, write, lambda config: _partial_statements(key, config)
+    )
 
 
 def _partial_statements(key: str, config: Config) -> list[Statement]:

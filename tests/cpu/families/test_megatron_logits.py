@@ -16,7 +16,7 @@ from tests.fixtures.families import FAMILIES
 from tests.fixtures.family_logits import IDS
 from tests.fixtures.processes import run_python
 
-NAMES = (*("seed_oss", "smollm3", "phi3", "ernie4_5", "nemotron", "arcee", "starcoder2", "gpt_neox", "gpt2"),)
+NAMES = ("seed_oss", "smollm3", "phi3", "ernie4_5", "nemotron", "arcee", "starcoder2", "gpt_neox", "gpt2")
 TOLERANCE = 1e-5
 
 
