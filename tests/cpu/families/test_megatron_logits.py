@@ -1,0 +1,45 @@
+"""Claims: the training args of a family and its config.json mean the same function, in megatron-core itself.
+
+Only families whose layers megatron-core has without Transformer Engine and without a spec of a framework.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cpu.families.test_families import on_disk, random_model
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.family_logits import IDS
+from tests.fixtures.processes import run_python
+
+NAMES = ("seed_oss", "smollm3", "phi3", "ernie4_5", "nemotron", "arcee", "starcoder2", "gpt_neox", "gpt2")
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with megatron-core's logits, all computed by one process."""
+    pytest.importorskip("megatron.core")
+    folder = tmp_path_factory.mktemp("logits")
+    for name in NAMES:
+        family = FAMILIES[name]
+        random_model(family).save_pretrained(folder / name)
+        stored = family.stored(on_disk(folder / name), family.whole_config())
+        save_file({key: value.contiguous() for key, value in stored.items()}, folder / f"{name}.safetensors")
+    run_python(
+        ["-m", "tests.fixtures.family_logits", str(folder), *NAMES], folder / "output", timeout_s=300
+    ).checked()
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_megatron_answers_as_the_class(name: str, answers: Path) -> None:
+    """The stored tensors and training args give in megatron-core the logits of the class of transformers."""
+    with torch.no_grad():
+        truth = random_model(FAMILIES[name])(IDS).logits
+    answer = load_file(answers / f"{name}.logits.safetensors")["logits"]
+    assert (answer - truth).abs().max() < TOLERANCE * truth.abs().max()
