@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cpu.families.test_families import on_disk, random_model
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.family_logits import IDS
+from tests.fixtures.family_proofs import OTHER_LOGITS, on_disk, random_model
 from tests.fixtures.processes import run_python
 
-NAMES = ("seed_oss", "smollm3", "phi3", "ernie4_5", "nemotron", "arcee", "starcoder2", "gpt_neox", "gpt2")
+NAMES = OTHER_LOGITS
 TOLERANCE = 1e-5
 
 
