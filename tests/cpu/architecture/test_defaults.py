@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pp_export.architecture import table_files
 from pp_export.architecture.meaning import in_effect, spelled_out
 from pp_export.core.settings import UNKNOWN, agree
-from pp_export.reference.definition import define
+from pp_export.reference.definition import Definition, define
 
 CLASSES = table_files.packaged()
 SMALL: dict[str, Any] = {
@@ -21,6 +22,17 @@ SMALL: dict[str, Any] = {
 }
 # Without these the class's own code fails: it has no default for them.
 NEEDED: dict[str, dict[str, Any]] = {"NemotronForCausalLM": {"num_key_value_heads": 32}}
+# Release 5 has another base of RoPE for these; an export takes what the release that is there says.
+CHANGED = ("CohereForCausalLM", "Olmo3ForCausalLM")
+
+
+def defined(served: str, config: dict[str, Any]) -> Definition:
+    """What the library says of a class; skips those that its release doesn't know as the tables do."""
+    definition = define(config)
+    if version("transformers").startswith("4.") and (definition is None or served in CHANGED):
+        pytest.skip("release 5 of transformers brought or changed the class")
+    assert definition is not None
+    return definition
 
 
 def values_of(table: str, config: dict[str, Any], library: Any) -> dict[str, Any]:
@@ -36,8 +48,7 @@ def test_defaults_are_those_of_the_library(served: str, switched: dict[str, Any]
     if switched and "use_sliding_window" not in table_files.load(CLASSES[served]).defaults:
         pytest.skip("a class without the switch")
     config = {"architectures": [served], **SMALL, **NEEDED.get(served, {}), **switched}
-    definition = define(config)
-    assert definition is not None
+    definition = defined(served, config)
     alone, asked = (
         values_of(CLASSES[served], config, None),
         values_of(CLASSES[served], config, definition.config),
@@ -52,9 +63,7 @@ def test_what_is_written_out_is_taken_by_the_library(served: str) -> None:
     """A config that says everything outright means to the library what it meant before."""
     config = {"architectures": [served], **SMALL, **NEEDED.get(served, {})}
     architecture = table_files.load(CLASSES[served])
-    before, after = define(config), define(spelled_out(architecture, config))
-    assert before is not None
-    assert after is not None
+    before, after = defined(served, config), defined(served, spelled_out(architecture, config))
     assert values_of(CLASSES[served], config, before.config) == values_of(
         CLASSES[served], config, after.config
     )
