@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.reference import write_reference
 from tests.fixtures.sharing import alone, of_the_run
 
+_HERE = ("127.", "::1", "localhost", "::ffff:127.", "0.0.0.0", "::", socket.gethostname())
+_REACHED_OUT: list[str] = []
 Checkpoint = Callable[[str, str], Path]
 Reference = Callable[[str], Path]
 
@@ -71,6 +76,28 @@ LAUNCHES = (
         ),
     ),
 )
+
+
+def _note(event: str, args: Any) -> None:
+    """Remember who is talked to, or asked for by name, that isn't this host."""
+    whom: Any = None
+    if event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        whom = args[1][0]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        whom = args[0]
+    if whom is not None and not str(whom).startswith(_HERE):
+        _REACHED_OUT.append(f"{event} {whom}")
+
+
+sys.addaudithook(_note)
+
+
+@pytest.fixture(autouse=True)
+def talks_to_this_host_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test does in this process needs no network."""
+    _REACHED_OUT.clear()
+    yield
+    assert bool(_REACHED_OUT) == (request.node.get_closest_marker("asks_elsewhere") is not None)
 
 
 @pytest.fixture(scope="session")

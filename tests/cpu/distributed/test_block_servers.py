@@ -74,6 +74,7 @@ def test_a_store_listens_on_one_address_only() -> None:
         assert listener.getsockname()[1] != 29500
 
 
+@pytest.mark.asks_elsewhere
 def test_a_block_without_a_way_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that can't be made, and one that can't be reached, are PeerErrors that say what to check."""
     blocks = tcp_blocks(200, patience_seconds=5)

@@ -406,8 +406,8 @@ def test_code_that_auto_map_names_and_that_is_missing(inputs: Inputs) -> None:
 
 def test_a_class_without_a_table(inputs: Inputs) -> None:
     """A model class that no table serves is named, with those that are served."""
-    inputs.config(architectures=["GPT2LMHeadModel"], model_type="gpt2")
-    inputs.refused(errors.RuleError, "GPT2LMHeadModel", "Qwen2ForCausalLM")
+    inputs.config(architectures=["BloomForCausalLM"], model_type="bloom")
+    inputs.refused(errors.RuleError, "BloomForCausalLM", "Qwen2ForCausalLM")
 
 
 # --- the target and the ranks
