@@ -33,6 +33,8 @@ SAMPLES = (
     (2, "overwrite", "EDQUOT:40@0"),
     (2, "model", "lost reply:90@0"),
     (2, "model", "SIGKILL:120@0"),
+    (2, "overwrite", "slow disk:8@1"),
+    (2, "overwrite", "slow disk:60@0"),
     (4, "overwrite", "EIO:3@3"),
     (4, "model", "SIGKILL:6@2"),
 )
@@ -58,6 +60,7 @@ def test_a_fault_of_one_rank(
     RememberedDefinition.write(state / "answers.json")
     words = [f"--{name}={value}" for name, value in inputs.items()]
     words += [f"--output={target}", f"--report={tmp_path / 'report.json'}", *GRID, *MODES[mode]]
+    words += ["--stall-seconds=5"] if fault.startswith("slow") else []  # less than the disk takes
     command = ("-m", "tests.fixtures.faulty", str(state), f"disk:{fault}", "export", *words)
     ended = run_python(torchrun(num_ranks, *command), tmp_path / "output", timeout_s=TIMEOUT_S)
 
@@ -65,11 +68,13 @@ def test_a_fault_of_one_rank(
     report = json.loads((tmp_path / "report.json").read_text())
     found = files_of(target)
     assert report["status"] == ("ok" if ended.status == 0 else "failed")
+    assert report["status"] == "failed" or not fault.startswith("slow")
     if report["status"] == "ok":
         assert found != before
         assert pp_export.verify(target).ok
     else:
         assert found == before
+        assert not fault.startswith("slow") or "no progress for 5 s" in report["error"]["what"]
         assert "may be a defect" not in json.dumps(report["error"])
     if not fault.startswith("SIGKILL"):
         assert os.listdir(target.parent) == ["export"]
