@@ -128,3 +128,5 @@ def test_leaving_waits_for_the_report(store: Store) -> None:
     reporter.abort.leave_after_failure(10)
     thread.join(5)
     assert len(left) == 1
+    for world in (reporter, other):
+        world.close(0)

@@ -557,6 +557,7 @@ def test_ranks_that_do_not_share_the_filesystem(
         except ExportError as error:
             raised[number] = error
         world.abort.leave_after_failure()
+        world.close()
 
     threads = [threading.Thread(target=rank, args=(n,), name=f"rank {n}") for n in (0, 1)]
     with remembering():
