@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import rope_layers, rope_parameters, windows
+from pp_export.architecture import expert_layers, rope_layers, rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
-from pp_export.core.strict_json import is_count
 
 Config = Mapping[str, Any]
 _OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
@@ -181,70 +180,14 @@ def _bidirectional(config: Config) -> Any:
     return bool(config.get("use_bidirectional_attention"))
 
 
-def _sparse_layers(config: Config) -> Any:
-    """Qwen's: each `decoder_sparse_step`-th layer, counted from 1, but for those in `mlp_only_layers`."""
-    layers, step = windows.num_layers(config), config.get("decoder_sparse_step")
-    step, dense = 1 if step is None else step, set(config.get("mlp_only_layers") or ())
-    if layers is None or not isinstance(step, int) or step < 1:
-        return UNKNOWN
-    return [int(layer not in dense and (layer + 1) % step == 0) for layer in range(layers)]
-
-
-def _write_sparse(_: Config, value: Any) -> dict[str, Any]:
-    return {"decoder_sparse_step": 1, "mlp_only_layers": [i for i, sparse in enumerate(value) if not sparse]}
-
-
-def _layers_after_dense(config: Config) -> Any:
-    """DeepSeek's: all but the first `first_k_dense_replace`."""
-    layers, first = windows.num_layers(config), config.get(_FIRST_DENSE)
-    if layers is None or not isinstance(first, int):
-        return UNKNOWN
-    return [int(layer >= first) for layer in range(layers)]
-
-
-def _write_after_dense(_: Config, value: Any) -> dict[str, Any] | None:
-    first = value.index(1) if 1 in value else len(value)
-    return {_FIRST_DENSE: first} if all(value[first:]) else None
-
-
-def _router_groups(config: Config) -> Any:
-    groups, chosen = config.get("n_group"), config.get("topk_group")
-    return [groups, chosen] if groups and chosen and chosen < groups else None
-
-
-def _write_groups(_: Config, value: Any) -> dict[str, Any] | None:
-    groups, chosen = value or (1, 1)
-    return {"n_group": groups, "topk_group": chosen} if groups else None
-
-
-def _shared_experts(config: Config) -> Any:
-    """The size of all shared experts together, each of which is as large as a routed one."""
-    count, size = config.get("n_shared_experts"), config.get("moe_intermediate_size")
-    return count * size if count and is_count(count) and is_count(size) else None
-
-
-def _write_shared(config: Config, value: Any) -> dict[str, Any] | None:
-    count, rest = divmod(value or 0, config["moe_intermediate_size"])
-    return None if rest else {"n_shared_experts": count}
-
-
 def _latent_scale(config: Config) -> Any:
     """What YaRN multiplies the scores of latent attention by (transformers' deepseek_v3)."""
     return rope_parameters.score_factor(rope_parameters.stated(config))
 
 
-def _every_layer(config: Config) -> Any:
-    layers = windows.num_layers(config)
-    return UNKNOWN if layers is None else [1] * layers
-
-
-def _partial_rotary(config: Config) -> Any:
-    """The part of each head that a config asks to rotate: all of it where it says nothing."""
-    return next((value for _, value in _partial_statements(_PARTIAL, config)), 1.0)
-
-
 def _partial_rotary_of(key: str) -> Reading:
-    """The same, which a class also takes from a `key` of its own. It is written inside of `rope_parameters`,
+    """The part of each head that rotates, all of it where a config says nothing; a class also takes it from a
+    `key` of its own. It is written inside of `rope_parameters`,
     where release 5 looks first, and beside it, where release 4 does.
     """
 
@@ -323,7 +266,6 @@ def _inner_size(config: Config) -> Any:
 
 
 _PARTIAL = "partial_rotary_factor"
-_FIRST_DENSE = "first_k_dense_replace"
 _LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
@@ -333,7 +275,7 @@ READINGS: Mapping[str, Reading] = {
     "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
     "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
-    "partial_rotary": Reading((_PARTIAL,), _partial_rotary, lambda *_: None),
+    "partial_rotary": Reading((_PARTIAL,), _partial_rotary_of(_PARTIAL).read_from, lambda *_: None),
     "partial_rotary_said": _partial_rotary_of(_PARTIAL),
     "rotary_pct": _partial_rotary_of("rotary_pct"),
     "gated_activation": _activation("hidden_act", gated=True),
@@ -376,11 +318,15 @@ READINGS: Mapping[str, Reading] = {
         rope_layers.windows_without,
         rope_layers.write_windows_without,
     ),
-    "sparse_layers": Reading(("decoder_sparse_step", "mlp_only_layers"), _sparse_layers, _write_sparse),
-    "layers_after_dense": Reading((_FIRST_DENSE,), _layers_after_dense, _write_after_dense),
-    "router_groups": Reading(("n_group", "topk_group"), _router_groups, _write_groups),
-    "shared_experts": Reading(("n_shared_experts",), _shared_experts, _write_shared),
+    "sparse_layers": Reading(
+        ("decoder_sparse_step", "mlp_only_layers"), expert_layers.of_sparse, expert_layers.write_sparse
+    ),
+    "layers_after_dense": Reading(
+        (expert_layers.FIRST_DENSE,), expert_layers.after_dense, expert_layers.write_after_dense
+    ),
+    "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
+    "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
-    "every_layer": Reading((), _every_layer, lambda *_: None),
+    "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
 }
 """Settings that several keys say together."""

@@ -41,9 +41,9 @@ def windows_without(config: Config) -> Any:
     """Windows of the layers that `layer_types` names, else of those that don't rotate, with a switch."""
     if not config.get(windows.SWITCH):
         return None
-    rotating = of_list(config)
     if isinstance(config.get(windows.TYPES), list) or config.get(windows.WINDOW) is None:
         return windows.of_types(config)
+    rotating = of_list(config)
     if rotating is None or rotating is UNKNOWN:
         return rotating
     return [None if rotates else config[windows.WINDOW] for rotates in rotating]

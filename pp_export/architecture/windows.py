@@ -6,7 +6,7 @@ for some of the layers, with a switch or without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pp_export.core.settings import UNKNOWN
@@ -44,49 +44,46 @@ def switched(config: Config) -> Any:
 
 def of_some(config: Config) -> Any:
     """The same, for the layers that `layer_types` names, else for those from `max_window_layers` on."""
-    window, layers = _window(config), num_layers(config)
-    if window is None or not config.get(SWITCH):
-        return None
-    if layers is None:
-        return UNKNOWN
-    types, first = config.get(TYPES), config.get(FIRST) or 0
-    if isinstance(types, list):
-        by_layer = [window if kind == _SLIDING else None for kind in types]
-    else:
-        by_layer = [window if layer >= first else None for layer in range(layers)]
-    return by_layer if any(by_layer) else None
+    first = config.get(FIRST) or 0
+    return _switched_by_layer(config, lambda layer: layer >= first)
 
 
 def of_early(config: Config) -> Any:
     """The same with the switch, where without `layer_types` it is every second layer, from the first on, of
     those before `max_window_layers`.
     """
-    window, layers = _window(config), num_layers(config)
-    if window is None or not config.get(SWITCH):
-        return None
-    if isinstance(config.get(TYPES), list):
-        return of_some(config)
-    if layers is None:
-        return UNKNOWN
     end = config.get(FIRST) or 0
-    by_layer = [window if layer % 2 == 0 and layer < end else None for layer in range(layers)]
-    return by_layer if any(by_layer) else None
+    return _switched_by_layer(config, lambda layer: layer % 2 == 0 and layer < end)
 
 
 def of_types(config: Config) -> Any:
     """A window for the layers that `layer_types` names, else for all but every N-th, where N is the
     `sliding_window_pattern`.
     """
-    window, layers = _window(config), num_layers(config)
+    step = config.get(PATTERN)
+    if not isinstance(step, int) or step < 1:
+        return _by_layer(config, None)
+    return _by_layer(config, lambda layer: (layer + 1) % step != 0)
+
+
+def _switched_by_layer(config: Config, has_window: Callable[[int], bool]) -> Any:
+    if _window(config) is None or not config.get(SWITCH):
+        return None
+    return UNKNOWN if num_layers(config) is None else _by_layer(config, has_window)
+
+
+def _by_layer(config: Config, has_window: Callable[[int], bool] | None) -> Any:
+    """The window for the layers that `layer_types` names, else for those that `has_window` tells."""
+    window, layers, types = _window(config), num_layers(config), config.get(TYPES)
     if window is None:
         return None
-    types, step = config.get(TYPES), config.get(PATTERN)
     if isinstance(types, list):
-        by_layer = [window if kind == _SLIDING else None for kind in types]
-    elif layers is None or not isinstance(step, int) or step < 1:
+        windowed = [kind == _SLIDING for kind in types]
+    elif layers is None or has_window is None:
         return UNKNOWN
     else:
-        by_layer = [window if (layer + 1) % step else None for layer in range(layers)]
+        windowed = [has_window(layer) for layer in range(layers)]
+    by_layer = [window if has else None for has in windowed]
     return by_layer if any(by_layer) else None
 
 

@@ -1,0 +1,76 @@
+"""How config.json says which layers have experts, 1 or 0 per layer, and what experts and router are like.
+
+Kinds of classes (transformers' modeling files): each N-th layer but for some; all behind the first dense
+ones; all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pp_export.architecture import windows
+from pp_export.core.settings import UNKNOWN
+from pp_export.core.strict_json import is_count
+
+Config = Mapping[str, Any]
+
+STEP, DENSE, FIRST_DENSE = "decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace"
+
+
+def of_sparse(config: Config) -> Any:
+    """Qwen's: each `decoder_sparse_step`-th layer, counted from 1, but for those in `mlp_only_layers`."""
+    layers, step = windows.num_layers(config), config.get(STEP)
+    step, dense = 1 if step is None else step, set(config.get(DENSE) or ())
+    if layers is None or not isinstance(step, int) or step < 1:
+        return UNKNOWN
+    return [int(layer not in dense and (layer + 1) % step == 0) for layer in range(layers)]
+
+
+def write_sparse(_: Config, value: Any) -> dict[str, Any]:
+    """The keys that name the dense layers."""
+    return {STEP: 1, DENSE: [i for i, sparse in enumerate(value) if not sparse]}
+
+
+def after_dense(config: Config) -> Any:
+    """DeepSeek's: all but the first `first_k_dense_replace`."""
+    layers, first = windows.num_layers(config), config.get(FIRST_DENSE)
+    if layers is None or not isinstance(first, int):
+        return UNKNOWN
+    return [int(layer >= first) for layer in range(layers)]
+
+
+def write_after_dense(_: Config, value: Any) -> dict[str, Any] | None:
+    """The key that counts the dense layers, if they are the first ones."""
+    first = value.index(1) if 1 in value else len(value)
+    return {FIRST_DENSE: first} if all(value[first:]) else None
+
+
+def groups(config: Config) -> Any:
+    """[groups, chosen groups] of experts; None where all experts compete."""
+    count, chosen = config.get("n_group"), config.get("topk_group")
+    return [count, chosen] if count and chosen and chosen < count else None
+
+
+def write_groups(_: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say them; one group is none."""
+    count, chosen = value or (1, 1)
+    return {"n_group": count, "topk_group": chosen} if count else None
+
+
+def shared_size(config: Config) -> Any:
+    """The size of all shared experts together, each of which is as large as a routed one."""
+    count, size = config.get("n_shared_experts"), config.get("moe_intermediate_size")
+    return count * size if count and is_count(count) and is_count(size) else None
+
+
+def write_shared(config: Config, value: Any) -> dict[str, Any] | None:
+    """The key that counts them, if their size is that of whole experts."""
+    count, rest = divmod(value or 0, config["moe_intermediate_size"])
+    return None if rest else {"n_shared_experts": count}
+
+
+def every_layer(config: Config) -> Any:
+    """All layers, in classes that have experts in each."""
+    layers = windows.num_layers(config)
+    return UNKNOWN if layers is None else [1] * layers
