@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pp_export.distributed.wire import Group, Wire
 
 Check = Callable[[], None]
-MakeWire = Callable[[Group, str, Check], Wire]
-"""Makes the wire of a group over a backend; what it waits in calls the check."""
+MakeWire = Callable[[Group, str], Wire]
+"""Makes the wire of a group over a backend."""
 
 
 class Data:
@@ -35,9 +35,11 @@ class Data:
         return f"transfer/{self._num_transfers}"
 
     def connect(self, group: Group, backend: str, check: Check) -> Wire:
-        """The wire of a group, connected; called by all of its ranks and by no other."""
+        """The wire of a group, connected; called by all of its ranks and by no other. What waits in it calls
+        the check.
+        """
         assert self._make_wire is not None
-        self._wire = wire = self._make_wire(group, backend, check)
+        self._wire = wire = self._make_wire(group, backend)
         wire.connect(check)
         check()  # whoever ends transfers may have looked for a wire just before
         return wire

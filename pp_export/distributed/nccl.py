@@ -33,15 +33,16 @@ _OWN_HANDLING = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_BLOCKING_WA
 
 
 class NcclWire:
-    """A communicator on the group's device that torch's registry doesn't know. `check` is called wherever it
-    waits, and raises when all are to stop. All memory is taken before the members meet.
+    """A communicator on the group's device that torch's registry doesn't know. The check is called wherever
+    it waits, and raises when all are to stop. All memory is taken before the members meet.
     """
 
-    def __init__(self, member: Membership, check: Callable[[], None]) -> None:
+    def __init__(self, member: Membership) -> None:
         group = member.group
         assert group.device is not None
         device = self._device = group.device
-        self._member, self._check = member, check
+        self._member = member
+        self._check: Callable[[], None] = lambda: None
         streams: list[Any] = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
         self._stream, self._copying = streams
         self._pack = torch.empty(group.packed_bytes, dtype=torch.uint8, device=device)
@@ -55,6 +56,7 @@ class NcclWire:
         self._group: Any = None
 
     def connect(self, check: Callable[[], None]) -> None:
+        self._check = check
         self._member.meet(check)
         try:
             self._group = self._connected()

@@ -98,18 +98,18 @@ def _begin(
     verdict = job.meet(keys, about=about, seconds=stall_seconds, hint=hint, meanwhile=meanwhile)
     of_run = PrefixStore(run_prefix(verdict.number), store)
 
-    def wire(group: Group, backend: str, check: Callable[[], None]) -> Wire:
+    def make_wire(group: Group, backend: str) -> Wire:
         own = of_run.clone()  # type: ignore[attr-defined]  # one connection serves one thread at a time
         own.set_timeout(_STORE_TIMEOUT)
         member = Membership(own, job.rank, group)
-        return NcclWire(member, check) if backend == backends.NCCL else GlooWire(member)
+        return NcclWire(member) if backend == backends.NCCL else GlooWire(member)
 
     failure = verdict.failure
     return World(
         job.rank,
         job.size,
         keys(run_prefix(verdict.number)),
-        wire,
+        make_wire,
         blocks=tcp_blocks(job.size, patience_seconds=stall_seconds),
         stall_seconds=stall_seconds,
         missed=None if failure is None else Missed(failure, verdict.absent),

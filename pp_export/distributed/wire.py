@@ -57,8 +57,8 @@ class Wire(Protocol):
     """
 
     def connect(self, check: Callable[[], None]) -> None:
-        """Wait for all members, calling `check`, which may raise; then connect, which all do at once, so that
-        nothing but an end of a member can hold it up.
+        """Wait for all members; then connect, which all do at once, so that nothing but an end of a member
+        can hold it up. Here and in rounds `check` is called while it waits, where that can be, and may raise.
         """
 
     def exchange(

@@ -60,7 +60,7 @@ def wire() -> Iterator[FakeWire]:
 def blocked(wire: FakeWire, store: Store) -> World:
     """A world with one worker that waits for a message, and memory that it uses."""
 
-    def make(group: Group, backend: str, check: Callable[[], None]) -> Wire:
+    def make(group: Group, backend: str) -> Wire:
         return wire
 
     world = World(0, 1, SharedKeys(store), make, stall_seconds=20)
