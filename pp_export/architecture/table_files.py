@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -24,7 +25,7 @@ _TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "
 
 def packaged() -> dict[str, str]:
     """HF class name -> name of the packaged table that serves it."""
-    return {served: stem for stem in _packaged_names() for served in load(stem).serves}
+    return {served: stem for stem in _packaged_names() for served in _served_by(stem)}
 
 
 def _packaged_names() -> list[str]:
@@ -46,9 +47,10 @@ def other_args() -> dict[str, tuple[str, str]]:
 
 def for_class(class_name: str) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are."""
-    # Reading YAML takes a while: only tables in whose text the class stands are read as such.
-    naming = (name for name in _packaged_names() if class_name in _packaged_file(name).read_text("utf-8"))
-    found = next((table for table in map(load, naming) if class_name in table.serves), None)
+    # Reading YAML takes a while: only tables that name the class behind `serves:` are read as such.
+    serving = re.compile(rf"^serves:.*{re.escape(class_name)}", re.MULTILINE)
+    naming = (name for name in _packaged_names() if serving.search(_packaged_file(name).read_text("utf-8")))
+    found = next((table for table in naming if class_name in _served_by(table)), None)
     if found is None:
         raise RuleError(
             "no architecture table serves this model class",
@@ -56,7 +58,12 @@ def for_class(class_name: str) -> Architecture:
             got=class_name,
             advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml",
         )
-    return found
+    return load(found)
+
+
+def _served_by(packaged_table: str) -> tuple[str, ...]:
+    """What a table serves is never inherited: its own file says it."""
+    return tuple(_read_packaged(packaged_table).get("serves", ()))
 
 
 def load(table: str) -> Architecture:
