@@ -108,16 +108,16 @@ def check_publishable(staging: Path, target: Path, run_id: str, *, beside: bool)
 
 def publish(staging: Path, target: Path, expected: Collection[str] | None = None) -> list[str]:
     """Give the finished `staging` folder its final name; an old folder is swapped out, then removed. It must
-    have one of the `expected` marks, which `check_publishable` gave, where there are none must be none; None
-    means whatever is there.
+    have one of the `expected` marks, which `check_publishable` gave, and must not be there if there are none;
+    None means whatever is there.
 
     Returns what could not be done after that, a sentence each: the export stands by then.
     """
     old = look(target)
     mode = 0o777 & ~read_umask() if old is None else stat.S_IMODE(old.st_mode)
-    if old is not None and expected is not None and not expected:
-        raise _published_by_another(target)
     if old is not None:
+        if expected is not None and not expected:
+            raise _published_by_another(target)
         quietly(os.chown, staging, old.st_uid, old.st_gid)
     attempt("set mode", staging, os.chmod, staging, mode)
     sync_folders(staging)

@@ -9,35 +9,18 @@ from typing import Any
 
 from pp_export.core.settings import UNKNOWN, UNUSED, OneOf
 from pp_export.megatron import rope
-from pp_export.megatron.derivation import Args, Derivations, known
+from pp_export.megatron.derivation import Args, Derivations, Derive, known
 
 SETTINGS = Derivations()
 
 
-def _size(args: Args, name: str) -> Any:
-    return known(args.get(name)) if args.get("multi_latent_attention") else UNUSED
+def _size_of(name: str) -> Derive:
+    return lambda args: known(args.get(name)) if args.get("multi_latent_attention") else UNUSED
 
 
-@SETTINGS.of("multi_latent_attention", "kv_lora_rank")
-def _kv_lora_rank(args: Args) -> Any:
-    return _size(args, "kv_lora_rank")
-
-
-@SETTINGS.of("multi_latent_attention", "qk_head_dim")
-def _qk_head_dim(args: Args) -> Any:
-    """The part of a head of queries and keys that doesn't rotate."""
-    return _size(args, "qk_head_dim")
-
-
-@SETTINGS.of("multi_latent_attention", "qk_pos_emb_head_dim")
-def _qk_pos_emb_head_dim(args: Args) -> Any:
-    """The part that rotates."""
-    return _size(args, "qk_pos_emb_head_dim")
-
-
-@SETTINGS.of("multi_latent_attention", "v_head_dim")
-def _v_head_dim(args: Args) -> Any:
-    return _size(args, "v_head_dim")
+# Of a head of queries and keys, `qk_pos_emb_head_dim` is the part that rotates, `qk_head_dim` the rest.
+for _name in ("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"):
+    SETTINGS.by_name[_name] = (("multi_latent_attention", _name), _size_of(_name))
 
 
 @SETTINGS.of("multi_latent_attention", "rotary_scaling_factor", "mscale", "mscale_all_dim")

@@ -37,8 +37,14 @@ def scaling(args: Mapping[str, Any]) -> tuple[Values, str] | None:
             return None
     if isinstance(framework, Mapping):  # ms-swift hands the model config.json's own
         return ({"original_max_position_embeddings": args.get("max_position_embeddings"), **framework},), ""
-    if args.get("multi_latent_attention") or args.get("position_embedding_type") == "yarn":
-        return _latent(args) if args.get("multi_latent_attention") else _yarn(args)
+    return _scaling_of_args(args)
+
+
+def _scaling_of_args(args: Mapping[str, Any]) -> tuple[Values, str] | None:
+    if args.get("multi_latent_attention"):
+        return _latent(args)
+    if args.get("position_embedding_type") == "yarn":
+        return _yarn(args)
     interpolation = args.get("rotary_seq_len_interpolation_factor")
     linear = {"rope_type": "linear", "factor": interpolation} if interpolation else DEFAULT
     scaled = _llama3(args)
