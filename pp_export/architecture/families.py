@@ -6,7 +6,7 @@ The proofs are cards that the tests write (`tests/fixtures/family_proofs.py`); n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -44,14 +44,9 @@ def families() -> tuple[Family, ...]:
     """All classes that are served, by name."""
     cards = json.loads(_CARDS.read_text("utf-8"))
     served = sorted(table_files.packaged().items())
-    return tuple(Family(name, table, _strongest_first(cards.get(name, ()))) for name, table in served)
+    return tuple(Family(name, table, tuple(cards.get(name, ()))) for name, table in served)
 
 
 def to_json() -> dict[str, Any]:
     """What `pp_export families --json` prints."""
     return {"schema_version": 1, "families": [family.to_json() for family in families()]}
-
-
-def _strongest_first(cards: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    kinds = list(KINDS)
-    return tuple(sorted(cards, key=lambda card: kinds.index(card["proof"])))

@@ -11,8 +11,7 @@ import errno
 import io
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,10 +63,8 @@ class FailingReads:
 
 
 @pytest.fixture(scope="module")
-def inputs() -> Iterator[tuple[Path, Path]]:
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield smallest.write(folder / "inputs")
-    shutil.rmtree(folder)
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return smallest.write(tmp_path_factory.mktemp("inputs"))
 
 
 def export(inputs: tuple[Path, Path], output: Path, reads: FailingReads) -> ExportError | None:
