@@ -74,6 +74,7 @@ class Abort:
         """Ranks that never came, for which nobody waits."""
         self.is_witness = True
         """Whether this rank knows most of the cause: it failed itself, or reports what it found."""
+        self._spoke: list[int] = []
 
     def listen_in(self, block: Store, *, is_first: bool) -> None:
         """Say and hear failures in the store of the block as well; there its first rank brings those of
@@ -133,6 +134,7 @@ class Abort:
             self._member.poll(all_spoke, grace_seconds)
             spoke = sorted(keys.keys() - set(silent), key=keys.__getitem__)
             said = [_from_bytes(image) for image in self._store.get_many(spoke)]
+            self._spoke = [failure.rank for failure in said]
             return said, [keys[key] for key in silent]
         except PeerError:
             return [], []
@@ -153,11 +155,17 @@ class Abort:
         return None
 
     def leave_after_failure(self, seconds: float = 20.0) -> None:
-        """Return when the reporter has reported, since a launcher ends all ranks as soon as one exits."""
+        """Return when the reporter has reported, since a launcher ends all ranks as soon as one exits; on
+        the reporter, when all who spoke have heard it, since its process may be what serves the store.
+        """
         with suppress(PeerError):
             if self.is_reporter:
                 self._store.set(_RELEASED, b"")
-            self._member.poll(lambda: self._store.check(_RELEASED), seconds)
+                leaving = [_left(rank) for rank in self._spoke if rank != self._member.rank]
+                self._member.poll(lambda: not missing(self._store, leaving), seconds / 4)
+            else:
+                self._member.poll(lambda: self._store.check(_RELEASED), seconds)
+                self._store.set(_left(self._member.rank), b"")
 
     def _is_rank_0_alive(self, grace_seconds: float) -> bool:
         if 0 in self.absent:
@@ -193,6 +201,10 @@ def check(store: Store) -> None:
 
 def _failed(rank: int) -> str:
     return f"failed/{rank}"
+
+
+def _left(rank: int) -> str:
+    return f"left/{rank}"
 
 
 def _from_bytes(image: bytes) -> Failure:
