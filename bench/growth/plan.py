@@ -12,7 +12,7 @@ import time
 
 from bench.scale.models import toy
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import account
+from pp_export.architecture.accounting import Expected, account
 from pp_export.planning.planner import make_plan
 
 WORLD_SIZE = 64
@@ -33,8 +33,7 @@ def main() -> None:
         table_files.load(model.table),
         catalog.specs,
         model.sizes,
-        expected=None,
-        truth="",
+        expected=Expected(None, ""),
         dtype=None,
         drop_mtp=False,
     )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bench.scale.models import MODELS, Model, toy
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import account
+from pp_export.architecture.accounting import Expected, account
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.planning import part_image
 from pp_export.planning.planner import make_plan
@@ -54,7 +54,7 @@ def measure(model: Model, world_size: int) -> dict[str, Any]:
     table = table_files.load(model.table)
     settled = steps.take(
         "account",
-        lambda: account(table, specs, model.sizes, expected=None, truth="", dtype=None, drop_mtp=False),
+        lambda: account(table, specs, model.sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False),
     )
     slices = steps.take("slices", lambda: catalog.slices)
     plan = steps.take("plan", lambda: make_plan(settled, slices, world_size, max_shard_bytes=MAX_SHARD_BYTES))

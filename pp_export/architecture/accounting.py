@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from pp_export.architecture.encodings import Encoding, casts, encoded
+from pp_export.architecture.mtp import Depths
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.architecture.transforms import Geometry, Transform
@@ -41,6 +42,17 @@ class Placement(NamedTuple):
     target: View
 
 
+class Expected(NamedTuple):
+    """The HF tensors that there must be: name -> shape on disk (None where that is not known), and who says
+    so. No `tensors` where nobody does. Those of MTP layers are the business of `mtp`, as far as anybody knows
+    them: of a class's own definition they are no part.
+    """
+
+    tensors: Mapping[str, Shape | None] | None
+    truth: str
+    mtp: Mapping[str, Shape | None] | None = None
+
+
 @dataclass(frozen=True)
 class Account:
     """The outcome: the HF tensors, where each source goes, what is dropped and why.
@@ -48,6 +60,7 @@ class Account:
     `outputs` are the HF tensors as they are stored, after the `encodings`. `unit_of` gives each stored
     tensor its unit; `sources_of` the canonical tensors that it is made of, whose shapes are `shapes`.
     `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it out.
+    `mtp` are the outputs that belong to MTP layers, of which `copies` equal others.
     """
 
     encodings: tuple[Encoding, ...]
@@ -60,6 +73,8 @@ class Account:
     expert_of: Mapping[str, int]
     dropped: Mapping[str, str]
     truth: str
+    mtp: frozenset[str] = frozenset()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def main_dtype(self) -> DType:
@@ -81,16 +96,16 @@ def account(
     specs: Mapping[str, TensorSpec],
     sizes: ModelSizes,
     *,
-    expected: Mapping[str, Shape | None] | None,
-    truth: str,
+    expected: Expected,
     dtype: DType | None,
     drop_mtp: bool,
 ) -> Account:
-    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors (name -> shape on disk).
+    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors.
 
-    A shape of None is one that is not known. Raises AccountingError that lists every tensor without a rule,
-    every HF name made twice, missing or unexpected, and every wrong shape.
+    Raises AccountingError that lists every tensor without a rule, every HF name made twice, missing or
+    unexpected, and every wrong shape.
     """
+    depths = Depths.of(name for name in specs if not (drop_mtp and name.startswith("mtp.")))
     findings = _adapter_findings(specs)
     dropped: dict[str, str] = {}
     stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
@@ -101,13 +116,13 @@ def account(
             continue
         match = architecture.match(name)
         if match is None:
-            findings.append(f"no rule for the Megatron tensor {name} {specs[name]}")
+            hint = " (--mtp drop leaves MTP layers out)" if name.startswith("mtp.") else ""
+            findings.append(f"no rule for the Megatron tensor {name} {specs[name]}{hint}")
         elif match[0].drop is not None:
             dropped[name] = match[0].drop
         else:
             rule, holes = match
-            names = tuple(pattern.format(**holes) for pattern in rule.hf.values())
-            stacks[(rule.megatron, *names)].append(
+            stacks[(rule.megatron, *rule.names(holes, depths))].append(
                 (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
             )
     made = _Made()
@@ -115,10 +130,12 @@ def account(
         if len(members) > 1:
             members.sort(key=lambda member: member[:2])
         findings += made.add(key[1:], members, specs, sizes.values)
+    copies = made.copy(architecture, depths, expected.mtp)
     findings += _type_findings(made.mapped)
     encodings = casts(made.mapped, dtype, made.kept)
     outputs = encoded(made.mapped, encodings)
-    _refuse(findings + _differences(outputs, expected, dropped), architecture, truth)
+    mtp = frozenset({*copies, *made.of_mtp})
+    _refuse(findings + _differences(outputs, mtp, expected, dropped), architecture, expected.truth)
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
     unit_of, sources_of = made.unit_of, made.sources_of
     for encoding in encodings:
@@ -136,16 +153,17 @@ def account(
         num_parts_of=made.num_parts_of,
         expert_of=made.expert_of,
         dropped=dropped,
-        truth=truth,
+        truth=expected.truth,
+        mtp=mtp,
+        copies=copies,
     )
 
 
-def held_against(
-    account: Account, architecture: Architecture, expected: Mapping[str, Shape | None] | None, truth: str
-) -> Account:
+def held_against(account: Account, architecture: Architecture, expected: Expected) -> Account:
     """The same account with another truth; raises AccountingError where that one refutes it."""
-    _refuse(_differences(account.outputs, expected, account.dropped), architecture, truth)
-    return replace(account, truth=truth)
+    findings = _differences(account.outputs, account.mtp, expected, account.dropped)
+    _refuse(findings, architecture, expected.truth)
+    return replace(account, truth=expected.truth)
 
 
 def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None:
@@ -169,6 +187,7 @@ class _Made:
         self.num_parts_of: dict[str, int] = {}
         self.expert_of: dict[str, int] = {}
         self.kept: set[str] = set()
+        self.of_mtp: set[str] = set()
         self._checked: dict[tuple[str, TensorSpec], tuple[Geometry, dict[str, TensorSpec]]] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
 
@@ -213,6 +232,8 @@ class _Made:
             self.unit_of[name] = unit
             if rule.keeps_type:
                 self.kept.add(name)
+            if "mtp" in rule.holes:
+                self.of_mtp.add(name)
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts
@@ -229,6 +250,25 @@ class _Made:
             ]
             self.placements[source] = (*self.placements.get(source, ()), *placed)
         return []
+
+    def copy(
+        self, architecture: Architecture, depths: Depths, wanted: Container[str] | None
+    ) -> dict[str, str]:
+        """Make the tensors of MTP layers that equal others, those that are `wanted`, or all; name -> name of
+        the other.
+        """
+        copies: dict[str, str] = {}
+        unit_of = {unit.numbers: unit for unit in map(self.unit_of.__getitem__, self.of_mtp)}
+        for mtp, name, of in () if architecture.mtp is None else architecture.mtp.copies_of(depths):
+            if of in self.mapped and (wanted is None or name in wanted) and (mtp,) in unit_of:
+                copies[name] = of
+                self.mapped[name], self.sources_of[name] = self.mapped[of], self.sources_of[of]
+                self.unit_of[name] = unit_of[(mtp,)]
+                for source in self.sources_of[of]:
+                    placed = [place for place in self.placements[source] if place.name == of]
+                    more = [place._replace(name=name) for place in placed]
+                    self.placements[source] = (*self.placements[source], *more)
+        return copies
 
     def _unit(self, kind: UnitKind, numbers: Mapping[str, int]) -> Unit:
         """The unit of a tensor with these numbers in its holes: one value for all tensors of a unit."""
@@ -271,6 +311,17 @@ def _type_findings(made: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def _differences(
+    outputs: Mapping[str, TensorSpec], mtp: frozenset[str], expected: Expected, dropped: Mapping[str, str]
+) -> list[str]:
+    of_model = {name: spec for name, spec in outputs.items() if name not in mtp} if mtp else outputs
+    of_mtp = {name: outputs[name] for name in outputs if name in mtp}
+    return [
+        *_differences_of(of_model, expected.tensors, dropped),
+        *(_differences_of(of_mtp, expected.mtp, {}) if mtp else ()),
+    ]
+
+
+def _differences_of(
     outputs: Mapping[str, TensorSpec], expected: Mapping[str, Shape | None] | None, dropped: Mapping[str, str]
 ) -> list[str]:
     if expected is None:

@@ -2,8 +2,9 @@
 
 A table names the HF classes it `serves`, what training args and config.json must agree on, the units in file
 order, and `rules`, one row per Megatron name pattern. `{layer}`, `{expert}` and `{mtp}` are holes for
-numbers. A hole that the HF name lacks means that the tensors are stacked over it. A row may `drop` a tensor,
-saying why. The order of rows means nothing.
+numbers. A hole that the HF name lacks means that the tensors are stacked over it, `{mtp}` that there is one
+such layer. A row may `drop` a tensor, saying why. The order of rows means nothing. `mtp` says how rows for
+the layers of a decoder become those for layers inside of MTP layers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pp_export.architecture import mtp
+from pp_export.architecture.mtp import NUMBERS, Depths, Mtp
 from pp_export.architecture.readings import READINGS, Reading, of_entry
 from pp_export.architecture.transforms import TRANSFORMS, Transform
 from pp_export.architecture.units import HOLE, UnitKind
@@ -47,8 +50,18 @@ class Rule:
     @cached_property
     def stacked(self) -> tuple[str, ...]:
         """The holes over which the HF tensors are stacked, outermost first."""
-        named = {hole for name in self.hf.values() for hole in HOLE.findall(name)}
-        return tuple(hole for hole in self.holes if hole not in named)
+        named = {of for name in self.hf.values() for hole in HOLE.findall(name) for of in _named_by(hole)}
+        return tuple(hole for hole in self.holes if hole not in named and hole != "mtp")
+
+    @cached_property
+    def follows(self) -> bool:
+        """Whether HF names have numbers that follow from those in the holes."""
+        return any(hole in NUMBERS for name in self.hf.values() for hole in HOLE.findall(name))
+
+    def names(self, holes: Mapping[str, int], depths: Depths) -> tuple[str, ...]:
+        """The HF tensors of a source with these numbers."""
+        numbers = {**holes, **depths.numbers(holes)} if self.follows else holes
+        return tuple([pattern.format(**numbers) for pattern in self.hf.values()])
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Architecture:
 
     Of the settings of a model, `readings` are compared with config.json, `requires` must have one value,
     `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks.
+    `mtp` is None where the class is not known to have MTP layers.
     """
 
     name: str
@@ -75,6 +89,7 @@ class Architecture:
     tells: Mapping[str, str] = field(repr=False)
     defaults: Mapping[str, Any] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
+    mtp: Mtp | None = field(repr=False)
     table: Mapping[str, Any] = field(repr=False)
 
     @cached_property
@@ -94,7 +109,11 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
     """
     findings: list[str] = []
     units = _units(table["units"], findings)
-    rules = [rule for row in table["rules"] if (rule := _rule(row, units, findings)) is not None]
+    rows, section = table["rules"], table["mtp"]
+    findings += mtp.faults(section)
+    if section and not findings:
+        rows = [*rows, *mtp.rows(section, rows)]
+    rules = [rule for row in rows if (rule := _rule(row, units, findings)) is not None]
     findings += _ambiguities(rules) + _unknown_readings(table["config"])
     if findings:
         raise RuleError("the architecture table is wrong", where={"table": file or name}, findings=findings)
@@ -106,8 +125,15 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
         table["tells"],
         table["defaults"],
         tuple(rules),
+        _mtp(section, rules) if section else None,
         table,
     )
+
+
+def _mtp(section: Mapping[str, Any], rules: Iterable[Rule]) -> Mtp:
+    copies = section.get("copies", {})
+    names = [name for rule in rules if "mtp" in rule.holes for name in rule.hf.values()]
+    return Mtp(section.get("count"), copies, (*names, *copies))
 
 
 def _required(entry: Any) -> Required:
@@ -202,9 +228,14 @@ def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:
             faults.append(f"{pattern}: {name} has a brace that is no hole")
         faults += [
             f"{pattern}: {name} has hole {{{h}}} without a source"
-            for h in set(HOLE.findall(name)) - set(holes)
+            for h in {of for hole in HOLE.findall(name) for of in _named_by(hole)} - set(holes)
         ]
     return faults
+
+
+def _named_by(hole: str) -> tuple[str, ...]:
+    """The holes of a Megatron pattern that a hole of an HF name stands for."""
+    return NUMBERS.get(hole, (hole,))
 
 
 def _has_brace(text: str) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TABLES = resources.files("pp_export.architecture") / "tables"
 _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
 _BASE = "megatron"
-_TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "units", "rules"}
+_TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "units", "rules", "mtp"}
 
 
 def packaged() -> dict[str, str]:
@@ -73,7 +73,7 @@ def load(table: str) -> Architecture:
 
 def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
     """The table with everything it extends: rows with the same pattern replace, a setting's line in `config`
-    or `requires` whatever either said of it; `units` replace all of the base's.
+    or `requires` whatever either said of it; `units` and `mtp` replace all of the base's.
     """
     if table in below:
         raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
@@ -98,6 +98,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
             if default is not None
         },
         "units": value.get("units", base.get("units", [])),
+        "mtp": value.get("mtp", base.get("mtp", {})),
         "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
         + value.get("rules", []),
     }
@@ -147,7 +148,7 @@ def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
             "the table has unknown keys", where={"table": table}, expected=sorted(_TABLE_KEYS), got=got
         )
     shapes = {
-        **dict.fromkeys(("config", "requires", "tells", "defaults"), dict),
+        **dict.fromkeys(("config", "requires", "tells", "defaults", "mtp"), dict),
         **dict.fromkeys(("units", "rules", "serves"), list),
         "extends": str,
     }

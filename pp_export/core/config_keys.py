@@ -1,4 +1,6 @@
-"""Keys of config.json by which a loader could fetch or run what neither the folder nor the library holds."""
+"""Keys of config.json that several rooms know: those by which a loader could fetch or run what neither the
+folder nor the library holds, and those of which families have each their own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,9 @@ from typing import Any
 
 CODE = frozenset({"auto_map"})
 """Names Python classes in the folder or in another repository."""
+
+MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
+"""How many layers for multi-token prediction there are."""
 
 QUANTIZATION = frozenset({"quantization_config", "compression_config"})
 """Says how the weights on disk are packed; quantizers bring libraries and kernels with them."""

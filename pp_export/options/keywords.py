@@ -19,7 +19,7 @@ class ResultKeywords(TypedDict, total=False):
     """What the result is."""
 
     dtype: Dtype
-    mtp: Literal["export", "drop"]
+    mtp: Literal["export", "drop", "require"]
     vocab_size: int | None
     architecture: str | None
     config_from: Literal["reference", "checkpoint"]

@@ -142,7 +142,10 @@ class ResultOptions(Options):
         choices=("checkpoint", "float32", "bfloat16", "float16"),
     )
     mtp: str = _option(
-        "multi-token-prediction layers: export them, or drop them", "export", choices=("export", "drop")
+        "multi-token-prediction layers: export what the checkpoint has, drop them (config.json says so), or"
+        " require at least one",
+        "export",
+        choices=("export", "drop", "require"),
     )
     vocab_size: int | None = _option(
         "true vocabulary size; default: the reference config.json's", None, positive=True

@@ -8,11 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pp_export.core.config_keys import QUANTIZATION
+from pp_export.core.config_keys import MTP_COUNTS, QUANTIZATION
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(/[\w.-]+)?)?")
-_MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
 _LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
 
 
@@ -22,15 +21,16 @@ def corrected(
     dtype: str | None = None,
     vocab_size: int | None = None,
     num_mtp_layers: int | None = None,
+    mtp_key: str | None = None,
     both_spellings: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The export's config.json and one sentence for each correction; None means that the reference is right.
 
     `dtype` is torch's name (`bfloat16`). Whichever keys the reference has are corrected, also in the configs
     nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
-    beside the other sizes of the language model; no MTP count is added. With `both_spellings`, `dtype` and
-    `torch_dtype` both say the type. A quantization config is removed, because the exported weights are not
-    quantized, and so is the path of a folder that the config was loaded from.
+    beside the other sizes of the language model, and so is `mtp_key` where there are MTP layers. With
+    `both_spellings`, `dtype` and `torch_dtype` both say the type. A quantization config is removed, because
+    the exported weights are not quantized, and so is the path of a folder that the config was loaded from.
     """
     result = copy.deepcopy(dict(config))
     removed = _remove_quantization(result) + _remove_path(result)
@@ -46,8 +46,15 @@ def corrected(
     if vocab_size is not None:
         corrections += _correct(language, ("vocab_size",), vocab_size, absent=(*language[-1], "vocab_size"))
     if num_mtp_layers is not None:
-        corrections += _correct(language, _MTP_KEYS, num_mtp_layers, absent=None)
+        absent = (*language[-1], mtp_key) if mtp_key is not None and num_mtp_layers else None
+        corrections += _correct(language, MTP_COUNTS, num_mtp_layers, absent=absent)
     return result, corrections + removed
+
+
+def num_mtp_layers(config: Mapping[str, Any]) -> int:
+    """How many MTP layers a config.json promises, under whichever name."""
+    parts = [config, *(config[key] for key in _LANGUAGE_MODEL_KEYS if isinstance(config.get(key), dict))]
+    return max((part[key] for part in parts for key in MTP_COUNTS if type(part.get(key)) is int), default=0)
 
 
 def to_bytes(config: Mapping[str, Any]) -> bytes:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pp_export.architecture import accounting, meaning, vocabulary
-from pp_export.architecture.accounting import Account
+from pp_export.architecture.accounting import Account, Expected
 from pp_export.architecture.decisions import Decisions
 from pp_export.architecture.meaning import Meaning
+from pp_export.architecture.mtp import Depths, settle_count
 from pp_export.architecture.recognition import check_names
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes, model_sizes
@@ -24,22 +25,19 @@ from pp_export.core.errors import ExportError, ReferenceFolderError
 from pp_export.core.file_names import CONFIG
 from pp_export.core.settings import agree
 from pp_export.core.strict_json import MAX_CONFIG_BYTES
-from pp_export.core.tensors import Shape
 from pp_export.megatron import settings
 from pp_export.options.kinds import ResultOptions
 from pp_export.reference import config_json
 from pp_export.reference.definition_cache import Answer
-from pp_export.reference.own_weights import read_specs
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
+from pp_export.steps.expected import mtp_notes, tensors_of
 from pp_export.steps.pending import PendingInputs, question_of
 
 Config = Mapping[str, Any]
 Ask = Callable[[Config], Answer | None]
 """What the definition of a config.json is; None where that is not known yet."""
-Expected = tuple[Mapping[str, Shape | None] | None, str]
-"""Names and shapes (None where not known), and where they are from; None where nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class FinalConfig:
 @dataclass(frozen=True)
 class Stated:
     """What the files say, before the model's definition is heard. The vocabulary has `num_rows` rows, of
-    which the first `vocab_size` are real.
+    which the first `vocab_size` are real. The export has `num_mtp` MTP layers.
     """
 
     catalog: Catalog
@@ -66,6 +64,8 @@ class Stated:
     trained: meaning.Settings | None
     num_rows: int
     vocab_size: int
+    depths: Depths
+    num_mtp: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,9 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     trained = None if args is None else settings.derive(args)
     correct = options.config_from == "checkpoint"
     meaning.settle(architecture, trained, reference.config, None, correct=correct, provisional=True)
+    depths = Depths.of(catalog.specs)
+    promised = config_json.num_mtp_layers(reference.config)
+    num_mtp = settle_count(options.mtp, depths, args, promised)
     rows = vocabulary.num_rows(catalog.specs)
     size = vocabulary.true_size(
         rows,
@@ -122,7 +125,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
         args=args or {},
         num_tokens=reference.tokenizer.ids.at_least,
     )
-    return Stated(catalog, architecture, reference, options, trained, rows, size)
+    return Stated(catalog, architecture, reference, options, trained, rows, size, depths, num_mtp)
 
 
 @dataclass(frozen=True)
@@ -177,17 +180,18 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         vocab_size=size,
         padded_vocab_size=stated.num_rows,
     )
-    expected = _expected(answer, reference)
+    expected = tensors_of(answer, stated.reference, architecture, stated.depths.num_layers)
     if planned is not None and planned.sizes == sizes:
-        account = accounting.held_against(planned.account, architecture, *expected)
+        account = accounting.held_against(planned.account, architecture, expected)
     else:
         account = settle_account(catalog, architecture, sizes, expected, options)
-    config = _final_config(architecture, reference, settled, account, size, options)
+    config = _final_config(stated, settled, account)
     padded = vocabulary.says_padding(args or {})
     is_counted = padded or reference.tokenizer.num_ids is not None
     unknown = Decisions(architecture, settings.read_by()).unknown(args or {})
     notes = (
         *_notes(args, settled, account, stated.num_rows - size, is_counted),
+        *mtp_notes(account, expected),
         *token_id_notes(reference.tokenizer, size),
     )
     is_cached = answer is not None and answer.definition is not None and answer.is_cached
@@ -208,13 +212,11 @@ def settle_account(
     options: ResultOptions,
 ) -> Account:
     """The account of the checkpoint's tensors against the `expected` ones; the same on every rank."""
-    shapes, truth = expected
     return accounting.account(
         architecture,
         catalog.specs,
         sizes,
-        expected=shapes,
-        truth=truth,
+        expected=expected,
         dtype=None if options.dtype == "checkpoint" else dtypes.from_torch(options.dtype),
         drop_mtp=options.mtp == "drop",
     )
@@ -246,22 +248,18 @@ def _notes(
     return notes
 
 
-def _final_config(
-    architecture: Architecture,
-    reference: Reference,
-    settled: Meaning,
-    account: Account,
-    vocab_size: int,
-    options: ResultOptions,
-) -> FinalConfig:
+def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalConfig:
     """What the export's config.json is, known before a byte is read."""
+    architecture, reference, options = stated.architecture, stated.reference, stated.options
     own = reference.config if options.config_as_reference else settled.config
     says_dtype = not options.config_as_reference or any(key in own for key in config_json.DTYPE_KEYS)
+    mtp = architecture.mtp
     config, corrections = config_json.corrected(
         own,
         dtype=account.main_dtype.torch_name if says_dtype else None,
-        vocab_size=vocab_size,
-        num_mtp_layers=0 if options.mtp == "drop" else None,
+        vocab_size=stated.vocab_size,
+        num_mtp_layers=stated.num_mtp,
+        mtp_key=None if mtp is None else mtp.count,
         both_spellings=not options.config_as_reference,
     )
     if not options.config_as_reference:
@@ -293,16 +291,3 @@ def _bounded(reference: Reference, config: bytes) -> bytes:
             got=f"{len(config):,} bytes",
         )
     return config
-
-
-def _expected(answer: Answer | None, reference: Reference) -> Expected:
-    """From the model's definition; else the names that the reference's own weights have, with shapes where
-    the files are there; else nothing.
-    """
-    if answer is not None and answer.definition is not None:
-        return answer.definition.tensors, accounting.DEFINITION
-    if reference.weights is None:
-        return None, accounting.TABLE
-    specs = read_specs(reference.folder, reference.weights) or {}
-    names = reference.weights
-    return {name: specs[name].shape if name in specs else None for name in names}, accounting.INDEX

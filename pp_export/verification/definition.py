@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pp_export.core.config_keys import CODE, QUANTIZATION
+from pp_export.core.config_keys import CODE, MTP_COUNTS, QUANTIZATION
 from pp_export.core.errors import ExportError
 from pp_export.core.file_names import CONFIG
 from pp_export.verification.findings import Fault, brief, shown
@@ -25,7 +25,6 @@ _BUFFERS = re.compile(
 )
 _MTP = re.compile(r"((model|language_model)\.)*mtp(_layers)?\..*")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]{1,6})\..*")
-_MTP_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out)\.weight")
 _PACKED = re.compile(r"[UI]8|F[468]_.*|F4")
 _INTEGER = re.compile(r"[UI](16|32|64)|BOOL")
@@ -157,7 +156,7 @@ def _why_ignored(
 
 def _is_beyond_layers(name: str, config: Mapping[str, Any]) -> bool:
     found, num_layers = _LAYER.fullmatch(name), config.get("num_hidden_layers")
-    num_more = max((config[key] for key in _MTP_LAYERS if type(config.get(key)) is int), default=0)
+    num_more = max((config[key] for key in MTP_COUNTS if type(config.get(key)) is int), default=0)
     return found is not None and type(num_layers) is int and 0 <= int(found[1]) - num_layers < num_more
 
 

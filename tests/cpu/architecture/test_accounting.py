@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import DEFINITION, TABLE, Account, account
+from pp_export.architecture.accounting import DEFINITION, TABLE, Account, Expected, account
 from pp_export.architecture.rules import Architecture
 from pp_export.core.dtypes import DType, from_torch
 from pp_export.core.errors import AccountingError
@@ -38,8 +38,7 @@ def settle(
         table or table_files.load(toy.table),
         toy.specs() if specs is None else specs,
         toy.sizes,
-        expected=expected,
-        truth=DEFINITION,
+        expected=Expected(expected, DEFINITION),
         dtype=dtype,
         drop_mtp=drop_mtp,
     )
@@ -218,7 +217,8 @@ def test_mtp_layers_are_dropped_only_on_demand() -> None:
     specs = DENSE.specs() | {"mtp.layers.0.eh_proj.weight": TensorSpec((4, 4), BF16)}
     assert settle(specs=specs, drop_mtp=True).dropped == {"mtp.layers.0.eh_proj.weight": "--mtp drop"}
     assert findings(specs=specs) == (
-        "no rule for the Megatron tensor mtp.layers.0.eh_proj.weight bfloat16[4, 4]",
+        "no rule for the Megatron tensor mtp.layers.0.eh_proj.weight bfloat16[4, 4] (--mtp drop leaves MTP"
+        " layers out)",
     )
 
 
@@ -289,8 +289,7 @@ def test_without_a_definition_the_table_is_the_truth() -> None:
         table_files.load("qwen2"),
         DENSE.specs(),
         DENSE.sizes,
-        expected=None,
-        truth=TABLE,
+        expected=Expected(None, TABLE),
         dtype=None,
         drop_mtp=False,
     )

@@ -22,7 +22,7 @@ import pytest
 
 import pp_export
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import Account, Placement, account
+from pp_export.architecture.accounting import Account, Expected, Placement, account
 from pp_export.core.tensors import Slice
 from pp_export.planning import planner, rank_plan
 from pp_export.planning.export_plan import ExportPlan
@@ -58,8 +58,7 @@ def settle(toy: ToyDecoder) -> Account:
         table_files.load(toy.table),
         toy.specs(),
         toy.sizes,
-        expected=None,
-        truth="",
+        expected=Expected(None, ""),
         dtype=None,
         drop_mtp=False,
     )
@@ -460,8 +459,7 @@ def test_planning_is_linear_in_the_stored_boxes(ranks: RankGrid | int) -> None:
                 table_files.load(toy.table),
                 specs,
                 toy.sizes,
-                expected=None,
-                truth="",
+                expected=Expected(None, ""),
                 dtype=None,
                 drop_mtp=False,
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.scale.measure import MAX_SHARD_BYTES
 from bench.scale.models import toy
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import account
+from pp_export.architecture.accounting import Expected, account
 from pp_export.checkpoint.dcp.catalog import read_catalog
 from pp_export.planning.planner import make_plan
 from pp_export.process.collector import paused_collector
@@ -30,7 +30,7 @@ base = peak_anonymous_bytes()
 with paused_collector():
     catalog = read_catalog(path)
     settled = account(
-        table, catalog.specs, model.sizes, expected=None, truth="", dtype=None, drop_mtp=False
+        table, catalog.specs, model.sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False
     )
     plan = make_plan(settled, catalog.slices, 4, max_shard_bytes=MAX_SHARD_BYTES)
     for part in plan.parts:

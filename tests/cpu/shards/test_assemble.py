@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from pp_export.architecture import accounting, rules, table_files
-from pp_export.architecture.accounting import account
+from pp_export.architecture.accounting import Expected, account
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.core import file_names
 from pp_export.core.dtypes import from_torch
@@ -224,8 +224,7 @@ def plan_for(
         table,
         specs,
         ModelSizes(SIZES, "", 5, 8),
-        expected=None,
-        truth="",
+        expected=Expected(None, ""),
         dtype=None if cast is None else from_torch(cast),
         drop_mtp=False,
     )
