@@ -22,6 +22,14 @@ _STACKED_EXPERT = re.compile(r"\.experts\.experts\.(?!\d)")
 _SINGLE_EXPERT = re.compile(r"\.experts\.(?:experts|local_experts)\.(?=\d)")
 _GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)(?=$|_[wv]$)")
 _HALF_OF_GLU = re.compile(r"(\.linear_fc1\.(?:weight|bias))_([wv])$")
+_SECTION = re.compile(r"(\.(?:in_proj|conv1d)[._](?:weight|bias))\.(query|key|value|z|x|B|C|dt|beta|alpha)$")
+_PARTS = (
+    ("w", "v"),
+    ("query", "key", "value", "z", "beta", "alpha"),
+    ("query", "key", "value"),
+    ("z", "x", "B", "C", "dt"),
+    ("x", "B", "C"),
+)
 _PREFIXES = ("model.module.module.", "model.module.", "model.", "module.module.", "module.")
 _ROOTS = ("embedding.", "decoder.", "output_layer.", "mtp.")
 
@@ -78,15 +86,23 @@ def framework_prefix(keys: Iterable[str]) -> str:
     return ""
 
 
-def spelled(key: str) -> tuple[str, int | None]:
-    """A key as Megatron spells it, and which half of a fused gate and up projection it is.
+def spelled(key: str) -> tuple[str, str | None]:
+    """A key as Megatron spells it, and which part of a tensor it is, if only one.
 
-    megatron-core writes the halves apart as `weight_w` (gate, 0) and `weight_v` (up, 1) where it must not cut
-    a tensor twice (`singleton_local_shards`, fsdp_dtensor); a grouped expert is then `linear_fc1.weight7_w`
-    (megatron/core/transformer/fsdp_dtensor_checkpoint.py).
+    megatron-core writes the halves of a fused gate and up projection apart as `weight_w` and `weight_v` where
+    it must not cut a tensor twice (`singleton_local_shards`, fsdp_dtensor); a grouped expert is then
+    `linear_fc1.weight7_w` (megatron/core/transformer/fsdp_dtensor_checkpoint.py). Of a projection or
+    convolution of Mamba or of a gated delta net it always writes the sections apart, `in_proj.weight.z` for
+    example (`_split_tensor_factory` in megatron/core/ssm).
     """
     key = _GROUPED_EXPERT.sub(r".experts.\3.\1.\2", key)
-    match = _HALF_OF_GLU.search(key)
-    if match is None:
-        return key, None
-    return _HALF_OF_GLU.sub(r"\1", key), "wv".index(match[2])
+    for pattern in (_HALF_OF_GLU, _SECTION):
+        if match := pattern.search(key):
+            return pattern.sub(r"\1", key), match[2]
+    return key, None
+
+
+def in_order(parts: Iterable[str | None]) -> tuple[str, ...] | None:
+    """Parts of a tensor as their rows follow one another in it; None unless they are all that one has."""
+    found = frozenset(parts)
+    return next((order for order in _PARTS if found == frozenset(order)), None)

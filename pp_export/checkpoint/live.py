@@ -12,7 +12,7 @@ import json
 import sys
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pp_export.checkpoint.canonical_names import framework_prefix
+from pp_export.checkpoint.canonical_names import canonical, framework_prefix, in_order, spelled
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.checkpoint.live_args import args_of
 from pp_export.checkpoint.training_args import interleave_of, layout_of
@@ -121,8 +121,8 @@ def look_at(model: Sequence[Any]) -> LocalModel:
         boxes += [_local_box(entry, values) for entry, values in _entries(state, built) if _is_held(entry)]
     built.forget()
     prefix = framework_prefix(box.key for box in boxes)
-    named = tuple(replace(box, key=box.key.removeprefix(prefix)) for box in boxes)
-    return LocalModel(args_of(parts[0]) if parts else {}, named)
+    named = (replace(box, key=box.key.removeprefix(prefix)) for box in boxes)
+    return LocalModel(args_of(parts[0]) if parts else {}, tuple(_fused(named)))
 
 
 def gpus(local: LocalModel) -> list[torch.device]:
@@ -310,6 +310,29 @@ def _local_box(entry: Any, give: Callable[[], torch.Tensor]) -> LocalBox:
     dtype = str(values.dtype).removeprefix("torch.")
     shape = tuple(map(int, entry.global_shape))
     return LocalBox(entry.key, shape, box, dtype, values.device, give)
+
+
+def _fused(boxes: Iterable[LocalBox]) -> Iterator[LocalBox]:
+    """The boxes as those of whole tensors, of which a factory makes parts: a rank has some of each part."""
+    parts: defaultdict[tuple[str, Shape], dict[str, LocalBox]] = defaultdict(dict)
+    for box in boxes:
+        name, part = spelled(box.key)
+        if part is None:
+            yield box
+        else:
+            parts[name, box.box.offset[: canonical(name).num_stacked]][part] = box
+    for (name, stacked), found in parts.items():
+        order, axis, begin = in_order(found), len(stacked), 0
+        if order is None:
+            yield from found.values()
+            continue
+        rows = sum(box.shape[axis] for box in found.values())
+        for part in order:
+            box = found[part]
+            offset = (*stacked, box.box.offset[axis] + begin, *box.box.offset[axis + 1 :])
+            begin += box.shape[axis]
+            shape = (*box.shape[:axis], rows, *box.shape[axis + 1 :])
+            yield replace(box, key=name, shape=shape, box=Box(offset, box.box.shape))
 
 
 def _check_same(parts: Sequence[Any], args: Mapping[str, Any], keys: set[str], num_found: int) -> None:

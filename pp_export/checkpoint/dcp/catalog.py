@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.checkpoint import locate, training_args
-from pp_export.checkpoint.canonical_names import canonical, framework_prefix, spelled
+from pp_export.checkpoint.canonical_names import canonical, framework_prefix, in_order, spelled
 from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredTensor
 from pp_export.checkpoint.dcp import metadata_json
 from pp_export.checkpoint.dcp.metadata import StoredEntries
@@ -77,13 +77,13 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
     # Bridge undoes the interleaving when it saves.
     interleave = training_args.interleave_of(None if found.is_disentangled else found.args)
     prefix = framework_prefix(stored.tensors)
-    halves: defaultdict[str, dict[int | None, StoredTensor]] = defaultdict(dict)
+    parts: defaultdict[str, dict[str | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
-        name, half = spelled(key.removeprefix(prefix))
-        if half in halves[name]:
+        name, part = spelled(key.removeprefix(prefix))
+        if part in parts[name]:
             raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
-        halves[name][half] = stored.tensor(key, name)
-    tensors = tuple(_fused(name, parts, interleave(name)) for name, parts in sorted(halves.items()))
+        parts[name][part] = stored.tensor(key, name)
+    tensors = tuple(_fused(name, of_name, interleave(name)) for name, of_name in sorted(parts.items()))
     description = Description(
         folder=str(folder),
         format=_format_name(folder, found.args),
@@ -101,25 +101,32 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
 
 
 def _fused(
-    name: str, parts: Mapping[int | None, StoredTensor], interleave: Interleave | None
+    name: str, parts: Mapping[str | None, StoredTensor], interleave: Interleave | None
 ) -> StoredTensor:
-    """The tensor `name` of its stored halves, gate rows first, or as it is."""
+    """The tensor `name` of its parts, one behind the other, or as it is."""
     if None in parts and len(parts) == 1:
         whole = parts[None]
         return whole if interleave is None else replace(whole, interleave=interleave)
-    if set(parts) != {0, 1} or parts[0].shape != parts[1].shape or parts[0].dtype != parts[1].dtype:
-        raise CheckpointError(
-            "the halves of a fused gate and up projection do not belong together",
-            where={"tensor": name},
-            expected="weight_w and weight_v, of one shape and type",
-            got=", ".join(f"{'whole' if h is None else 'wv'[h]} {list(p.shape)}" for h, p in parts.items()),
-        )
-    gate, up = parts[0], parts[1]
     axis = canonical(name).num_stacked
-    rows = gate.shape[axis]
-    moved = [StoredBox(_shifted(b.box, axis, rows), b.item, b.begin, b.strides) for b in up.boxes]
-    shape = (*gate.shape[:axis], 2 * rows, *gate.shape[axis + 1 :])
-    return StoredTensor(name, shape, gate.dtype, (*gate.boxes, *moved), interleave)
+    order = in_order(parts)
+    kinds = {(p.dtype, *p.shape[:axis], *p.shape[axis + 1 :]) for p in parts.values()}
+    rows = {part: tensor.shape[axis] for part, tensor in parts.items() if len(tensor.shape) > axis}
+    are_halves_equal = order is None or len(order) > 2 or len(set(rows.values())) == 1
+    if order is None or len(kinds) > 1 or len(rows) < len(order) or not are_halves_equal:
+        raise CheckpointError(
+            "the parts of a tensor that is stored in parts do not belong together",
+            where={"tensor": name},
+            expected="all of them, equal but for their rows; weight_w and weight_v also in these",
+            got=", ".join(f"{part or 'whole'} {list(p.shape)}" for part, p in parts.items()),
+        )
+    boxes: list[StoredBox] = []
+    begin = 0
+    for part in order:
+        boxes += [b._replace(box=_shifted(b.box, axis, begin)) for b in parts[part].boxes]
+        begin += rows[part]
+    first = parts[order[0]]
+    shape = (*first.shape[:axis], begin, *first.shape[axis + 1 :])
+    return StoredTensor(name, shape, first.dtype, tuple(boxes), interleave)
 
 
 def _shifted(box: Box, axis: int, by: int) -> Box:
