@@ -28,6 +28,8 @@ class Split(enum.Enum):
     """Rows; where it is gated, each rank has rows of the gate, then as many of the up projection."""
     LATENT = enum.auto()
     """Rows or copies, as it depends on the release (a down projection of multi-latent attention)."""
+    SECTIONS = enum.auto()
+    """Rows in sections of several sizes, of each of which a rank has its part (`sections`)."""
 
 
 _LAYER = re.compile(
@@ -40,6 +42,8 @@ _GROUPED_BY_NAME = re.compile(r"(linear_fc[12]\.(?:weight|bias))(\d+)")
 _STACKED = re.compile(r"linear_fc[12]\.(?:weight|bias)")
 _GROUPED = {"weight1": "linear_fc1.weight", "weight2": "linear_fc2.weight"}
 
+_MAMBA = ("num_heads", "head_dim", "num_groups", "state_dim")
+_DELTA_NET = ("num_key_heads", "key_head_dim", "num_value_heads", "value_head_dim")
 _MLP = r"mlp\.(?:shared_experts\.|experts\.\d+\.)?"
 _OUTSIDE = {
     r"embedding\.word_embeddings\.weight|output_layer\.(?:weight|bias)": Split.ROWS,
@@ -58,6 +62,11 @@ _INSIDE = {
     r"mlp\.router\.(?:weight|bias|expert_bias)": Split.COPIES,
     r"mlp\.shared_experts\.gate_weight|mlp\.fc[12]_latent_proj\.(?:weight|bias)": Split.COPIES,
     r"(?:\w+\.)*\w*layer_?norm[._](?:weight|bias)": Split.COPIES,
+    # Mamba and gated delta nets (ssm/mamba_mixer.py, ssm/gated_delta_net.py)
+    r"(?:mixer|self_attention)\.(?:in_proj\.weight|conv1d[._](?:weight|bias))": Split.SECTIONS,
+    r"(?:mixer|self_attention)\.(?:A_log|D|dt_bias)|mixer\.norm\.weight": Split.ROWS,
+    r"(?:mixer|self_attention)\.out_proj\.weight": Split.COLUMNS,
+    r"self_attention\.out_norm\.weight|norm\.weight": Split.COPIES,
 }
 _MTP = {
     r"eh_proj\.(?:weight|bias)": Split.ROWS,
@@ -131,6 +140,27 @@ def latent_rows(name: str, args: Mapping[str, Any]) -> int | None:
         return args.get("q_lora_rank")
     latent, position = args.get("kv_lora_rank"), args.get("qk_pos_emb_head_dim")
     return None if latent is None or position is None else int(latent) + int(position)
+
+
+def sections(name: str, args: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Rows of each section of a whole projection or convolution of a Mamba (z, x, B, C, dt) or of a gated
+    delta net (queries, keys, values, z, beta, alpha), or None if the args don't say.
+    """
+    is_projection = ".in_proj." in name
+    if ".mixer." in name:
+        heads, dim, groups, state = (args.get(f"mamba_{arg}") for arg in _MAMBA)
+        hidden = args.get("hidden_size")
+        if heads is None and hidden and dim:
+            heads = 2 * hidden // dim
+        if not (heads and dim and groups and state):
+            return None
+        convolved = (heads * dim, groups * state, groups * state)
+        return (heads * dim, *convolved, heads) if is_projection else convolved
+    key_heads, key_dim, value_heads, value_dim = (args.get(f"linear_{arg}") for arg in _DELTA_NET)
+    if not (key_heads and key_dim and value_heads and value_dim):
+        return None
+    convolved = (key_heads * key_dim, key_heads * key_dim, value_heads * value_dim)
+    return (*convolved, value_heads * value_dim, value_heads, value_heads) if is_projection else convolved
 
 
 def _reshaped(view: View, shape: Shape) -> View:

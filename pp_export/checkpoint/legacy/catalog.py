@@ -6,6 +6,7 @@ fills there. Nothing is copied or transposed; boxes and strides say it all.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pp_export.checkpoint.legacy.parts import Args, Parameter, ParameterPart, is
 from pp_export.checkpoint.legacy.rank_files import FILE, RankFile, rank_files
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, check_coverage
+from pp_export.megatron import local_names
 from pp_export.megatron.local_names import Split
 from pp_export.torch_file import archive
 
@@ -76,10 +78,11 @@ class _Builder:
     def tensor(
         self, name: str, found: Mapping[str, Parameter], args: Args, interleave: Interleave | None
     ) -> StoredTensor:
-        """The tensor `name`, proved to be covered by its boxes: one of each part, two of gate and up.
+        """The tensor `name`, proved to be covered by its boxes: one of each part, or of each section of it,
+        such as gate and up.
 
         megatron-core's torch_dist format stores the same boxes (`apply_swiglu_sharded_factory`,
-        megatron/core/transformer/mlp.py).
+        megatron/core/transformer/mlp.py, and `_split_tensor_factory`, megatron/core/ssm).
         """
         parameter = found[name]
         first = parameter.parts[0].stored.view
@@ -88,12 +91,14 @@ class _Builder:
             raise CheckpointError("a parameter has too few dims", where={"tensor": name}, got=first.shape)
         size = len(parameter.parts)
         is_gated = parameter.split is Split.FC1 and _is_gated(name, found, args)
-        num_halves = 2 if is_gated else 1
-        count = first.shape[dim] // num_halves
+        if parameter.split is Split.SECTIONS:
+            counts = _sections(name, first.shape[0], size, args)
+        else:
+            counts = (first.shape[dim] // 2,) * 2 if is_gated else (first.shape[dim],)
         boxes = [
-            self._box(part, dim, half * count, count, at=(half * size + rank) * count)
+            self._box(part, dim, begin, count, at=begin * size + rank * count)
             for rank, part in enumerate(parameter.parts)
-            for half in range(num_halves)
+            for begin, count in zip(itertools.accumulate(counts, initial=0), counts)
         ]
         shape = (*first.shape[:dim], size * first.shape[dim], *first.shape[dim + 1 :])
         check_coverage(name, shape, [stored.box for stored in boxes])
@@ -122,6 +127,19 @@ class _Builder:
         item = self._numbers.setdefault((part.file, part.stored.storage), len(self._numbers))
         begin = view.offset * part.stored.dtype.itemsize
         return StoredBox(Box(offset, view.shape), item, begin, None if view.is_dense else view.strides)
+
+
+def _sections(name: str, rows: int, size: int, args: Args) -> tuple[int, ...]:
+    """The rows that each of `size` ranks has of each section."""
+    whole = local_names.sections(name, args)
+    if whole is None or sum(whole) != rows * size or any(count % size for count in whole):
+        raise CheckpointError(
+            "a tensor in sections has another size than the training args tell",
+            where={"tensor": name},
+            expected="sections that the args say" if whole is None else f"{sum(whole)} rows: {list(whole)}",
+            got=f"{rows} rows on each of {size} ranks",
+        )
+    return tuple(count // size for count in whole)
 
 
 def _is_gated(name: str, found: Mapping[str, Parameter], args: Args) -> bool:

@@ -386,11 +386,11 @@ def test_a_missing_part_is_named(dense: Written) -> None:
 
 def test_unknown_parameters_are_listed(dense: Written) -> None:
     """Names without a rule are all listed, with their shapes, and nothing is guessed."""
-    new = {f"decoder.layers.0.mixer.{name}.weight": torch.zeros(4, 8) for name in ("in_proj", "conv1d")}
+    new = {f"decoder.layers.0.mixer.{name}.weight": torch.zeros(4, 8) for name in ("x_proj", "dt_proj")}
     edited(dense.file("mp_rank_00_001"), lambda state: state["model"].update(new))
     assert sorted(refused(dense.folder).findings) == [
         f"decoder.layers.1.mixer.{name}.weight [4, 8] in mp_rank_00_001/{FILE}"
-        for name in ("conv1d", "in_proj")
+        for name in ("dt_proj", "x_proj")
     ]
 
 

@@ -12,6 +12,7 @@ from pp_export.core.views import View
 from pp_export.megatron.local_names import Split, latent_rows, single_experts, split_of, with_global_layer
 
 ROWS, COLUMNS, COPIES, FC1, LATENT = Split.ROWS, Split.COLUMNS, Split.COPIES, Split.FC1, Split.LATENT
+SECTIONS = Split.SECTIONS
 SPLITS = {
     "embedding.word_embeddings.weight": ROWS,
     "embedding.position_embeddings.weight": COPIES,
@@ -48,6 +49,20 @@ SPLITS = {
     "decoder.layers.3.mlp.shared_experts.linear_fc2.weight": COLUMNS,
     "decoder.layers.3.mlp.shared_experts.gate_weight": COPIES,
     "decoder.layers.3.mlp.fc1_latent_proj.weight": COPIES,
+    "decoder.layers.3.norm.weight": COPIES,
+    "decoder.layers.3.mixer.in_proj.layer_norm_weight": COPIES,
+    "decoder.layers.3.mixer.in_proj.weight": SECTIONS,
+    "decoder.layers.3.mixer.conv1d.bias": SECTIONS,
+    "decoder.layers.3.mixer.conv1d_weight": SECTIONS,
+    "decoder.layers.3.mixer.A_log": ROWS,
+    "decoder.layers.3.mixer.D": ROWS,
+    "decoder.layers.3.mixer.norm.weight": ROWS,
+    "decoder.layers.3.mixer.out_proj.weight": COLUMNS,
+    "decoder.layers.3.self_attention.in_proj.weight": SECTIONS,
+    "decoder.layers.3.self_attention.conv1d.weight": SECTIONS,
+    "decoder.layers.3.self_attention.dt_bias": ROWS,
+    "decoder.layers.3.self_attention.out_norm.weight": COPIES,
+    "decoder.layers.3.self_attention.out_proj.weight": COLUMNS,
     "mtp.layers.0.enorm.weight": COPIES,
     "mtp.layers.0.hnorm.weight": COPIES,
     "mtp.layers.0.eh_proj.weight": ROWS,
@@ -56,9 +71,8 @@ SPLITS = {
     "mtp.layers.0.transformer_layer.mlp.experts.1.linear_fc1.weight": FC1,
 }
 UNKNOWN = [
-    "decoder.layers.3.mixer.in_proj.weight",
-    "decoder.layers.3.mixer.norm.weight",
-    "decoder.layers.3.self_attention.in_proj.weight",
+    "decoder.layers.3.mixer.in_proj.bias",
+    "decoder.layers.3.self_attention.norm.weight",
     "decoder.layers.3.self_attention.linear_qkv.adapter.linear_in.weight",
     "decoder.layers.3.self_attention.linear_qkv.weight_scale",
     "decoder.layers.3.mlp.experts.local_experts.0.linear_fc1.weight",
