@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from pp_export.architecture.encodings import Encoding, casts, encoded
+from pp_export.architecture.encodings import Encoding, casts, encoded, plus_one
 from pp_export.architecture.mtp import Depths
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
@@ -132,7 +132,8 @@ def account(
         findings += made.add(key[1:], members, specs, sizes.values)
     copies = made.copy(architecture, depths, expected.mtp)
     findings += _type_findings(made.mapped)
-    encodings = casts(made.mapped, dtype, made.kept)
+    encodings = casts(made.mapped, dtype, made.kept | made.plus_one)
+    encodings += plus_one(made.mapped, sorted(made.plus_one), dtype)
     outputs = encoded(made.mapped, encodings)
     mtp = frozenset({*copies, *made.of_mtp})
     _refuse(findings + _differences(outputs, mtp, expected, dropped), architecture, expected.truth)
@@ -188,6 +189,7 @@ class _Made:
         self.expert_of: dict[str, int] = {}
         self.kept: set[str] = set()
         self.of_mtp: set[str] = set()
+        self.plus_one: set[str] = set()
         self._checked: dict[tuple[str, TensorSpec], tuple[Geometry, dict[str, TensorSpec]]] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
 
@@ -234,6 +236,8 @@ class _Made:
                 self.kept.add(name)
             if "mtp" in rule.holes:
                 self.of_mtp.add(name)
+            if rule.plus_one:
+                self.plus_one.add(name)
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts

@@ -7,13 +7,13 @@ arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from pp_export.core.dtypes import DType
 from pp_export.core.tensors import TensorSpec
 
-CAST = "cast"
+CAST, PLUS_ONE = "cast", "plus_one"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ def casts(
         Encoding(CAST, {name: spec}, {name: TensorSpec(spec.shape, dtype)})
         for name, spec in mapped.items()
         if dtype is not None and spec.dtype.is_floating and spec.dtype != dtype and name not in kept
+    )
+
+
+def plus_one(
+    mapped: Mapping[str, TensorSpec], names: Iterable[str], dtype: DType | None
+) -> tuple[Encoding, ...]:
+    """One for each of `names`: 1 is added, and the sum is of `dtype`, or of the type that the weight has."""
+    return tuple(
+        Encoding(PLUS_ONE, {name: mapped[name]}, {name: TensorSpec(mapped[name].shape, dtype)})
+        for name, dtype in ((name, dtype or mapped[name].dtype) for name in names)
     )
 
 

@@ -25,7 +25,7 @@ from pp_export.core.errors import RuleError
 HOLES = ("layer", "expert", "mtp")
 _HOLE_SEGMENT = re.compile(r"(?<=\.)\{\w*\}(?=\.|$)")
 _NUMBER_SEGMENT = re.compile(r"(?<=\.)(\d+)(?=\.|$)")
-_ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit", "keeps_type"}
+_ROW_KEYS = {"megatron", "hf", "transform", "drop", "unit", "keeps_type", "plus_one"}
 _UNIT_KEYS = {"unit", "megatron"}
 
 
@@ -33,7 +33,8 @@ _UNIT_KEYS = {"unit", "megatron"}
 class Rule:
     """One row: `hf` maps the transform's roles to name patterns; `drop` is the reason when the tensor is left
     out. `unit` is None where it is dropped. A row that `keeps_type` isn't cast: what it holds needs the type
-    that training kept it in.
+    that training kept it in. With `plus_one` 1 is added: the weight of a norm that multiplies by 1 + weight
+    in Megatron, and by the weight in the class.
     """
 
     megatron: str
@@ -42,6 +43,7 @@ class Rule:
     unit: UnitKind | None
     drop: str | None = None
     keeps_type: bool = False
+    plus_one: bool = False
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
@@ -186,13 +188,13 @@ def _unit_of(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list
 def _rule(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[str]) -> Rule | None:
     pattern, before = row["megatron"], len(findings)
     name, hf, drop = row.get("transform", "copy"), row.get("hf", {}), row.get("drop")
-    keeps_type = row.get("keeps_type", False)
+    flags = {flag: row.get(flag, False) for flag in ("keeps_type", "plus_one")}
     transform = TRANSFORMS.get(name) if isinstance(name, str) else None
     hf = {"": hf} if isinstance(hf, str) else hf
     if unknown := set(row) - _ROW_KEYS:
         findings.append(f"{pattern}: unknown keys {sorted(map(str, unknown))}; known are {sorted(_ROW_KEYS)}")
-    if not isinstance(keeps_type, bool):
-        findings.append(f"{pattern}: `keeps_type` must be true or false")
+    wrong = [flag for flag, value in flags.items() if not isinstance(value, bool)]
+    findings += [f"{pattern}: `{flag}` must be true or false" for flag in wrong]
     if transform is None:
         findings.append(f"{pattern}: unknown transform {name!r}; known are {sorted(TRANSFORMS)}")
     if not isinstance(hf, dict) or not all(isinstance(target, str) for target in hf.values()):
@@ -210,7 +212,7 @@ def _rule(row: Mapping[str, Any], units: tuple[UnitKind, ...], findings: list[st
     is_right = transform is not None and len(findings) == before
     if transform is None or not is_right:
         return None
-    return Rule(pattern, hf, transform, unit, drop, keeps_type)
+    return Rule(pattern, hf, transform, unit, drop, **flags)
 
 
 def _hole_faults(pattern: str, names: Iterable[str]) -> list[str]:

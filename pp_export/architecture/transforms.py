@@ -70,6 +70,10 @@ class Transform:
 
 
 _HEADS = ("num_attention_heads", "num_query_groups", "head_dim")
+_DELTA_NET = (
+    *("linear_num_key_heads", "linear_num_value_heads"),
+    *("linear_key_head_dim", "linear_value_head_dim"),
+)
 
 
 def _num_rows(shape: Shape) -> int:
@@ -192,6 +196,71 @@ def _interleaved(shape: Shape, target: View, output: Shape, half: int) -> Geomet
     return Geometry({"": output}, (Move(gate, "", even), Move(up, "", odd)))
 
 
+def _split_gated_qkv(shape: Shape, sizes: Sizes) -> Geometry:
+    """As `split_qkv`, but a group's queries are followed by as many rows of an output gate: each head's own
+    join its query rows in q (megatron/core/transformer/attention.py, `attention_output_gate`).
+    """
+    heads, groups, dim = (sizes[size] for size in _HEADS)
+    num_rows = 2 * (heads + groups) * dim
+    if _num_rows(shape) != num_rows or groups < 1 or heads % groups:
+        expected = f"2 x ({heads} heads + {groups} groups) x {dim} = {num_rows} rows, equal groups"
+        raise _misfit("split_gated_qkv", shape, expected)
+    counts = {"q": 2 * heads * dim, "k": groups * dim, "v": groups * dim}
+    outputs = {role: (count, *shape[1:]) for role, count in counts.items()}
+    parts = [("q", 2 * dim * head + of_gate * dim) for of_gate in (0, 1) for head in range(heads // groups)]
+    moves, begin = [], 0
+    for group in range(groups):
+        own = [("q", row + group * counts["q"] // groups) for _, row in parts]
+        for role, row in (*own, ("k", group * dim), ("v", group * dim)):
+            target = View.of(outputs[role]).narrow(0, row, dim)
+            moves.append(Move(View.of(shape).narrow(0, begin, dim), role, target))
+            begin += dim
+    return Geometry(outputs, tuple(moves))
+
+
+def _delta_net_sections(name: str, shape: Shape, sizes: Sizes) -> dict[str, int]:
+    """The rows of each section of a gated delta net's projection (megatron/core/ssm/gated_delta_net.py)."""
+    key_heads, value_heads, key_dim, value_dim = (sizes[size] for size in _DELTA_NET)
+    keys, values = key_heads * key_dim, value_heads * value_dim
+    counts = {"q": keys, "k": keys, "v": values, "z": values, "b": value_heads, "a": value_heads}
+    if _num_rows(shape) != sum(counts.values()):
+        raise _misfit(name, shape, f"2 x {keys} + 2 x {values} + 2 x {value_heads} rows")
+    if value_heads % key_heads:
+        raise _misfit(name, shape, f"{value_heads} value heads in equal parts for {key_heads} key heads")
+    return counts
+
+
+def _delta_net(shape: Shape, sizes: Sizes) -> Geometry:
+    """Queries, keys and values stay one tensor; z, b and a become tensors of their own (Qwen3.5)."""
+    counts = _delta_net_sections("delta_net", shape, sizes)
+    parts = {"qkv": counts["q"] + counts["k"] + counts["v"], **{role: counts[role] for role in "zba"}}
+    moves, begin = [], 0
+    for role, count in parts.items():
+        moves.append(Move(View.of(shape).narrow(0, begin, count), role, View.of((count, *shape[1:]))))
+        begin += count
+    return Geometry({role: (count, *shape[1:]) for role, count in parts.items()}, tuple(moves))
+
+
+def _delta_net_by_head(shape: Shape, sizes: Sizes) -> Geometry:
+    """Each key head's queries, keys, values and z in one tensor, its b and a in another (Qwen3-Next)."""
+    counts = _delta_net_sections("delta_net_by_head", shape, sizes)
+    heads, begins, begin = sizes[_DELTA_NET[0]], {}, 0
+    for part, count in counts.items():
+        begins[part], begin = begin, begin + count
+    outputs: dict[str, Shape] = {}
+    moves = []
+    for role in ("qkvz", "ba"):
+        outputs[role] = (sum(counts[part] for part in role), *shape[1:])
+        at = 0
+        for head in range(heads):
+            for part in role:
+                count = counts[part] // heads
+                source = View.of(shape).narrow(0, begins[part] + head * count, count)
+                moves.append(Move(source, role, View.of(outputs[role]).narrow(0, at, count)))
+                at += count
+    return Geometry(outputs, tuple(moves))
+
+
 def _half(name: str, shape: Shape) -> int:
     if not shape or shape[0] % 2:
         raise _misfit(name, shape, "an even number of rows")
@@ -209,6 +278,9 @@ TRANSFORMS = {
         Transform("transpose", ("",), _transpose),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
+        Transform("split_gated_qkv", ("q", "k", "v"), _split_gated_qkv, needs=_HEADS),
+        Transform("delta_net", ("qkv", "z", "b", "a"), _delta_net, needs=_DELTA_NET),
+        Transform("delta_net_by_head", ("qkvz", "ba"), _delta_net_by_head, needs=_DELTA_NET),
         Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),
         Transform("fuse_qkv_transposed", ("",), _fuse_qkv_transposed, needs=_HEADS),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from pp_export.architecture.encodings import CAST, Encoding
+from pp_export.architecture.encodings import CAST, PLUS_ONE, Encoding
 from pp_export.core.dtypes import DType
 from pp_export.core.tensors import TensorSpec
 
@@ -51,7 +51,14 @@ def _cast(inputs: Tensors, outputs: Tensors) -> None:
                 step.masked_fill_(step.isnan(), torch.nan)
 
 
-_ENCODERS: dict[str, Callable[[Tensors, Tensors], None]] = {CAST: _cast}
+def _plus_one(inputs: Tensors, outputs: Tensors) -> None:
+    """1 + weight, in float32 as the kernels of such norms compute it; these tensors are small."""
+    for name, values in inputs.items():
+        outputs[name].copy_(values.float() + 1)
+        outputs[name].masked_fill_(outputs[name].isnan(), torch.nan)
+
+
+_ENCODERS: dict[str, Callable[[Tensors, Tensors], None]] = {CAST: _cast, PLUS_ONE: _plus_one}
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

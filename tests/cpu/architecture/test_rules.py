@@ -126,7 +126,7 @@ def test_ambiguous_rows_are_found(tmp_path: Path) -> None:
         (
             {"transfrom": "copy"},
             "unknown keys ['transfrom']; known are "
-            "['drop', 'hf', 'keeps_type', 'megatron', 'transform', 'unit']",
+            "['drop', 'hf', 'keeps_type', 'megatron', 'plus_one', 'transform', 'unit']",
         ),
         ({"megatron": "a.{layr}.w", "hf": "b"}, "unknown hole {layr}; known are ['layer', 'expert', 'mtp']"),
         ({"megatron": "a.{}.w", "hf": "b"}, "unknown hole {}"),

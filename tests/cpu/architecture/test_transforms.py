@@ -60,6 +60,58 @@ def test_split_qkv_separates_query_groups(heads: int, groups: int, dim: int, res
 
 
 @pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(6, 2, 3), (4, 4, 2), (5, 1, 4)])
+def test_split_gated_qkv_joins_queries_and_gate(heads: int, groups: int, dim: int, rest: Shape) -> None:
+    """A group has its queries, as many rows of a gate, a key and a value; q has both of each head."""
+    fused = numbered(2 * (heads + groups) * dim, *rest)
+    sizes = {"num_attention_heads": heads, "num_query_groups": groups, "head_dim": dim}
+    each = heads // groups
+    by_group = fused.reshape(groups, 2 * each + 2, dim, *rest)
+    queries, gates = by_group[:, :each], by_group[:, each : 2 * each]
+    outputs = apply("split_gated_qkv", fused, sizes)
+    assert outputs.keys() == {"q", "k", "v"}
+    assert torch.equal(outputs["q"], torch.stack([queries, gates], dim=2).reshape(2 * heads * dim, *rest))
+    assert torch.equal(outputs["k"], by_group[:, -2].reshape(groups * dim, *rest))
+    assert torch.equal(outputs["v"], by_group[:, -1].reshape(groups * dim, *rest))
+
+
+DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 5,
+    "linear_value_head_dim": 4,
+}
+
+
+def test_the_sections_of_a_delta_net_are_kept_or_regrouped() -> None:
+    """`delta_net` cuts between its sections; `delta_net_by_head` gives each key head its own of each."""
+    fused = numbered(10 + 10 + 24 + 24 + 6 + 6, 3)
+    q, k, v, z, b, a = torch.split(fused, [10, 10, 24, 24, 6, 6])
+    outputs = apply("delta_net", fused, DELTA_NET)
+    expected = {"qkv": torch.cat([q, k, v]), "z": z, "b": b, "a": a}
+    assert outputs.keys() == expected.keys()
+    assert all(torch.equal(outputs[role], expected[role]) for role in expected)
+    outputs = apply("delta_net_by_head", fused, DELTA_NET)
+    by_head = {
+        role: torch.cat([torch.cat([part.chunk(2)[head] for part in parts]) for head in range(2)])
+        for role, parts in {"qkvz": (q, k, v, z), "ba": (b, a)}.items()
+    }
+    assert outputs.keys() == by_head.keys()
+    assert all(torch.equal(outputs[role], by_head[role]) for role in by_head)
+
+
+@pytest.mark.parametrize("name", ["delta_net", "delta_net_by_head"])
+def test_a_delta_net_of_another_size_is_refused(name: str) -> None:
+    """Rows that don't fit, and value heads that key heads don't divide."""
+    with pytest.raises(AccountingError, match=f"{name} does not fit") as caught:
+        TRANSFORMS[name].geometry((81, 3), DELTA_NET)
+    assert caught.value.expected == "2 x 10 + 2 x 24 + 2 x 6 rows"
+    with pytest.raises(AccountingError, match=f"{name} does not fit") as caught:
+        TRANSFORMS[name].geometry((70, 3), DELTA_NET | {"linear_num_value_heads": 5})
+    assert caught.value.expected == "5 value heads in equal parts for 2 key heads"
+
+
+@pytest.mark.parametrize("rest", [(4,), ()], ids=["weight", "bias"])
 def test_split_glu_separates_gate_and_up(rest: Shape) -> None:
     """The first half of the rows is the gate, the second half the up projection."""
     fused = numbered(10, *rest)
@@ -82,6 +134,7 @@ def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
     [
         ("split_qkv", (29, 4), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
         ("split_qkv", (), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
+        ("split_gated_qkv", (47, 4), "2 x (6 heads + 2 groups) x 3 = 48 rows, equal groups"),
         ("split_glu", (9, 4), "an even number of rows"),
         ("split_glu", (), "an even number of rows"),
         ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pp_export.architecture.encodings import CAST, casts, encoded
+from pp_export.architecture.encodings import CAST, PLUS_ONE, Encoding, casts, encoded, plus_one
 from pp_export.core.dtypes import from_torch
 from pp_export.core.tensors import TensorSpec
 from pp_export.shards import encode
@@ -59,3 +59,17 @@ def test_a_cast_is_torch_s_own_with_one_kind_of_nan(
     tensor = random_bits((9, 13), of)
     stored = load(bytes(freeze_tensors("f", {"t": tensor}, from_torch(to)).image))["t"]
     assert bytes_of(stored) == bytes_of(tensor if of == to else expected(tensor, to))
+
+
+@pytest.mark.parametrize("to", [None, *FLOATS[:3]])
+@pytest.mark.parametrize("of", FLOATS[:3])
+def test_one_is_added_in_float32(of: str, to: str | None) -> None:
+    """Every bit pattern and 1, as torch adds them in float32, in the type that is asked for, else its own."""
+    tensor = random_bits((9, 13), of)
+    spec = TensorSpec((9, 13), from_torch(of))
+    (encoding,) = plus_one({"norm": spec, "other": spec}, ["norm"], from_torch(to) if to else None)
+    stored = TensorSpec((9, 13), from_torch(to or of))
+    assert encoding == Encoding(PLUS_ONE, {"norm": spec}, {"norm": stored})
+    output = bytearray(stored.num_bytes)
+    encode.encode(encoding, {"norm": memoryview(bytearray(bytes_of(tensor)))}, {"norm": memoryview(output)})
+    assert bytes(output) == bytes_of(expected(tensor.float() + 1, to or of))
