@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import expert_layers, rope_layers, rope_parameters, windows
+from pp_export.architecture import expert_layers, layer_kinds, rope_layers, rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 Config = Mapping[str, Any]
@@ -326,6 +326,34 @@ READINGS: Mapping[str, Reading] = {
     ),
     "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
     "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
+    "linear_layers": Reading(
+        (windows.TYPES, layer_kinds.INTERVAL),
+        layer_kinds.linear,
+        layer_kinds.write_linear,
+        layer_kinds.linear_statements,
+    ),
+    "layer_pattern": Reading(
+        (layer_kinds.PATTERN, layer_kinds.TYPES),
+        layer_kinds.pattern,
+        layer_kinds.write_pattern,
+        layer_kinds.pattern_statements,
+    ),
+    "num_layers_of_pattern": Reading(
+        ("num_hidden_layers",),
+        layer_kinds.num_layers,
+        lambda _, value: {"num_hidden_layers": value},
+        layer_kinds.num_layers_statements,
+    ),
+    "experts_of_pattern": Reading(
+        layer_kinds.EXPERTS, layer_kinds.num_experts, layer_kinds.write_num_experts
+    ),
+    "time_step_limit": Reading((layer_kinds.LIMIT,), layer_kinds.time_step_limit, lambda *_: None),
+    "moe_latent_size": _or_none("moe_latent_size"),
+    "plain_mlp_activation": _activation("mlp_hidden_act", gated=False),
+    "rope_of_text": Reading(
+        (), lambda _: "rope", lambda *_: None, agree=lambda a, b: {a, b} <= {"rope", "mrope"}
+    ),
+    "without_effect": Reading((), lambda _: None, lambda *_: None, agree=lambda a, b: True),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
     "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
 }

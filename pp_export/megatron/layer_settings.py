@@ -259,11 +259,3 @@ def _said_or(usual: Any, name: str, args: Args) -> Any:
     """What a framework says in an arg of its own, else what every model of megatron-core does."""
     said = args.get(name)
     return said if said is not None else usual if len(args) else UNKNOWN
-
-
-@SETTINGS.of(
-    *("hybrid_layer_pattern", "hybrid_override_pattern", "is_hybrid_model"),
-    *("hybrid_attention_ratio", "hybrid_mlp_ratio"),
-)
-def _is_hybrid(args: Args) -> Any:
-    return any(bool(args.get(name)) for name in args) if len(args) else UNKNOWN

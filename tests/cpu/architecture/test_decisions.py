@@ -20,9 +20,11 @@ GOLDEN = sorted(path for path in Path("tests/golden").resolve().iterdir() if pat
 TABLES = sorted(set(table_files.packaged().values()))
 
 # Gemma's embeddings are scaled by code of the frameworks that train it; without RoPE nothing rotates.
-UNSAID = dict.fromkeys(("gemma", "gemma2", "gemma3"), ("embedding_multiplier",)) | {
-    "gpt2": ("rotary_base", "rotary_percent", "rope_scaling", "rope_layers")
-}
+_ROPE = ("rotary_base", "rotary_percent", "rope_scaling", "rope_layers")
+UNSAID = dict.fromkeys(("gemma", "gemma2", "gemma3"), ("embedding_multiplier",)) | dict.fromkeys(
+    ("gpt2", "nemotron_h"), _ROPE
+)
+OF_HYBRIDS = {"hybrid_layers", "mamba_num_heads", "mamba_activation", "mamba_norm_epsilon", "time_step_limit"}
 
 
 def decisions(table: str) -> Decisions:
@@ -76,6 +78,8 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
         unread |= {"num_query_groups", "head_dim"}
     else:
         unread |= {"kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "latent_scale"}
+    if not architecture.requires["is_hybrid"].value:
+        unread |= OF_HYBRIDS
     if "router_groups" in architecture.requires:
         unread.add("router_group_experts")
     assert derived - placed == unread | set(UNSAID.get(table, ()))

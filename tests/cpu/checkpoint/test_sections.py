@@ -1,0 +1,207 @@
+"""Claims of tensors that are stored in sections: those of Mamba and of gated delta nets, whose projections
+and convolutions hold parts of several sizes. Each format gives the whole tensor.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pp_export.checkpoint import live
+from pp_export.checkpoint.canonical_names import in_order, spelled
+from pp_export.checkpoint.formats import describe_checkpoint
+from pp_export.core.errors import CheckpointError
+from pp_export.megatron.local_names import sections
+from tests.fixtures import family_proofs
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.family_parts import Family
+from tests.fixtures.stored import read_all, write_stored
+
+MIXER = "decoder.layers.3.mixer."
+NET = "decoder.layers.3.self_attention."
+PROJECTED = {"z": (4, 3), "x": (4, 3), "B": (6, 3), "C": (6, 3), "dt": (2, 3)}
+MAMBA = {
+    "mamba_num_heads": 2,
+    "mamba_head_dim": 4,
+    "mamba_num_groups": 2,
+    "mamba_state_dim": 3,
+    "hidden_size": 7,
+}
+DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 3,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "part"),
+    [
+        (f"{MIXER}in_proj.weight.dt", f"{MIXER}in_proj.weight", "dt"),
+        (f"{MIXER}conv1d.bias.B", f"{MIXER}conv1d.bias", "B"),
+        (f"{MIXER}conv1d_weight.x", f"{MIXER}conv1d_weight", "x"),
+        (f"{NET}in_proj.weight.alpha", f"{NET}in_proj.weight", "alpha"),
+        (f"{NET}in_proj.layer_norm_weight", f"{NET}in_proj.layer_norm_weight", None),
+        ("decoder.layers.0.mlp.linear_fc1.weight_w", "decoder.layers.0.mlp.linear_fc1.weight", "w"),
+    ],
+)
+def test_a_key_tells_the_tensor_and_the_part(key: str, name: str, part: str | None) -> None:
+    assert spelled(key) == (name, part)
+
+
+def test_parts_have_one_order_and_only_together() -> None:
+    """The order is that of the rows in Megatron's modules, whatever order the keys come in."""
+    assert in_order(["dt", "C", "x", "B", "z"]) == ("z", "x", "B", "C", "dt")
+    assert in_order(["value", "query", "key"]) == ("query", "key", "value")
+    assert in_order(["z", "x", "B", "C"]) is None
+    assert in_order(["query", "key", "x"]) is None
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_sections_become_one_tensor(stacked: bool, tmp_path: Path) -> None:
+    """One behind the other, for a layer of its own as for stacked ones."""
+    parts = {
+        part: torch.randn(2, *shape) if stacked else torch.randn(shape) for part, shape in PROJECTED.items()
+    }
+    stem = "decoder.layers.mixer." if stacked else MIXER
+    stored = {f"{stem}in_proj.weight.{part}": value for part, value in parts.items()}
+    found = read_all(describe_checkpoint(write_stored(tmp_path / "iter_0000010", stored, {}), None))
+    whole = torch.cat(list(parts.values()), dim=int(stacked))
+    expected = (
+        {f"decoder.layers.{i}.mixer.in_proj.weight": whole[i] for i in range(2)}
+        if stacked
+        else {f"{MIXER}in_proj.weight": whole}
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("broken", [None, torch.randn(2, 4), torch.randn(2, 3).double()])
+def test_sections_that_don_t_belong_together_are_refused(broken: torch.Tensor | None, tmp_path: Path) -> None:
+    """One that is missing, of other columns, or of another type."""
+    parts: dict[str, Any] = {part: torch.randn(shape) for part, shape in PROJECTED.items()} | {"dt": broken}
+    stored = {f"{MIXER}in_proj.weight.{part}": value for part, value in parts.items() if value is not None}
+    with pytest.raises(CheckpointError, match="do not belong together") as caught:
+        describe_checkpoint(write_stored(tmp_path / "iter_0000010", stored, {}), None)
+    assert caught.value.where["tensor"] == f"{MIXER}in_proj.weight"
+
+
+def test_sections_come_from_the_args() -> None:
+    """As many rows as megatron-core's modules give them; unknown where an arg is missing."""
+    assert sections(f"{MIXER}in_proj.weight", MAMBA) == (8, 8, 6, 6, 2)
+    assert sections(f"{MIXER}conv1d.bias", MAMBA) == (8, 6, 6)
+    assert sections(f"{MIXER}conv1d.bias", MAMBA | {"mamba_num_heads": None, "hidden_size": 8}) == (16, 6, 6)
+    assert sections(f"{NET}in_proj.weight", DELTA_NET) == (6, 6, 20, 20, 4, 4)
+    assert sections(f"{NET}conv1d.weight", DELTA_NET) == (6, 6, 20)
+    for name, args in ((f"{MIXER}in_proj.weight", MAMBA), (f"{NET}in_proj.weight", DELTA_NET)):
+        for missing in args.keys() - {"hidden_size"}:
+            assert sections(name, {**args, missing: None, "hidden_size": None}) is None
+
+
+def test_sections_of_a_live_model_become_one_tensor() -> None:
+    """Of each section a rank has its own part; the factory gives them under keys of their own."""
+
+    class Factory:
+        build_fn = None
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def build(self) -> list[SimpleNamespace]:
+            return [
+                SimpleNamespace(
+                    key=f"{MIXER}in_proj.weight.{part}",
+                    data=value.chunk(2)[self.rank],
+                    global_shape=value.shape,
+                    global_offset=(self.rank * value.shape[0] // 2, 0),
+                    prepend_axis_num=0,
+                    replica_id=(0, 0, 0),
+                )
+                for part, value in parts.items()
+            ]
+
+    class Model(torch.nn.Module):
+        config = SimpleNamespace()
+
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.rank = rank
+
+        def sharded_state_dict(self) -> dict[str, Any]:
+            return {"w": Factory(self.rank)}
+
+    parts = {part: torch.randn(shape) for part, shape in PROJECTED.items()}
+    whole = torch.cat(list(parts.values()))
+    ranks = [live.look_at([Model(rank)]) for rank in range(2)]
+    catalog = live.merge([rank.to_bytes() for rank in ranks])
+    assert [(t.key, t.shape) for t in catalog.tensors] == [(f"{MIXER}in_proj.weight", tuple(whole.shape))]
+    found = torch.full_like(whole, torch.nan)
+    for slice_ in catalog.slices[f"{MIXER}in_proj.weight"]:
+        assert catalog.holders is not None
+        (rank,) = catalog.holders[catalog.stored_items[slice_.item].file]
+        data = bytearray(slice_.num_bytes)
+        with live.LiveReader(ranks[rank], catalog) as reader:
+            reader.read(slice_, memoryview(data))
+        begin = slice_.box.offset[0]
+        values = torch.frombuffer(data, dtype=torch.float32).view(slice_.box.shape)
+        found[begin : begin + slice_.box.shape[0]] = values
+    assert torch.equal(found, whole)
+
+
+COLUMNS = ("linear_proj.weight", "linear_fc2.weight", "out_proj.weight")
+CUT_IN_SECTIONS = ("in_proj.weight", "conv1d.weight", "conv1d.bias")
+COPIES = ("norm_weight", "layernorm.weight", "final_norm.weight", "out_norm.weight")
+
+
+def part_of_rank(name: str, value: torch.Tensor, rank: int, args: dict[str, Any]) -> torch.Tensor:
+    """What tensor parallel rank `rank` of two has, as Megatron's modules cut it."""
+    if name.endswith(COPIES):
+        return value
+    if name.endswith(COLUMNS):
+        return value.chunk(2, dim=1)[rank]
+    counts = sections(name, args) if name.endswith(CUT_IN_SECTIONS) else None
+    if name.endswith("linear_fc1.weight") and args["swiglu"]:
+        counts = (value.shape[0] // 2,) * 2
+    return torch.cat([part.chunk(2)[rank] for part in torch.split(value, list(counts or value.shape[:1]))])
+
+
+def write_legacy(family: Family, folder: Path, said: dict[str, Any]) -> Path:
+    """The checkpoint of a run with two tensor parallel ranks, of the model in `folder`, whose args also say
+    what was `said`.
+    """
+    args = family.whole_args() | {"tensor_model_parallel_size": 2, "ckpt_format": "torch"}
+    family_proofs.random_model(family).save_pretrained(folder / "model")
+    whole = family_proofs.fused(family.stored(family_proofs.on_disk(folder / "model"), family.whole_config()))
+    checkpoint = folder / "checkpoint"
+    for rank in range(2):
+        model = {name: part_of_rank(name, value, rank, args).contiguous() for name, value in whole.items()}
+        path = checkpoint / "iter_0000010" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        path.parent.mkdir(parents=True)
+        state = {"args": Namespace(**args | said), "model": model, "checkpoint_version": 3.0, "iteration": 10}
+        torch.save(state, path)
+    (checkpoint / "latest_checkpointed_iteration.txt").write_text("10")
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", "qwen3_5"])
+def test_tensor_parallel_ranks_have_a_part_of_each_section(name: str, tmp_path: Path) -> None:
+    """The format with a file per rank, at tensor parallel size 2, gives the model that it was made of."""
+    write_legacy(FAMILIES[name], tmp_path, {})
+    (tmp_path / "reference").mkdir()
+    config = (tmp_path / "model" / "config.json").read_text()
+    (tmp_path / "reference" / "config.json").write_text(config)
+    family_proofs.prove_exported(FAMILIES[name], tmp_path, tmp_path / "export")
+
+
+@pytest.mark.parametrize("said", [{"mamba_state_dim": 6}, {"mamba_state_dim": None}])
+def test_sections_of_another_size_are_refused(said: dict[str, Any], tmp_path: Path) -> None:
+    """Args that tell other sections, or none, stop the reading of a file per rank."""
+    checkpoint = write_legacy(FAMILIES["nemotron_h"], tmp_path, said)
+    with pytest.raises(CheckpointError, match="a tensor in sections has another size"):
+        describe_checkpoint(checkpoint, None)
