@@ -14,6 +14,7 @@ from pp_export.core.config_keys import without
 from pp_export.core.digest import json_digest, tensor_digest
 from pp_export.core.errors import ReferenceFolderError
 from pp_export.core.file_names import CONFIG
+from pp_export.core.json_values import to_json_value
 from pp_export.disk.files import copy_file, write_file
 from pp_export.reference.auto_map import check_code, names_of_code
 from pp_export.reference.config_json import to_bytes
@@ -96,7 +97,7 @@ def copy_assets(reference: Reference, staging: Path) -> None:
 
 def digests_of(reference: Reference) -> dict[str, str]:
     """A digest of config.json and of each asset, by name, as they go into the export."""
-    found = {CONFIG: json_digest(reference.config)}
+    found = {CONFIG: json_digest(to_json_value(reference.config))}  # Mamba configs have infinities
     for name in reference.assets:
         if name in reference.rewritten:
             found[name] = tensor_digest(reference.rewritten[name])
