@@ -4,7 +4,6 @@ and convolutions hold parts of several sizes. Each format gives the whole tensor
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +16,6 @@ from pp_export.checkpoint.canonical_names import in_order, spelled
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError
 from pp_export.megatron.local_names import sections
-from tests.fixtures import family_proofs
-from tests.fixtures.families import FAMILIES
-from tests.fixtures.family_parts import Family
 from tests.fixtures.stored import read_all, write_stored
 
 MIXER = "decoder.layers.3.mixer."
@@ -104,46 +100,37 @@ def test_sections_come_from_the_args() -> None:
             assert sections(name, {**args, missing: None, "hidden_size": None}) is None
 
 
+class Model(torch.nn.Module):
+    """What a rank of a job holds: one tensor, which a `factory` cuts."""
+
+    config = SimpleNamespace()
+
+    def __init__(self, factory: Any) -> None:
+        super().__init__()
+        self._factory = factory
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        return {"w": self._factory}
+
+
 def test_sections_of_a_live_model_become_one_tensor() -> None:
-    """Of each section a rank has its own part; the factory gives them under keys of their own."""
-
-    class Factory:
-        build_fn = None
-
-        def __init__(self, rank: int) -> None:
-            self.rank = rank
-
-        def build(self) -> list[SimpleNamespace]:
-            return [
-                SimpleNamespace(
-                    key=f"{MIXER}in_proj.weight.{part}",
-                    data=value.chunk(2)[self.rank],
-                    global_shape=value.shape,
-                    global_offset=(self.rank * value.shape[0] // 2, 0),
-                    prepend_axis_num=0,
-                    replica_id=(0, 0, 0),
-                )
-                for part, value in parts.items()
-            ]
-
-    class Model(torch.nn.Module):
-        config = SimpleNamespace()
-
-        def __init__(self, rank: int) -> None:
-            super().__init__()
-            self.rank = rank
-
-        def sharded_state_dict(self) -> dict[str, Any]:
-            return {"w": Factory(self.rank)}
-
+    """Of each section a rank has its own part; megatron-core's factory gives them under keys of their own."""
+    mapping: Any = pytest.importorskip("megatron.core.dist_checkpointing.mapping")
+    ssm: Any = pytest.importorskip("megatron.core.ssm.gated_delta_net")
     parts = {part: torch.randn(shape) for part, shape in PROJECTED.items()}
     whole = torch.cat(list(parts.values()))
-    ranks = [live.look_at([Model(rank)]) for rank in range(2)]
+    counts = [len(value) // 2 for value in parts.values()]
+    ranks = []
+    for rank in range(2):
+        own = torch.cat([value.chunk(2)[rank] for value in parts.values()])
+        sharded = mapping.ShardedTensor.from_rank_offsets(f"{MIXER}in_proj.weight", own, (0, rank, 2))
+        factory = ssm._split_tensor_factory(sharded, counts, list(PROJECTED), 0)
+        ranks.append(live.look_at([Model(factory)]))
     catalog = live.merge([rank.to_bytes() for rank in ranks])
     assert [(t.key, t.shape) for t in catalog.tensors] == [(f"{MIXER}in_proj.weight", tuple(whole.shape))]
+    assert catalog.holders is not None
     found = torch.full_like(whole, torch.nan)
     for slice_ in catalog.slices[f"{MIXER}in_proj.weight"]:
-        assert catalog.holders is not None
         (rank,) = catalog.holders[catalog.stored_items[slice_.item].file]
         data = bytearray(slice_.num_bytes)
         with live.LiveReader(ranks[rank], catalog) as reader:
@@ -152,56 +139,3 @@ def test_sections_of_a_live_model_become_one_tensor() -> None:
         values = torch.frombuffer(data, dtype=torch.float32).view(slice_.box.shape)
         found[begin : begin + slice_.box.shape[0]] = values
     assert torch.equal(found, whole)
-
-
-COLUMNS = ("linear_proj.weight", "linear_fc2.weight", "out_proj.weight")
-CUT_IN_SECTIONS = ("in_proj.weight", "conv1d.weight", "conv1d.bias")
-COPIES = ("norm_weight", "layernorm.weight", "final_norm.weight", "out_norm.weight")
-
-
-def part_of_rank(name: str, value: torch.Tensor, rank: int, args: dict[str, Any]) -> torch.Tensor:
-    """What tensor parallel rank `rank` of two has, as Megatron's modules cut it."""
-    if name.endswith(COPIES):
-        return value
-    if name.endswith(COLUMNS):
-        return value.chunk(2, dim=1)[rank]
-    counts = sections(name, args) if name.endswith(CUT_IN_SECTIONS) else None
-    if name.endswith("linear_fc1.weight") and args["swiglu"]:
-        counts = (value.shape[0] // 2,) * 2
-    return torch.cat([part.chunk(2)[rank] for part in torch.split(value, list(counts or value.shape[:1]))])
-
-
-def write_legacy(family: Family, folder: Path, said: dict[str, Any]) -> Path:
-    """The checkpoint of a run with two tensor parallel ranks, of the model in `folder`, whose args also say
-    what was `said`.
-    """
-    args = family.whole_args() | {"tensor_model_parallel_size": 2, "ckpt_format": "torch"}
-    family_proofs.random_model(family).save_pretrained(folder / "model")
-    whole = family_proofs.fused(family.stored(family_proofs.on_disk(folder / "model"), family.whole_config()))
-    checkpoint = folder / "checkpoint"
-    for rank in range(2):
-        model = {name: part_of_rank(name, value, rank, args).contiguous() for name, value in whole.items()}
-        path = checkpoint / "iter_0000010" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
-        path.parent.mkdir(parents=True)
-        state = {"args": Namespace(**args | said), "model": model, "checkpoint_version": 3.0, "iteration": 10}
-        torch.save(state, path)
-    (checkpoint / "latest_checkpointed_iteration.txt").write_text("10")
-    return checkpoint
-
-
-@pytest.mark.parametrize("name", ["nemotron_h", "qwen3_5"])
-def test_tensor_parallel_ranks_have_a_part_of_each_section(name: str, tmp_path: Path) -> None:
-    """The format with a file per rank, at tensor parallel size 2, gives the model that it was made of."""
-    write_legacy(FAMILIES[name], tmp_path, {})
-    (tmp_path / "reference").mkdir()
-    config = (tmp_path / "model" / "config.json").read_text()
-    (tmp_path / "reference" / "config.json").write_text(config)
-    family_proofs.prove_exported(FAMILIES[name], tmp_path, tmp_path / "export")
-
-
-@pytest.mark.parametrize("said", [{"mamba_state_dim": 6}, {"mamba_state_dim": None}])
-def test_sections_of_another_size_are_refused(said: dict[str, Any], tmp_path: Path) -> None:
-    """Args that tell other sections, or none, stop the reading of a file per rank."""
-    checkpoint = write_legacy(FAMILIES["nemotron_h"], tmp_path, said)
-    with pytest.raises(CheckpointError, match="a tensor in sections has another size"):
-        describe_checkpoint(checkpoint, None)
