@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box, Shape
 
 _NUMBER = re.compile(r"(\d+)")
@@ -23,6 +24,7 @@ _SINGLE_EXPERT = re.compile(r"\.experts\.(?:experts|local_experts)\.(?=\d)")
 _GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)(?=$|_[wv]$)")
 _HALF_OF_GLU = re.compile(r"(\.linear_fc1\.(?:weight|bias))_([wv])$")
 _SECTION = re.compile(r"(\.(?:in_proj|conv1d)[._](?:weight|bias))\.(query|key|value|z|x|B|C|dt|beta|alpha)$")
+_IN_SECTIONS = re.compile(r"\.(?:mixer|self_attention)\.(?:in_proj\.weight|conv1d[._](?:weight|bias))$")
 _PARTS = (
     ("w", "v"),
     ("query", "key", "value", "z", "beta", "alpha"),
@@ -106,3 +108,19 @@ def in_order(parts: Iterable[str | None]) -> tuple[str, ...] | None:
     """Parts of a tensor as their rows follow one another in it; None unless they are all that one has."""
     found = frozenset(parts)
     return next((order for order in _PARTS if found == frozenset(order)), None)
+
+
+def check_sections(whole: Iterable[str]) -> None:
+    """Raise CheckpointError where a tensor of those stored as a `whole` is one that megatron-core stores in
+    sections: what order its rows have, another one at each tensor parallel size, then isn't known.
+    """
+    found = [name for name in whole if _IN_SECTIONS.search(name)]
+    if found:
+        raise CheckpointError(
+            "a projection or convolution of a Mamba or a gated delta net is stored whole",
+            where={"tensor": found[0]},
+            expected=f"its sections under keys of their own, {found[0]}.NAME, as megatron-core stores them",
+            got=f"{len(found)} such tensors, in which the order of rows isn't known",
+            advice="frameworks with modules of their own (ms-swift) export these models themselves; with"
+            " Megatron-LM save with --ckpt-format torch_dist",
+        )

@@ -20,7 +20,13 @@ from typing import Any
 
 import torch
 
-from pp_export.checkpoint.canonical_names import canonical, framework_prefix, in_order, spelled
+from pp_export.checkpoint.canonical_names import (
+    canonical,
+    check_sections,
+    framework_prefix,
+    in_order,
+    spelled,
+)
 from pp_export.checkpoint.catalog import Catalog, Description, StoredBox, StoredItem, StoredTensor
 from pp_export.checkpoint.live_args import args_of
 from pp_export.checkpoint.training_args import interleave_of, layout_of
@@ -318,6 +324,7 @@ def _fused(boxes: Iterable[LocalBox]) -> Iterator[LocalBox]:
     for box in boxes:
         name, part = spelled(box.key)
         if part is None:
+            check_sections([name])
             yield box
         else:
             parts[name, box.box.offset[: canonical(name).num_stacked]][part] = box

@@ -16,6 +16,10 @@ _HYBRID = (
     *("hybrid_layer_pattern", "hybrid_override_pattern", "is_hybrid_model"),
     *("hybrid_attention_ratio", "hybrid_mlp_ratio"),
 )
+_OF_SWIFT = (
+    *("hf_model_type", "llm_model_type", "mcore_model", "megatron_model_type", "llm_architectures"),
+    *("mlp_padding_free", "tuner_type", "train_type", "linear_decoupled_in_proj"),
+)
 
 
 @SETTINGS.of("experimental_attention_variant", "linear_attention_freq", "num_layers")
@@ -33,6 +37,18 @@ def _linear_layers(args: Args) -> Any:
     if not is_count(how) or how < 1 or not is_layers(layers):
         return UNKNOWN
     return [int((layer + 1) % how != 0) for layer in range(layers)]
+
+
+@SETTINGS.of("experimental_attention_variant", *_OF_SWIFT)
+def _delta_net_modules(args: Args) -> Any:
+    """Whose gated delta nets and gated attention they are. ms-swift's (mcore_bridge/model/modules) have
+    parameters of the same names and sizes, with rows in another order and a norm that multiplies by its
+    weight.
+    """
+    if any(name in args for name in _OF_SWIFT):
+        return "ms-swift"
+    variant = args.get("experimental_attention_variant")
+    return UNKNOWN if variant is None else "megatron-core" if variant == "gated_delta_net" else UNUSED
 
 
 @SETTINGS.of(*_HYBRID)

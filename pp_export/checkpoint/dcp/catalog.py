@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.checkpoint import locate, training_args
-from pp_export.checkpoint.canonical_names import canonical, framework_prefix, in_order, spelled
+from pp_export.checkpoint.canonical_names import (
+    canonical,
+    check_sections,
+    framework_prefix,
+    in_order,
+    spelled,
+)
 from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredTensor
 from pp_export.checkpoint.dcp import metadata_json
 from pp_export.checkpoint.dcp.metadata import StoredEntries
@@ -83,6 +89,7 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         if part in parts[name]:
             raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
         parts[name][part] = stored.tensor(key, name)
+    check_sections(name for name, of_name in sorted(parts.items()) if None in of_name)
     tensors = tuple(_fused(name, of_name, interleave(name)) for name, of_name in sorted(parts.items()))
     description = Description(
         folder=str(folder),

@@ -80,6 +80,8 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
         unread |= {"kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "latent_scale"}
     if not architecture.requires["is_hybrid"].value:
         unread |= OF_HYBRIDS
+    if architecture.requires["experimental_attention_variant"].value is None:
+        unread.add("delta_net_modules")
     if "router_groups" in architecture.requires:
         unread.add("router_group_experts")
     assert derived - placed == unread | set(UNSAID.get(table, ()))

@@ -88,6 +88,14 @@ def test_sections_that_don_t_belong_together_are_refused(broken: torch.Tensor | 
     assert caught.value.where["tensor"] == f"{MIXER}in_proj.weight"
 
 
+@pytest.mark.parametrize("name", [f"{MIXER}in_proj.weight", f"{NET}conv1d.weight", f"{MIXER}conv1d_bias"])
+def test_a_tensor_that_is_stored_whole_is_refused(name: str, tmp_path: Path) -> None:
+    """megatron-core stores its sections; in a whole one the rows may have any order, as ms-swift's do."""
+    with pytest.raises(CheckpointError, match="is stored whole") as caught:
+        describe_checkpoint(write_stored(tmp_path / "iter_0000010", {name: torch.randn(4, 3)}, {}), None)
+    assert caught.value.where["tensor"] == name
+
+
 def test_sections_come_from_the_args() -> None:
     """As many rows as megatron-core's modules give them; unknown where an arg is missing."""
     assert sections(f"{MIXER}in_proj.weight", MAMBA) == (8, 8, 6, 6, 2)
