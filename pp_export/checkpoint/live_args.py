@@ -1,5 +1,5 @@
 """What a running model says of itself: its config, and what megatron-core keeps on the model
-(megatron/core/models/gpt/gpt_model.py).
+(megatron/core/models/gpt/gpt_model.py, mamba/mamba_model.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _ON_THE_MODEL = (
     "position_embedding_type",
     "rotary_base",
     "rotary_percent",
+    "hybrid_layer_pattern",
+    "hybrid_override_pattern",
 )
 
 
@@ -24,7 +26,8 @@ def args_of(part: Any) -> dict[str, Any]:
     """The training args that a part of a model stands for, as far as it shows them."""
     config = getattr(part, "config", None)
     values = dict(vars(config)) if config is not None else {}
-    values.update({name: getattr(part, name) for name in _ON_THE_MODEL if hasattr(part, name)})
+    kept = {name: getattr(part, name, None) for name in _ON_THE_MODEL}
+    values.update({name: value for name, value in kept.items() if value is not None})
     if hasattr(part, "max_sequence_length"):
         values.setdefault("max_position_embeddings", part.max_sequence_length)
     values = {**_scaling(part), **values}

@@ -54,6 +54,14 @@ def test_interpolation_and_plain_positions() -> None:
     assert interpolated.value == {"rope_type": "linear", "factor": 4}
 
 
+def test_the_pattern_of_a_hybrid_model_is_known() -> None:
+    """The model keeps it, and not its config."""
+    hybrid = SimpleNamespace(
+        config=SimpleNamespace(is_hybrid_model=True, num_layers=4), hybrid_override_pattern="M*-M"
+    )
+    assert settings.derive(args_of(hybrid))["hybrid_layers"].value == "M*-M"
+
+
 def test_a_model_without_any_of_it_says_nothing() -> None:
     """A module that keeps neither config nor embedding has no args, and no error."""
     assert args_of(SimpleNamespace()) == {}
