@@ -68,7 +68,8 @@ def _format_name(folder: Path, args: Mapping[str, Any] | None) -> str:
 def _catalog(folder: Path, metadata: Any) -> Catalog:
     stored = StoredEntries(metadata)
     is_by_megatron = any(key.startswith(training_args.COMMON_STATE) for key in stored.items)
-    if is_by_megatron and not (folder / "metadata.json").is_file():
+    is_sharded_by_megatron = (folder / "metadata.json").is_file()  # torch_dist
+    if is_by_megatron and not is_sharded_by_megatron:
         raise unfinished(folder)
     if stored.tensors and all(_ADAPTER.search(key) for key in stored.tensors):
         raise CheckpointError(
@@ -89,7 +90,8 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         if part in parts[name]:
             raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
         parts[name][part] = stored.tensor(key, name)
-    check_sections(name for name, of_name in sorted(parts.items()) if None in of_name)
+    if is_sharded_by_megatron or found.layout.get("tensor_model_parallel_size") != 1:
+        check_sections(name for name, of_name in sorted(parts.items()) if None in of_name)
     tensors = tuple(_fused(name, of_name, interleave(name)) for name, of_name in sorted(parts.items()))
     description = Description(
         folder=str(folder),

@@ -4,6 +4,7 @@ and convolutions hold parts of several sizes. Each format gives the whole tensor
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from pp_export.checkpoint.canonical_names import in_order, spelled
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError
 from pp_export.megatron.local_names import sections
-from tests.fixtures.stored import read_all, write_stored
+from tests.fixtures.stored import read_all, write_plain, write_stored
 
 MIXER = "decoder.layers.3.mixer."
 NET = "decoder.layers.3.self_attention."
@@ -94,6 +95,20 @@ def test_a_tensor_that_is_stored_whole_is_refused(name: str, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="is stored whole") as caught:
         describe_checkpoint(write_stored(tmp_path / "iter_0000010", {name: torch.randn(4, 3)}, {}), None)
     assert caught.value.where["tensor"] == name
+
+
+@pytest.mark.parametrize("size", [1, 2, None])
+def test_a_whole_tensor_of_one_rank_is_read(size: int | None, tmp_path: Path) -> None:
+    """FSDP formats store parameters as modules have them: of one tensor parallel rank the order is known."""
+    args = Namespace(num_layers=4, **({} if size is None else {"tensor_model_parallel_size": size}))
+    whole = torch.randn(22, 3)
+    state = {"model": {f"{MIXER}in_proj.weight": whole}, "args": args, "iteration": 10}
+    folder = write_plain(tmp_path / "iter_0000010", state)
+    if size == 1:
+        assert torch.equal(read_all(describe_checkpoint(folder, None))[f"{MIXER}in_proj.weight"], whole)
+    else:
+        with pytest.raises(CheckpointError, match="is stored whole"):
+            describe_checkpoint(folder, None)
 
 
 def test_sections_come_from_the_args() -> None:
