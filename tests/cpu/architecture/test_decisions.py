@@ -80,7 +80,7 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
         unread |= {"kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "latent_scale"}
     if not architecture.requires["is_hybrid"].value:
         unread |= OF_HYBRIDS
-    if architecture.requires["experimental_attention_variant"].value is None:
+    if architecture.requires["experimental_attention_variant"].value != "gated_delta_net":
         unread.add("delta_net_modules")
     if "router_groups" in architecture.requires:
         unread.add("router_group_experts")
