@@ -1,7 +1,7 @@
 """How config.json says which layers have experts, 1 or 0 per layer, and what experts and router are like.
 
 Kinds of classes (transformers' modeling files): each N-th layer but for some; all behind the first dense
-ones; all.
+ones; those that a list names; all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pp_export.core.strict_json import is_count
 Config = Mapping[str, Any]
 
 STEP, DENSE, FIRST_DENSE = "decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace"
+TYPES = "mlp_layer_types"
+_DENSE, _SPARSE = "dense", "sparse"
+_EITHER = ((TYPES, FIRST_DENSE), (FIRST_DENSE, TYPES))
 
 
 def of_sparse(config: Config) -> Any:
@@ -44,6 +47,28 @@ def write_after_dense(_: Config, value: Any) -> dict[str, Any] | None:
     """The key that counts the dense layers, if they are the first ones."""
     first = value.index(1) if 1 in value else len(value)
     return {FIRST_DENSE: first} if all(value[first:]) else None
+
+
+def of_types(config: Config) -> Any:
+    """Those that `mlp_layer_types` calls sparse, else all but the first `first_k_dense_replace`."""
+    kinds, layers = config.get(TYPES), windows.num_layers(config)
+    if not isinstance(kinds, list):
+        return after_dense(config)
+    if not {_DENSE, _SPARSE}.issuperset(kinds):
+        raise TypeError(f"{TYPES} are {_DENSE} or {_SPARSE}")
+    return [int(kind == _SPARSE) for kind in kinds[:layers]]
+
+
+def statements_of_types(config: Config) -> list[tuple[str, Any]]:
+    """What each of the two keys says, where it is there."""
+    alone = {key: {k: v for k, v in config.items() if k != other} for key, other in _EITHER}
+    return [(key, of_types(alone[key])) for key, _ in _EITHER if config.get(key) is not None]
+
+
+def write_types(config: Config, value: Any) -> dict[str, Any]:
+    """The list, and the count of dense layers for loaders that read that one, if they are the first ones."""
+    kinds = [_SPARSE if sparse else _DENSE for sparse in value]
+    return {TYPES: kinds, **(write_after_dense(config, value) or {})}
 
 
 def groups(config: Config) -> Any:

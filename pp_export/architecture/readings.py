@@ -324,6 +324,12 @@ READINGS: Mapping[str, Reading] = {
     "layers_after_dense": Reading(
         (expert_layers.FIRST_DENSE,), expert_layers.after_dense, expert_layers.write_after_dense
     ),
+    "layers_of_types": Reading(
+        (expert_layers.TYPES, expert_layers.FIRST_DENSE),
+        expert_layers.of_types,
+        expert_layers.write_types,
+        expert_layers.statements_of_types,
+    ),
     "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
     "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
