@@ -17,6 +17,7 @@ Config = Mapping[str, Any]
 
 STEP, DENSE, FIRST_DENSE = "decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace"
 TYPES = "mlp_layer_types"
+NUMBERS, INTERVAL = "moe_layers", "interleave_moe_layer_step"
 _DENSE, _SPARSE = "dense", "sparse"
 _EITHER = ((TYPES, FIRST_DENSE), (FIRST_DENSE, TYPES))
 
@@ -69,6 +70,28 @@ def write_types(config: Config, value: Any) -> dict[str, Any]:
     """The list, and the count of dense layers for loaders that read that one, if they are the first ones."""
     kinds = [_SPARSE if sparse else _DENSE for sparse in value]
     return {TYPES: kinds, **(write_after_dense(config, value) or {})}
+
+
+def of_interval(config: Config) -> Any:
+    """Llama 4's: those that `moe_layers` numbers, else each N-th."""
+    numbers, step, layers = config.get(NUMBERS), config.get(INTERVAL), windows.num_layers(config)
+    if layers is None or (numbers is None and not is_count(step)):
+        return UNKNOWN
+    return [int((i + 1) % step == 0 if numbers is None else i in numbers) for i in range(layers)]
+
+
+def statements_of_interval(config: Config) -> list[tuple[str, Any]]:
+    """What each of the two keys says, where it is there."""
+    alone = ({**config, NUMBERS: None}, {**config, INTERVAL: None})
+    return [(key, of_interval(part)) for key, part in zip((INTERVAL, NUMBERS), alone) if part.get(key) is not None]
+
+
+def write_interval(_: Config, value: Any) -> dict[str, Any]:
+    """The numbers, and the interval for loaders that read that one, if there is one."""
+    numbers = [i for i, sparse in enumerate(value) if sparse]
+    step = numbers[0] + 1 if numbers else 0
+    is_regular = step and numbers == list(range(step - 1, len(value), step))
+    return {NUMBERS: numbers, **({INTERVAL: step} if is_regular else {})}
 
 
 def groups(config: Config) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pp_export.architecture import expert_layers, rope_layers, rope_parameters, windows
+from pp_export.architecture import expert_layers, long_context, rope_layers, rope_parameters, windows
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 Config = Mapping[str, Any]
@@ -330,9 +330,23 @@ READINGS: Mapping[str, Reading] = {
         expert_layers.write_types,
         expert_layers.statements_of_types,
     ),
+    "layers_at_interval": Reading(
+        (expert_layers.NUMBERS, expert_layers.INTERVAL),
+        expert_layers.of_interval,
+        expert_layers.write_interval,
+        expert_layers.statements_of_interval,
+    ),
     "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
     "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
+    "attention_chunks": Reading(
+        (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
+    ),
+    "tuned_temperature": Reading(
+        (long_context.TUNING, long_context.TUNED_FROM, long_context.TUNED_BY),
+        long_context.tuned_temperature,
+        long_context.write_tuned,
+    ),
     "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
 }
 """Settings that several keys say together."""

@@ -128,14 +128,15 @@ def _rope_scaling(args: Args) -> Any:
     return values[0] if len(values) == 1 else OneOf(values, why)
 
 
-@SETTINGS.of("no_rope_freq", "num_layers")
+@SETTINGS.of("no_rope_freq", "nope_layer_interval", "num_layers")
 def _rope_layers(args: Args) -> Any:
     """Which layers rotate, 1 or 0 per layer; None where all do. In Megatron's list 1 means that a layer
-    does not, and N that every N-th one doesn't.
+    does not, and N that every N-th one doesn't; NeMo has a word of its own for N.
     """
-    if "no_rope_freq" not in args:
+    own = args.get("nope_layer_interval")
+    if "no_rope_freq" not in args and own is None:
         return UNKNOWN
-    how, layers = args["no_rope_freq"], args.get("num_layers")
+    how, layers = args.get("no_rope_freq") if own is None else own, args.get("num_layers")
     if not how:
         return None
     if is_count(how) and is_layers(layers):
