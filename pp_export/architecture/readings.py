@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pp_export.architecture import expert_layers, long_context, rope_layers, rope_parameters, windows
@@ -176,6 +177,20 @@ def _reciprocal(key: str) -> Reading:
     return Reading((key,), read, lambda _, value: {key: 1 / value} if value else None)
 
 
+def _shared_experts(key: str) -> Reading:
+    """The size of all shared experts together, which a `key` counts."""
+    read, write = expert_layers.shared_size, expert_layers.write_shared
+    return Reading((key,), partial(read, key=key), partial(write, key=key))
+
+
+def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say Ministral 3's growing queries, from YaRN's original length on, or none."""
+    own = rope_parameters.stated(config)
+    if value is not None and value["after"] != own.get(rope_parameters.ORIGINAL):
+        return None
+    return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
+
+
 def _bidirectional(config: Config) -> Any:
     return bool(config.get("use_bidirectional_attention"))
 
@@ -337,11 +352,20 @@ READINGS: Mapping[str, Reading] = {
         expert_layers.statements_of_interval,
     ),
     "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
-    "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
+    "shared_experts": _shared_experts("n_shared_experts"),
+    "num_shared_experts": _shared_experts("num_shared_experts"),
+    "moe_num_shared_experts": _shared_experts("moe_num_shared_experts"),
+    "shared_intermediate_size": Reading(
+        ("shared_intermediate_size",),
+        lambda config: config.get("shared_intermediate_size") or None,
+        lambda _, value: {"shared_intermediate_size": value or 0},
+    ),
+    "layers_of_range": Reading(expert_layers.RANGE, expert_layers.of_range, expert_layers.write_range),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
     "attention_chunks": Reading(
         (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
     ),
+    "scaled_queries": Reading(_ROPE_KEYS, long_context.scaled_queries, _scaled_queries),
     "tuned_temperature": Reading(
         (long_context.TUNING, long_context.TUNED_FROM, long_context.TUNED_BY),
         long_context.tuned_temperature,

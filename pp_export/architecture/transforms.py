@@ -89,6 +89,14 @@ def _transpose(shape: Shape, sizes: Sizes) -> Geometry:
     return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).transpose()),))
 
 
+def _one_row(shape: Shape, sizes: Sizes) -> Geometry:
+    """[columns] to [1, columns] (transformers' ernie4_5_moe: `e_score_correction_bias`)."""
+    if len(shape) != 1:
+        raise _misfit("one_row", shape, "one dim")
+    output = (1, *shape)
+    return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).select(0, 0)),))
+
+
 def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows beyond the true vocabulary are padding to a multiple that TP divides (megatron's
     `padded_vocab_size`).
@@ -207,6 +215,7 @@ TRANSFORMS = {
     for transform in (
         Transform("copy", ("",), _copy),
         Transform("transpose", ("",), _transpose),
+        Transform("one_row", ("",), _one_row),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
         Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),

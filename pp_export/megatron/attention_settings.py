@@ -1,4 +1,4 @@
-"""Settings of attention that only some families have: chunks, queries that grow, norms of layers without RoPE.
+"""Settings of attention that few families have: chunks, queries that grow, norms of layers without RoPE.
 
 Sources: megatron/core/models/gpt/gpt_layer_specs.py, and the layer specs of NeMo, Megatron-Bridge and
 ms-swift, in whose configs these args are.

@@ -87,6 +87,7 @@ def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
         ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),
         ("vocabulary", (), "at least vocab_size = 7 rows"),
         ("transpose", (4,), "two dims"),
+        ("one_row", (4, 1), "one dim"),
         ("interleave_glu", (9, 4), "an even number of rows"),
         ("interleave_glu_transposed", (8,), "two dims"),
     ],
@@ -148,6 +149,11 @@ def test_interleave_glu_lets_gate_and_up_take_turns(rest: Shape) -> None:
     fused = numbered(10, *rest)
     expected = torch.stack(fused.chunk(2), dim=1).reshape(10, *rest)
     assert torch.equal(apply("interleave_glu", fused)[""], expected)
+
+
+def test_one_row_adds_a_leading_dim() -> None:
+    """`one_row` gives the one row that Ernie 4.5 has: [1, columns]."""
+    assert torch.equal(apply("one_row", numbered(5))[""], numbered(5)[None])
 
 
 def test_interleaved_columns_are_interleaved_rows_transposed() -> None:
