@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pp_export.architecture import expert_layers, long_context, rope_layers, rope_parameters, windows
+from pp_export.architecture import (
+    expert_layers,
+    indexers,
+    long_context,
+    rope_layers,
+    rope_parameters,
+    windows,
+)
 from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 Config = Mapping[str, Any]
@@ -371,6 +378,11 @@ READINGS: Mapping[str, Reading] = {
         long_context.tuned_temperature,
         long_context.write_tuned,
     ),
+    "indexers_of_types": Reading(
+        (indexers.TYPES, indexers.STEP, indexers.FIRST), indexers.of_types, indexers.write_types
+    ),
+    "indexer_rotates_halves": Reading((), lambda _: "the first part, in halves", lambda *_: None),
+    "indexer_rotates_pairs": Reading((), lambda _: "the first part, in pairs", lambda *_: None),
     "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
 }
 """Settings that several keys say together."""
