@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pp_export.architecture.readings import Config, Reading
+from pp_export.architecture.reading import Config, Reading
 from pp_export.core.settings import OneOf, Setting, agree
 
 WINDOWS = "windows"

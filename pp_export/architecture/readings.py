@@ -6,24 +6,19 @@ written), or one of the readings below, where several keys say it together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from pp_export.architecture import (
-    expert_layers,
+    expert_readings,
     indexers,
     long_context,
     rope_layers,
     rope_parameters,
     windows,
 )
-from pp_export.core.settings import MALFORMED, UNKNOWN, agree
-
-Config = Mapping[str, Any]
-_OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
-Statement = tuple[str, Any]
+from pp_export.architecture.reading import Config, Reading, Statement
+from pp_export.core.settings import UNKNOWN, agree
 
 _ACTIVATIONS = {
     "swish": "silu",
@@ -33,33 +28,6 @@ _ACTIVATIONS = {
     "relu2": "squared_relu",
 }
 _WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "squared_relu"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a setting is read and written. `keys` are those of config.json that take part; `statements` gives
-    each place that says the whole setting, where there are several; `agree` compares two values.
-    """
-
-    keys: tuple[str, ...]
-    read_from: Callable[[Config], Any]
-    write_to: Callable[[Config, Any], dict[str, Any] | None]
-    statements: Callable[[Config], list[Statement]] = lambda _: []
-    agree: Callable[[Any, Any], bool] = agree
-
-    def read(self, config: Config) -> Any:
-        """The value that a config says; UNKNOWN where it says none, MALFORMED where no loader could tell."""
-        try:
-            return self.read_from(config)
-        except _OF_OTHER_TYPES:
-            return MALFORMED
-
-    def write(self, config: Config, value: Any) -> dict[str, Any] | None:
-        """The keys that say a value, None where none can."""
-        try:
-            return self.write_to(config, value)
-        except _OF_OTHER_TYPES:
-            return None
 
 
 def of_keys(paths: str) -> Reading:
@@ -182,12 +150,6 @@ def _reciprocal(key: str) -> Reading:
         return 1 / config[key] if config.get(key) else UNKNOWN
 
     return Reading((key,), read, lambda _, value: {key: 1 / value} if value else None)
-
-
-def _shared_experts(key: str) -> Reading:
-    """The size of all shared experts together, which a `key` counts."""
-    read, write = expert_layers.shared_size, expert_layers.write_shared
-    return Reading((key,), partial(read, key=key), partial(write, key=key))
 
 
 def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
@@ -340,34 +302,6 @@ READINGS: Mapping[str, Reading] = {
         rope_layers.windows_without,
         rope_layers.write_windows_without,
     ),
-    "sparse_layers": Reading(
-        ("decoder_sparse_step", "mlp_only_layers"), expert_layers.of_sparse, expert_layers.write_sparse
-    ),
-    "layers_after_dense": Reading(
-        (expert_layers.FIRST_DENSE,), expert_layers.after_dense, expert_layers.write_after_dense
-    ),
-    "layers_of_types": Reading(
-        (expert_layers.TYPES, expert_layers.FIRST_DENSE),
-        expert_layers.of_types,
-        expert_layers.write_types,
-        expert_layers.statements_of_types,
-    ),
-    "layers_at_interval": Reading(
-        (expert_layers.NUMBERS, expert_layers.INTERVAL),
-        expert_layers.of_interval,
-        expert_layers.write_interval,
-        expert_layers.statements_of_interval,
-    ),
-    "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
-    "shared_experts": _shared_experts("n_shared_experts"),
-    "num_shared_experts": _shared_experts("num_shared_experts"),
-    "moe_num_shared_experts": _shared_experts("moe_num_shared_experts"),
-    "shared_intermediate_size": Reading(
-        ("shared_intermediate_size",),
-        lambda config: config.get("shared_intermediate_size") or None,
-        lambda _, value: {"shared_intermediate_size": value or 0},
-    ),
-    "layers_of_range": Reading(expert_layers.RANGE, expert_layers.of_range, expert_layers.write_range),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
     "attention_chunks": Reading(
         (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
@@ -383,6 +317,6 @@ READINGS: Mapping[str, Reading] = {
     ),
     "indexer_rotates_halves": Reading((), lambda _: "the first part, in halves", lambda *_: None),
     "indexer_rotates_pairs": Reading((), lambda _: "the first part, in pairs", lambda *_: None),
-    "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
+    **expert_readings.READINGS,
 }
 """Settings that several keys say together."""
