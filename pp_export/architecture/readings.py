@@ -296,6 +296,9 @@ READINGS: Mapping[str, Reading] = {
         windows.of_early,
         windows.write_of_some,
     ),
+    "windows_of_late_layers": Reading(
+        (windows.WINDOW, windows.FIRST, windows.TYPES), windows.of_late, windows.write_of_types
+    ),
     "windows_of_types": Reading((windows.WINDOW, windows.TYPES), windows.of_types, windows.write_of_types),
     "windows_without_rope": Reading(
         (windows.WINDOW, windows.SWITCH, windows.TYPES),

@@ -48,6 +48,12 @@ def of_some(config: Config) -> Any:
     return _switched_by_layer(config, lambda layer: layer >= first)
 
 
+def of_late(config: Config) -> Any:
+    """A window for the layers that `layer_types` names, else for those from `max_window_layers` on."""
+    first = config.get(FIRST) or 0
+    return _by_layer(config, lambda layer: layer >= first)
+
+
 def of_early(config: Config) -> Any:
     """The same with the switch, where without `layer_types` it is every second layer, from the first on, of
     those before `max_window_layers`.

@@ -36,6 +36,9 @@ SCALED = {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}}
         ("tuned_temperature", {**TUNED, **NOPE, "attn_scale": 0.0}, None),
         ("scaled_queries", SCALED, {"after": 64, "factor": 0.1}),
         ("scaled_queries", {"rope_parameters": YARN}, None),
+        ("windows_of_late_layers", {"sliding_window": 8, "max_window_layers": 2}, [None, None, 8, 8]),
+        ("windows_of_late_layers", {"sliding_window": 8, "max_window_layers": 4}, None),
+        ("windows_of_late_layers", {"sliding_window": None, "max_window_layers": 2}, None),
         ("rope_layers", {"no_rope_layers": [], "no_rope_layer_interval": 4}, [1, 1, 1, 0]),
     ],
 )
