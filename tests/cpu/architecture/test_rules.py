@@ -65,7 +65,9 @@ def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
 
 def test_a_class_that_no_table_can_serve_is_refused_with_the_reason() -> None:
     """What no model of megatron-core computes is named, and that a layer of somebody's own may do it."""
-    with pytest.raises(RuleError, match="no architecture table serves.*normed behind the rotation") as caught:
+    with pytest.raises(
+        RuleError, match=r"no architecture table serves.*normed behind the rotation"
+    ) as caught:
         table_files.for_class("HunYuanDenseV1ForCausalLM")
     assert "layers that do this" in str(caught.value)
 
