@@ -318,8 +318,6 @@ READINGS: Mapping[str, Reading] = {
     "indexers_of_types": Reading(
         (indexers.TYPES, indexers.STEP, indexers.FIRST), indexers.of_types, indexers.write_types
     ),
-    "indexer_rotates_halves": Reading((), lambda _: "the first part, in halves", lambda *_: None),
-    "indexer_rotates_pairs": Reading((), lambda _: "the first part, in pairs", lambda *_: None),
     **expert_readings.READINGS,
 }
 """Settings that several keys say together."""

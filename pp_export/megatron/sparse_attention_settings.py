@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pp_export.core.settings import UNKNOWN, UNUSED, OneOf
+from pp_export.core.settings import UNKNOWN, UNUSED
 from pp_export.megatron.derivation import Args, Derivations, is_count, is_layers
 
 SETTINGS = Derivations()
-FIRST_HALVES, FIRST_PAIRS, LAST_PAIRS = (
-    *("the first part, in halves", "the first part, in pairs", "the last part, in pairs"),
-)
+HALVES, PAIRS, UNTOLD = "the first part, in halves", "the first part, in pairs", "a part that no arg tells"
 
 
 def _has_indexer(args: Args) -> bool:
@@ -39,12 +37,13 @@ def _indexer_layers(args: Args) -> Any:
     *("experimental_attention_variant", "dsa_indexer_rope_interleaved", "dsa_indexer_rotary_interleaved")
 )
 def _indexer_rotation(args: Args) -> Any:
-    """Which part of an indexer's head rotates, and how; ms-swift has a word of its own for pairs."""
+    """Which part of an indexer's head rotates, and how; ms-swift has a word of its own for pairs. Without an
+    arg for it, release 0.16 rotates the last part, in pairs, and later ones the first, in halves.
+    """
     if not _has_indexer(args):
         return UNUSED
     own = args.get("dsa_indexer_rotary_interleaved")
     pairs = args.get("dsa_indexer_rope_interleaved") if own is None else own
     if pairs is None:
-        why = "megatron-core 0.16 rotated the last part of an indexer's head, later releases the first"
-        return OneOf((FIRST_HALVES, LAST_PAIRS), why)
-    return FIRST_PAIRS if pairs else FIRST_HALVES
+        return UNTOLD
+    return PAIRS if pairs else HALVES

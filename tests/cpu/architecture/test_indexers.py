@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pp_export.architecture.readings import READINGS
-from pp_export.core.settings import MALFORMED, UNKNOWN, UNUSED, OneOf, agree
+from pp_export.core.settings import MALFORMED, UNKNOWN, UNUSED, agree
 from pp_export.megatron.settings import derive
 
 EIGHT = {"num_hidden_layers": 8}
@@ -56,6 +56,7 @@ def test_what_is_written_is_read_again(value: list[int]) -> None:
         ("indexer_layers", {"experimental_attention_variant": None}, UNUSED),
         ("indexer_rotation", {"dsa_indexer_rope_interleaved": True}, "the first part, in pairs"),
         ("indexer_rotation", {"dsa_indexer_rotary_interleaved": False}, "the first part, in halves"),
+        ("indexer_rotation", {}, "a part that no arg tells"),
         ("indexer_rotation", {"experimental_attention_variant": None}, UNUSED),
     ],
 )
@@ -63,9 +64,3 @@ def test_what_training_says(setting: str, args: dict[str, Any], value: Any) -> N
     given = {"experimental_attention_variant": "dsa", "num_layers": 8, **args}
     found = derive(given)[setting].value
     assert found is value or agree(found, value)
-
-
-def test_releases_that_had_no_word_for_it_rotated_in_one_of_two_ways() -> None:
-    found = derive({"experimental_attention_variant": "dsa"})["indexer_rotation"].value
-    assert isinstance(found, OneOf)
-    assert found.values == ("the first part, in halves", "the last part, in pairs")
