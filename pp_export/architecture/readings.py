@@ -234,6 +234,17 @@ def _scalings_of_types(config: Config) -> Any:
     return full if agree(sliding, full) else dict(zip(windows.KINDS, (sliding, full)))
 
 
+def _partial_of_types(config: Config) -> Any:
+    """One part of each head that rotates, or those of layers with a window and without one."""
+    parts = [part.get(_PARTIAL, UNKNOWN) for part in _of_types(config).values()]
+    return parts[0] if agree(*parts) else parts
+
+
+def _write_partial(config: Config, value: Any) -> dict[str, Any]:
+    parts = {kind: {**part, _PARTIAL: value} for kind, part in _of_types(config).items()}
+    return {"rope_parameters": parts}
+
+
 def _scaled_attention(config: Config) -> Any:
     return None if config.get("scale_attn_weights", True) else 1.0
 
@@ -257,6 +268,7 @@ READINGS: Mapping[str, Reading] = {
     "rotary_base": _rotary_base_of(rope_parameters.BASE),
     "rotary_emb_base": _rotary_base_of("rotary_emb_base"),
     "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
+    "partial_rotary_of_types": Reading(("rope_parameters",), _partial_of_types, _write_partial),
     "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary_of(_PARTIAL).read_from, lambda *_: None),
@@ -271,6 +283,7 @@ READINGS: Mapping[str, Reading] = {
     "query_pre_attn_scalar": _attention_scale("query_pre_attn_scalar", -0.5),
     "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
     "final_logit_softcapping": _or_none("final_logit_softcapping"),
+    "attention_value_scale": _or_none("attention_value_scale"),
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
@@ -298,6 +311,9 @@ READINGS: Mapping[str, Reading] = {
     ),
     "windows_of_late_layers": Reading(
         (windows.WINDOW, windows.FIRST, windows.TYPES), windows.of_late, windows.write_of_types
+    ),
+    "windows_of_hybrid_layers": Reading(
+        (windows.WINDOW, windows.SIZE, windows.TYPES), windows.of_hybrid, windows.write_of_hybrid
     ),
     "windows_of_types": Reading((windows.WINDOW, windows.TYPES), windows.of_types, windows.write_of_types),
     "windows_without_rope": Reading(

@@ -70,6 +70,7 @@ class Transform:
 
 
 _HEADS = ("num_attention_heads", "num_query_groups", "head_dim")
+_HEADS_OF_VALUES = ("num_attention_heads", "head_dim", "value_head_dim")
 
 
 def _num_rows(shape: Shape) -> int:
@@ -110,7 +111,23 @@ def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
 
 def _split_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
-    groups, counts = _qkv_groups("split_qkv", shape, sizes)
+    return _split_groups(shape, *_qkv_groups("split_qkv", shape, sizes))
+
+
+def _split_qkv_of_values(shape: Shape, sizes: Sizes) -> Geometry:
+    """The same where values have a size of their own, and the rows tell how many groups a layer has
+    (Megatron-Bridge's MiMo-V2-Flash).
+    """
+    heads, dim, values = (sizes[size] for size in _HEADS_OF_VALUES)
+    groups, rest = divmod(_num_rows(shape) - heads * dim, dim + values)
+    if rest or groups < 1 or heads % groups:
+        expected = f"{heads} heads x {dim} + {dim + values} rows for each of some equal groups"
+        raise _misfit("split_qkv_of_values", shape, expected)
+    return _split_groups(shape, groups, {"q": heads // groups * dim, "k": dim, "v": values})
+
+
+def _split_groups(shape: Shape, groups: int, counts: Mapping[str, int]) -> Geometry:
+    """An output for each part, of all groups one after the other."""
     outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
     targets = {role: View.of(output) for role, output in outputs.items()}
     return Geometry(
@@ -218,6 +235,7 @@ TRANSFORMS = {
         Transform("one_row", ("",), _one_row),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
+        Transform("split_qkv_of_values", ("q", "k", "v"), _split_qkv_of_values, needs=_HEADS_OF_VALUES),
         Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),
         Transform("fuse_qkv_transposed", ("",), _fuse_qkv_transposed, needs=_HEADS),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),

@@ -14,6 +14,7 @@ from typing import Any
 from pp_export.core.settings import UNKNOWN, Setting
 from pp_export.megatron import (
     attention_settings,
+    hybrid_attention_settings,
     latent_settings,
     layer_settings,
     router_settings,
@@ -28,6 +29,7 @@ _DERIVED = {
     **latent_settings.SETTINGS.by_name,
     **attention_settings.SETTINGS.by_name,
     **sparse_attention_settings.SETTINGS.by_name,
+    **hybrid_attention_settings.SETTINGS.by_name,
 }
 
 

@@ -10,7 +10,7 @@ from pp_export.core.errors import AccountingError, CheckpointError
 from pp_export.core.tensors import Shape
 from pp_export.core.views import View
 
-SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "vocab_size": 7}
+SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "value_head_dim": 2, "vocab_size": 7}
 
 
 def apply(name: str, source: torch.Tensor, sizes: dict[str, int] = SIZES) -> dict[str, torch.Tensor]:
@@ -82,6 +82,8 @@ def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
     [
         ("split_qkv", (29, 4), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
         ("split_qkv", (), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
+        ("split_qkv_of_values", (31, 4), "6 heads x 3 + 5 rows for each of some equal groups"),
+        ("split_qkv_of_values", (18 + 20, 4), "6 heads x 3 + 5 rows for each of some equal groups"),
         ("split_glu", (9, 4), "an even number of rows"),
         ("split_glu", (), "an even number of rows"),
         ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),
@@ -149,6 +151,18 @@ def test_interleave_glu_lets_gate_and_up_take_turns(rest: Shape) -> None:
     fused = numbered(10, *rest)
     expected = torch.stack(fused.chunk(2), dim=1).reshape(10, *rest)
     assert torch.equal(apply("interleave_glu", fused)[""], expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_rows_tell_the_groups_where_values_have_another_size(groups: int) -> None:
+    """`split_qkv_of_values` takes as many groups as the rows make, whatever the model's other layers have."""
+    heads, dim, values = (SIZES[name] for name in ("num_attention_heads", "head_dim", "value_head_dim"))
+    per_group = [heads // groups * dim, dim, values]
+    fused = numbered(groups * sum(per_group), 4)
+    parts = [part.split(per_group) for part in fused.split(sum(per_group))]
+    outputs = apply("split_qkv_of_values", fused)
+    for number, role in enumerate("qkv"):
+        assert torch.equal(outputs[role], torch.cat([part[number] for part in parts]))
 
 
 def test_one_row_adds_a_leading_dim() -> None:
