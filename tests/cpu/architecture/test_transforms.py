@@ -159,7 +159,7 @@ def test_rows_tell_the_groups_where_values_have_another_size(groups: int) -> Non
     heads, dim, values = (SIZES[name] for name in ("num_attention_heads", "head_dim", "value_head_dim"))
     per_group = [heads // groups * dim, dim, values]
     fused = numbered(groups * sum(per_group), 4)
-    parts = [part.split(per_group) for part in fused.split(sum(per_group))]
+    parts = [torch.split(part, per_group) for part in torch.split(fused, sum(per_group))]
     outputs = apply("split_qkv_of_values", fused)
     for number, role in enumerate("qkv"):
         assert torch.equal(outputs[role], torch.cat([part[number] for part in parts]))
