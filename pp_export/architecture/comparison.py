@@ -5,14 +5,16 @@ don't.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pp_export.architecture.readings import Config, Reading
+from pp_export.architecture.reading import Config, Reading
 from pp_export.core.settings import OneOf, Setting, agree
 
 WINDOWS = "windows"
+_OF_LONG_SEQUENCES = (WINDOWS, "attention_chunks", "query_growth")
 _MAX_SHOWN = 160
 
 
@@ -61,9 +63,10 @@ class Comparison:
         value = self.setting.value
         if isinstance(value, OneOf):
             return [f"{self.name} can't be settled: {value.why}; config.json says {shown(self.stated)}."]
-        if self.name == WINDOWS and not agree(value, self.stated) and self._same(value, self.stated):
+        is_long = self.name in _OF_LONG_SEQUENCES
+        if is_long and not agree(value, self.stated) and self._same(value, self.stated):
             return [
-                f"windows: config.json says {shown(self.stated)}, no shorter than the sequences of"
+                f"{self.name}: config.json says {shown(self.stated)}, no shorter than the sequences of"
                 f" {self.sequence} that were trained on, where it changes nothing; longer ones it would."
             ]
         return []
@@ -91,16 +94,20 @@ class Comparison:
         return () if not self.setting.is_known else value.values if isinstance(value, OneOf) else (value,)
 
     def _same(self, a: Any, b: Any) -> bool:
-        if self.name == WINDOWS:
+        if self.name in _OF_LONG_SEQUENCES:
             a, b = _without_idle(a, self.sequence), _without_idle(b, self.sequence)
         return self.reading.agree(a, b)
 
 
 def _without_idle(windows: Any, sequence: Any) -> Any:
-    """Windows without those that see the whole of every sequence; None where all do."""
+    """Windows without those that see the whole of every sequence; None where all do. Likewise what begins
+    `after` so many tokens.
+    """
+    is_idle = isinstance(sequence, int)
+    if isinstance(windows, Mapping) and is_idle and windows["after"] >= sequence:
+        return None
     if not isinstance(windows, list):
         return windows
-    is_idle = isinstance(sequence, int)
     left = [None if w is None or (is_idle and w >= sequence) else w for w in windows]
     return left if any(w is not None for w in left) else None
 

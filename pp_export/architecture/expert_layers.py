@@ -1,7 +1,7 @@
 """How config.json says which layers have experts, 1 or 0 per layer, and what experts and router are like.
 
 Kinds of classes (transformers' modeling files): each N-th layer but for some; all behind the first dense
-ones; all.
+ones; those that a list names; all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from pp_export.core.strict_json import is_count
 Config = Mapping[str, Any]
 
 STEP, DENSE, FIRST_DENSE = "decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace"
+TYPES = "mlp_layer_types"
+NUMBERS, INTERVAL = "moe_layers", "interleave_moe_layer_step"
+RANGE = ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index")
+_DENSE, _SPARSE = "dense", "sparse"
+_EITHER = ((TYPES, FIRST_DENSE), (FIRST_DENSE, TYPES))
 
 
 def of_sparse(config: Config) -> Any:
@@ -46,6 +51,76 @@ def write_after_dense(_: Config, value: Any) -> dict[str, Any] | None:
     return {FIRST_DENSE: first} if all(value[first:]) else None
 
 
+def of_types(config: Config) -> Any:
+    """Those that `mlp_layer_types` calls sparse, else all but the first `first_k_dense_replace`."""
+    kinds, layers = config.get(TYPES), windows.num_layers(config)
+    if not isinstance(kinds, list):
+        return after_dense(config)
+    if not {_DENSE, _SPARSE}.issuperset(kinds):
+        raise TypeError(f"{TYPES} are {_DENSE} or {_SPARSE}")
+    return [int(kind == _SPARSE) for kind in kinds[:layers]]
+
+
+def statements_of_types(config: Config) -> list[tuple[str, Any]]:
+    """What each of the two keys says, where it is there."""
+    alone = {key: {k: v for k, v in config.items() if k != other} for key, other in _EITHER}
+    return [(key, of_types(alone[key])) for key, _ in _EITHER if config.get(key) is not None]
+
+
+def write_types(config: Config, value: Any) -> dict[str, Any]:
+    """The list, and the count of dense layers for loaders that read that one, if they are the first ones."""
+    kinds = [_SPARSE if sparse else _DENSE for sparse in value]
+    return {TYPES: kinds, **(write_after_dense(config, value) or {})}
+
+
+def of_interval(config: Config) -> Any:
+    """Llama 4's: those that `moe_layers` numbers, else each N-th."""
+    numbers, step, layers = config.get(NUMBERS), config.get(INTERVAL), windows.num_layers(config)
+    if layers is None:
+        return UNKNOWN
+    if numbers is not None:
+        return [int(i in numbers) for i in range(layers)]
+    return [int((i + 1) % step == 0) for i in range(layers)] if is_count(step) and step else UNKNOWN
+
+
+def statements_of_interval(config: Config) -> list[tuple[str, Any]]:
+    """What each of the two keys says, where it is there."""
+    alone = ({**config, NUMBERS: None}, {**config, INTERVAL: None})
+    return [
+        (key, of_interval(part)) for key, part in zip((INTERVAL, NUMBERS), alone) if part.get(key) is not None
+    ]
+
+
+def write_interval(_: Config, value: Any) -> dict[str, Any]:
+    """The numbers, and the interval for loaders that read that one, if there is one."""
+    numbers = [i for i, sparse in enumerate(value) if sparse]
+    step = numbers[0] + 1 if numbers else 0
+    is_regular = step and numbers == list(range(step - 1, len(value), step))
+    return {NUMBERS: numbers, **({INTERVAL: step} if is_regular else {})}
+
+
+def of_range(config: Config) -> Any:
+    """Ernie's: each N-th layer of those from one number to another, which are in."""
+    layers = windows.num_layers(config)
+    step, first, last = (config.get(key) for key in RANGE)
+    if layers is None or not (is_count(step) and step and isinstance(first, int) and isinstance(last, int)):
+        return UNKNOWN
+    end = layers - 1 if last == -1 else last
+    return [int((i + 1) % step == 0 and first <= i <= end) for i in range(layers)]
+
+
+def write_range(_: Config, value: Any) -> dict[str, Any] | None:
+    """The three keys, if they can say it."""
+    numbers = [i for i, sparse in enumerate(value) if sparse]
+    if not numbers:
+        return None
+    for step in range(1, len(value) + 1):
+        said = dict(zip(RANGE, (step, numbers[0], numbers[-1])))
+        if of_range({"num_hidden_layers": len(value), **said}) == list(value):
+            return said
+    return None
+
+
 def groups(config: Config) -> Any:
     """[groups, chosen groups] of experts; None where all experts compete."""
     count, chosen = config.get("n_group"), config.get("topk_group")
@@ -58,16 +133,16 @@ def write_groups(_: Config, value: Any) -> dict[str, Any] | None:
     return {"n_group": count, "topk_group": chosen} if count else None
 
 
-def shared_size(config: Config) -> Any:
+def shared_size(config: Config, key: str = "n_shared_experts") -> Any:
     """The size of all shared experts together, each of which is as large as a routed one."""
-    count, size = config.get("n_shared_experts"), config.get("moe_intermediate_size")
+    count, size = config.get(key), config.get("moe_intermediate_size")
     return count * size if count and is_count(count) and is_count(size) else None
 
 
-def write_shared(config: Config, value: Any) -> dict[str, Any] | None:
+def write_shared(config: Config, value: Any, key: str = "n_shared_experts") -> dict[str, Any] | None:
     """The key that counts them, if their size is that of whole experts."""
     count, rest = divmod(value or 0, config["moe_intermediate_size"])
-    return None if rest else {"n_shared_experts": count}
+    return None if rest else {key: count}
 
 
 def every_layer(config: Config) -> Any:

@@ -6,16 +6,20 @@ written), or one of the readings below, where several keys say it together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from pp_export.architecture import expert_layers, layer_kinds, rope_layers, rope_parameters, windows
-from pp_export.core.settings import MALFORMED, UNKNOWN, agree
-
-Config = Mapping[str, Any]
-_OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
-Statement = tuple[str, Any]
+from pp_export.architecture import (
+    expert_readings,
+    indexers,
+    layer_kinds,
+    long_context,
+    rope_layers,
+    rope_parameters,
+    windows,
+)
+from pp_export.architecture.reading import Config, Reading, Statement
+from pp_export.core.settings import UNKNOWN, agree
 
 _ACTIVATIONS = {
     "swish": "silu",
@@ -25,33 +29,6 @@ _ACTIVATIONS = {
     "relu2": "squared_relu",
 }
 _WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "squared_relu"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a setting is read and written. `keys` are those of config.json that take part; `statements` gives
-    each place that says the whole setting, where there are several; `agree` compares two values.
-    """
-
-    keys: tuple[str, ...]
-    read_from: Callable[[Config], Any]
-    write_to: Callable[[Config, Any], dict[str, Any] | None]
-    statements: Callable[[Config], list[Statement]] = lambda _: []
-    agree: Callable[[Any, Any], bool] = agree
-
-    def read(self, config: Config) -> Any:
-        """The value that a config says; UNKNOWN where it says none, MALFORMED where no loader could tell."""
-        try:
-            return self.read_from(config)
-        except _OF_OTHER_TYPES:
-            return MALFORMED
-
-    def write(self, config: Config, value: Any) -> dict[str, Any] | None:
-        """The keys that say a value, None where none can."""
-        try:
-            return self.write_to(config, value)
-        except _OF_OTHER_TYPES:
-            return None
 
 
 def of_keys(paths: str) -> Reading:
@@ -176,6 +153,14 @@ def _reciprocal(key: str) -> Reading:
     return Reading((key,), read, lambda _, value: {key: 1 / value} if value else None)
 
 
+def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say Ministral 3's growing queries, from YaRN's original length on, or none."""
+    own = rope_parameters.stated(config)
+    if value is not None and value["after"] != own.get(rope_parameters.ORIGINAL):
+        return None
+    return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
+
+
 def _bidirectional(config: Config) -> Any:
     return bool(config.get("use_bidirectional_attention"))
 
@@ -250,6 +235,17 @@ def _scalings_of_types(config: Config) -> Any:
     return full if agree(sliding, full) else dict(zip(windows.KINDS, (sliding, full)))
 
 
+def _partial_of_types(config: Config) -> Any:
+    """One part of each head that rotates, or those of layers with a window and without one."""
+    parts = [part.get(_PARTIAL, UNKNOWN) for part in _of_types(config).values()]
+    return parts[0] if agree(*parts) else parts
+
+
+def _write_partial(config: Config, value: Any) -> dict[str, Any]:
+    parts = {kind: {**part, _PARTIAL: value} for kind, part in _of_types(config).items()}
+    return {"rope_parameters": parts}
+
+
 def _scaled_attention(config: Config) -> Any:
     return None if config.get("scale_attn_weights", True) else 1.0
 
@@ -273,6 +269,7 @@ READINGS: Mapping[str, Reading] = {
     "rotary_base": _rotary_base_of(rope_parameters.BASE),
     "rotary_emb_base": _rotary_base_of("rotary_emb_base"),
     "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
+    "partial_rotary_of_types": Reading(("rope_parameters",), _partial_of_types, _write_partial),
     "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary_of(_PARTIAL).read_from, lambda *_: None),
@@ -287,6 +284,7 @@ READINGS: Mapping[str, Reading] = {
     "query_pre_attn_scalar": _attention_scale("query_pre_attn_scalar", -0.5),
     "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
     "final_logit_softcapping": _or_none("final_logit_softcapping"),
+    "attention_value_scale": _or_none("attention_value_scale"),
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
@@ -312,20 +310,18 @@ READINGS: Mapping[str, Reading] = {
         windows.of_early,
         windows.write_of_some,
     ),
+    "windows_of_late_layers": Reading(
+        (windows.WINDOW, windows.FIRST, windows.TYPES), windows.of_late, windows.write_of_types
+    ),
+    "windows_of_hybrid_layers": Reading(
+        (windows.WINDOW, windows.SIZE, windows.TYPES), windows.of_hybrid, windows.write_of_hybrid
+    ),
     "windows_of_types": Reading((windows.WINDOW, windows.TYPES), windows.of_types, windows.write_of_types),
     "windows_without_rope": Reading(
         (windows.WINDOW, windows.SWITCH, windows.TYPES),
         rope_layers.windows_without,
         rope_layers.write_windows_without,
     ),
-    "sparse_layers": Reading(
-        ("decoder_sparse_step", "mlp_only_layers"), expert_layers.of_sparse, expert_layers.write_sparse
-    ),
-    "layers_after_dense": Reading(
-        (expert_layers.FIRST_DENSE,), expert_layers.after_dense, expert_layers.write_after_dense
-    ),
-    "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
-    "shared_experts": Reading(("n_shared_experts",), expert_layers.shared_size, expert_layers.write_shared),
     "linear_layers": Reading(
         (windows.TYPES, layer_kinds.INTERVAL),
         layer_kinds.linear,
@@ -355,6 +351,18 @@ READINGS: Mapping[str, Reading] = {
     ),
     "without_effect": Reading((), lambda _: None, lambda *_: None, agree=lambda a, b: True),
     "latent_scale": Reading((), _latent_scale, lambda *_: None),
-    "every_layer": Reading((), expert_layers.every_layer, lambda *_: None),
+    "attention_chunks": Reading(
+        (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
+    ),
+    "scaled_queries": Reading(_ROPE_KEYS, long_context.scaled_queries, _scaled_queries),
+    "tuned_temperature": Reading(
+        (long_context.TUNING, long_context.TUNED_FROM, long_context.TUNED_BY),
+        long_context.tuned_temperature,
+        long_context.write_tuned,
+    ),
+    "indexers_of_types": Reading(
+        (indexers.TYPES, indexers.STEP, indexers.FIRST), indexers.of_types, indexers.write_types
+    ),
+    **expert_readings.READINGS,
 }
 """Settings that several keys say together."""

@@ -17,12 +17,14 @@ LIST, INTERVAL = "no_rope_layers", "no_rope_layer_interval"
 
 
 def of_list(config: Config) -> Any:
-    """`no_rope_layers`, in which, whatever its name, 1 is a layer that rotates; else all but every N-th."""
+    """`no_rope_layers`, in which, whatever its name, 1 is a layer that rotates; where there is none, or an
+    empty one, all but every N-th.
+    """
     layers = windows.num_layers(config)
     stated, step = config.get(LIST), config.get(INTERVAL)
     if layers is None:
         return UNKNOWN
-    if isinstance(stated, list):
+    if isinstance(stated, list) and stated:
         rotating = [int(bool(rotates)) for rotates in stated[:layers]]
     elif isinstance(step, int) and step > 0:
         rotating = [int((layer + 1) % step != 0) for layer in range(layers)]

@@ -17,7 +17,8 @@ from typing import Any
 
 from pp_export.architecture import mtp
 from pp_export.architecture.mtp import NUMBERS, Depths, Mtp
-from pp_export.architecture.readings import READINGS, Reading, of_entry
+from pp_export.architecture.reading import Reading
+from pp_export.architecture.readings import READINGS, of_entry
 from pp_export.architecture.transforms import TRANSFORMS, Transform
 from pp_export.architecture.units import HOLE, UnitKind
 from pp_export.core.errors import RuleError

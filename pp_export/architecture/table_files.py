@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TABLES = resources.files("pp_export.architecture") / "tables"
 _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
+_UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
 _BASE = "megatron"
 _TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "units", "rules", "mtp"}
 
@@ -52,11 +53,13 @@ def for_class(class_name: str) -> Architecture:
     naming = (name for name in _packaged_names() if serving.search(_packaged_file(name).read_text("utf-8")))
     found = next((table for table in naming if class_name in _served_by(table)), None)
     if found is None:
+        reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
         raise RuleError(
-            "no architecture table serves this model class",
+            "no architecture table serves this model class" + (f": {reason}" if reason else ""),
             expected=", ".join(sorted(packaged())),
             got=class_name,
-            advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml",
+            advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml"
+            + (", if the model was trained with layers that do this" if reason else ""),
         )
     return load(found)
 

@@ -74,6 +74,7 @@ _DELTA_NET = (
     *("linear_num_key_heads", "linear_num_value_heads"),
     *("linear_key_head_dim", "linear_value_head_dim"),
 )
+_HEADS_OF_VALUES = ("num_attention_heads", "head_dim", "value_head_dim")
 
 
 def _num_rows(shape: Shape) -> int:
@@ -93,6 +94,14 @@ def _transpose(shape: Shape, sizes: Sizes) -> Geometry:
     return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).transpose()),))
 
 
+def _one_row(shape: Shape, sizes: Sizes) -> Geometry:
+    """[columns] to [1, columns] (transformers' ernie4_5_moe: `e_score_correction_bias`)."""
+    if len(shape) != 1:
+        raise _misfit("one_row", shape, "one dim")
+    output = (1, *shape)
+    return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).select(0, 0)),))
+
+
 def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows beyond the true vocabulary are padding to a multiple that TP divides (megatron's
     `padded_vocab_size`).
@@ -106,7 +115,23 @@ def _vocabulary(shape: Shape, sizes: Sizes) -> Geometry:
 
 def _split_qkv(shape: Shape, sizes: Sizes) -> Geometry:
     """Rows come per query group: its queries, its key, its value (megatron/core/transformer/attention.py)."""
-    groups, counts = _qkv_groups("split_qkv", shape, sizes)
+    return _split_groups(shape, *_qkv_groups("split_qkv", shape, sizes))
+
+
+def _split_qkv_of_values(shape: Shape, sizes: Sizes) -> Geometry:
+    """The same where values have a size of their own, and the rows tell how many groups a layer has
+    (Megatron-Bridge's MiMo-V2-Flash).
+    """
+    heads, dim, values = (sizes[size] for size in _HEADS_OF_VALUES)
+    groups, rest = divmod(_num_rows(shape) - heads * dim, dim + values)
+    if rest or groups < 1 or heads % groups:
+        expected = f"{heads} heads x {dim} + {dim + values} rows for each of some equal groups"
+        raise _misfit("split_qkv_of_values", shape, expected)
+    return _split_groups(shape, groups, {"q": heads // groups * dim, "k": dim, "v": values})
+
+
+def _split_groups(shape: Shape, groups: int, counts: Mapping[str, int]) -> Geometry:
+    """An output for each part, of all groups one after the other."""
     outputs = {role: (groups * count, *shape[1:]) for role, count in counts.items()}
     targets = {role: View.of(output) for role, output in outputs.items()}
     return Geometry(
@@ -276,11 +301,13 @@ TRANSFORMS = {
     for transform in (
         Transform("copy", ("",), _copy),
         Transform("transpose", ("",), _transpose),
+        Transform("one_row", ("",), _one_row),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
         Transform("split_gated_qkv", ("q", "k", "v"), _split_gated_qkv, needs=_HEADS),
         Transform("delta_net", ("qkv", "z", "b", "a"), _delta_net, needs=_DELTA_NET),
         Transform("delta_net_by_head", ("qkvz", "ba"), _delta_net_by_head, needs=_DELTA_NET),
+        Transform("split_qkv_of_values", ("q", "k", "v"), _split_qkv_of_values, needs=_HEADS_OF_VALUES),
         Transform("fuse_qkv", ("",), _fuse_qkv, needs=_HEADS),
         Transform("fuse_qkv_transposed", ("",), _fuse_qkv_transposed, needs=_HEADS),
         Transform("split_glu", ("gate", "up"), _split_glu, num_parts=2),

@@ -15,7 +15,7 @@ Config = Mapping[str, Any]
 ByLayer = list[int | None]
 
 WINDOW, SWITCH, FIRST, TYPES = "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"
-PATTERN = "sliding_window_pattern"
+PATTERN, SIZE = "sliding_window_pattern", "sliding_window_size"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 KINDS = (_SLIDING, _FULL)
 MAX_LAYERS = 100_000
@@ -46,6 +46,29 @@ def of_some(config: Config) -> Any:
     """The same, for the layers that `layer_types` names, else for those from `max_window_layers` on."""
     first = config.get(FIRST) or 0
     return _switched_by_layer(config, lambda layer: layer >= first)
+
+
+def of_late(config: Config) -> Any:
+    """A window for the layers that `layer_types` names, else for those from `max_window_layers` on."""
+    first = config.get(FIRST) or 0
+    return _by_layer(config, lambda layer: layer >= first)
+
+
+def of_hybrid(config: Config) -> Any:
+    """MiMo's: a window for the layers that `layer_types` names, else for all but the first and each sixth; a
+    `sliding_window_size`, which wins, leaves the token itself out.
+    """
+    size = config.get(SIZE)
+    own = config if size is None else {**config, WINDOW: size + 1}
+    return _by_layer(own, lambda layer: layer != 0 and (layer + 1) % 6 != 0)
+
+
+def write_of_hybrid(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say one window for some layers, in both ways of counting."""
+    keys = write_of_types(config, value)
+    if keys is None or config.get(SIZE) is None:
+        return keys
+    return {**keys, SIZE: keys[WINDOW] - 1} if value else None
 
 
 def of_early(config: Config) -> Any:

@@ -128,14 +128,15 @@ def _rope_scaling(args: Args) -> Any:
     return values[0] if len(values) == 1 else OneOf(values, why)
 
 
-@SETTINGS.of("no_rope_freq", "num_layers")
+@SETTINGS.of("no_rope_freq", "nope_layer_interval", "num_layers")
 def _rope_layers(args: Args) -> Any:
     """Which layers rotate, 1 or 0 per layer; None where all do. In Megatron's list 1 means that a layer
-    does not, and N that every N-th one doesn't.
+    does not, and N that every N-th one doesn't; NeMo has a word of its own for N.
     """
-    if "no_rope_freq" not in args:
+    own = args.get("nope_layer_interval")
+    if "no_rope_freq" not in args and own is None:
         return UNKNOWN
-    how, layers = args["no_rope_freq"], args.get("num_layers")
+    how, layers = args.get("no_rope_freq") if own is None else own, args.get("num_layers")
     if not how:
         return None
     if is_count(how) and is_layers(layers):
@@ -151,9 +152,20 @@ def _sequence_length(args: Args) -> Any:
     return known(args.get("seq_length") or args.get("max_position_embeddings"))
 
 
+def _hybrid_windows(args: Args) -> Any:
+    """Those of Megatron-Bridge's MiMo, for the layers that its pattern marks."""
+    own = args.get("sliding_window_size")
+    size = args.get("window_size") if own is None else own
+    return (
+        [size if windowed else None for windowed in args["hybrid_attention_pattern"]]
+        if is_count(size)
+        else UNKNOWN
+    )
+
+
 @SETTINGS.of(
     *("window_size", "window_attn_skip_freq", "interleaved_attn_pattern", "num_layers", "seq_length"),
-    "max_position_embeddings",
+    *("max_position_embeddings", "hybrid_attention_pattern", "sliding_window_size"),
 )
 def _windows(args: Args) -> Any:
     """Tokens that each layer's queries see, themselves included, None where all; None where no layer has
@@ -161,10 +173,12 @@ def _windows(args: Args) -> Any:
 
     Megatron counts the tokens to the left of the query, -1 for all of them; `window_attn_skip_freq` N leaves
     out each N-th layer (core/transformer/utils.py, `is_layer_window_attention`), and so does
-    Megatron-Bridge's `interleaved_attn_pattern` of N - 1 layers with a window and one without.
+    Megatron-Bridge's `interleaved_attn_pattern` of N - 1 layers with a window and one without. Where it has a
+    `hybrid_attention_pattern`, it counts the query too.
     """
-    if "window_size" not in args:
-        return UNKNOWN
+    hybrid = args.get("hybrid_attention_pattern")
+    if hybrid or "window_size" not in args:
+        return _hybrid_windows(args) if hybrid else UNKNOWN
     window, layers, sequence = args["window_size"], args.get("num_layers"), _sequence_length(args)
     left = window[0] if isinstance(window, (list, tuple)) and window else window
     if left is None or (is_count(left) and is_count(sequence) and left + 1 >= sequence):

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.core.settings import UNKNOWN, Setting
-from pp_export.megatron import hybrid_settings, latent_settings, layer_settings, router_settings
+from pp_export.megatron import (
+    attention_settings,
+    hybrid_attention_settings,
+    hybrid_settings,
+    latent_settings,
+    layer_settings,
+    router_settings,
+    sparse_attention_settings,
+)
 from pp_export.megatron.derivation import Args
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
@@ -21,6 +29,9 @@ _DERIVED = {
     **router_settings.SETTINGS.by_name,
     **latent_settings.SETTINGS.by_name,
     **hybrid_settings.SETTINGS.by_name,
+    **attention_settings.SETTINGS.by_name,
+    **sparse_attention_settings.SETTINGS.by_name,
+    **hybrid_attention_settings.SETTINGS.by_name,
 }
 
 

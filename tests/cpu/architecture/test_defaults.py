@@ -21,7 +21,10 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 # Without these the class's own code fails: it has no default for them.
-NEEDED: dict[str, dict[str, Any]] = {"NemotronForCausalLM": {"num_key_value_heads": 32}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "NemotronForCausalLM": {"num_key_value_heads": 32},
+    "Dots1ForCausalLM": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+}
 # Release 5 has another base of RoPE for these; an export takes what the release that is there says.
 CHANGED = ("CohereForCausalLM", "Olmo3ForCausalLM")
 

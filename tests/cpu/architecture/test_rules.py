@@ -63,6 +63,15 @@ def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
     assert "--architecture" in str(caught.value.advice)
 
 
+def test_a_class_that_no_table_can_serve_is_refused_with_the_reason() -> None:
+    """What no model of megatron-core computes is named, and that a layer of somebody's own may do it."""
+    with pytest.raises(
+        RuleError, match=r"no architecture table serves.*normed behind the rotation"
+    ) as caught:
+        table_files.for_class("HunYuanDenseV1ForCausalLM")
+    assert "layers that do this" in str(caught.value)
+
+
 def test_a_row_matches_whole_names_with_numbers_in_its_holes() -> None:
     """A name matches only as a whole, numbers only where the pattern has holes, and the numbers are
     returned.

@@ -10,7 +10,7 @@ from pp_export.core.errors import AccountingError, CheckpointError
 from pp_export.core.tensors import Shape
 from pp_export.core.views import View
 
-SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "vocab_size": 7}
+SIZES = {"num_attention_heads": 6, "num_query_groups": 2, "head_dim": 3, "value_head_dim": 2, "vocab_size": 7}
 
 
 def apply(name: str, source: torch.Tensor, sizes: dict[str, int] = SIZES) -> dict[str, torch.Tensor]:
@@ -135,11 +135,14 @@ def test_vocabulary_leaves_the_padding_out(rows: int) -> None:
         ("split_qkv", (29, 4), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
         ("split_qkv", (), "(6 heads + 2 x 2 groups) x 3 = 30 rows"),
         ("split_gated_qkv", (47, 4), "2 x (6 heads + 2 groups) x 3 = 48 rows, equal groups"),
+        ("split_qkv_of_values", (31, 4), "6 heads x 3 + 5 rows for each of some equal groups"),
+        ("split_qkv_of_values", (18 + 20, 4), "6 heads x 3 + 5 rows for each of some equal groups"),
         ("split_glu", (9, 4), "an even number of rows"),
         ("split_glu", (), "an even number of rows"),
         ("vocabulary", (6, 4), "at least vocab_size = 7 rows"),
         ("vocabulary", (), "at least vocab_size = 7 rows"),
         ("transpose", (4,), "two dims"),
+        ("one_row", (4, 1), "one dim"),
         ("interleave_glu", (9, 4), "an even number of rows"),
         ("interleave_glu_transposed", (8,), "two dims"),
     ],
@@ -201,6 +204,23 @@ def test_interleave_glu_lets_gate_and_up_take_turns(rest: Shape) -> None:
     fused = numbered(10, *rest)
     expected = torch.stack(fused.chunk(2), dim=1).reshape(10, *rest)
     assert torch.equal(apply("interleave_glu", fused)[""], expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_rows_tell_the_groups_where_values_have_another_size(groups: int) -> None:
+    """`split_qkv_of_values` takes as many groups as the rows make, whatever the model's other layers have."""
+    heads, dim, values = (SIZES[name] for name in ("num_attention_heads", "head_dim", "value_head_dim"))
+    per_group = [heads // groups * dim, dim, values]
+    fused = numbered(groups * sum(per_group), 4)
+    parts = [torch.split(part, per_group) for part in torch.split(fused, sum(per_group))]
+    outputs = apply("split_qkv_of_values", fused)
+    for number, role in enumerate("qkv"):
+        assert torch.equal(outputs[role], torch.cat([part[number] for part in parts]))
+
+
+def test_one_row_adds_a_leading_dim() -> None:
+    """`one_row` gives the one row that Ernie 4.5 has: [1, columns]."""
+    assert torch.equal(apply("one_row", numbered(5))[""], numbered(5)[None])
 
 
 def test_interleaved_columns_are_interleaved_rows_transposed() -> None:
