@@ -45,16 +45,25 @@ DENSE = ("tp1", "tp2", "tp4", "tp2pp2", "pp2", "pp2vpp3", "pp4first1last1")
 MOE = ("tp1", "tp2ep2etp1", "ep2etp2", "pp2ep2", "ep4")
 LEGACY_DENSE = ("tp1", "tp4", "tp2pp2", "pp2vpp3", "pp4first1last1")
 LEGACY_MOE = ("tp2ep2etp1", "tp2ep2", "pp2ep2", "ep4")
+MTP = ("tp1", "pp2", "tp2pp2", "pp2vpp3")
 LAUNCHES = (
     Launch(
         4,
         (
             Written("qwen2", "qwen2", DENSE),
             Written("qwen2_legacy", "qwen2", LEGACY_DENSE, ("--legacy",)),
+            Written("qwen3_mtp", "qwen3_mtp", MTP),
+            Written("qwen3_mtp_legacy", "qwen3_mtp", MTP[:3], ("--legacy",)),
             Written("qwen3_moe_legacy", "qwen3_moe", LEGACY_MOE, ("--legacy",)),
         ),
     ),
-    Launch(3, (Written("qwen2", "qwen2", ("pp3first1last2",), source=("qwen2", "tp4")),)),
+    Launch(
+        3,
+        (
+            Written("qwen2", "qwen2", ("pp3first1last2",), source=("qwen2", "tp4")),
+            Written("qwen3_mtp", "qwen3_mtp", ("pp3first1last2",), source=("qwen3_mtp", "tp1")),
+        ),
+    ),
     Launch(
         4,
         (

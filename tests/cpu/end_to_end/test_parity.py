@@ -28,6 +28,7 @@ CASES = {
     "qwen2, tied embeddings on two stages": ("qwen2_tied", "pp2"),
     "qwen2, one key per layer": ("qwen2_per_layer", "tp2"),
     "qwen3": ("qwen3", "tp2"),
+    "qwen3, with an MTP layer on the last of two stages": ("qwen3_mtp", "pp2"),
     "qwen3_moe": ("qwen3_moe", "tp2ep2etp1"),
     "qwen3_moe, keys of Transformer Engine": ("qwen3_moe_te", "tp2pp2"),
     "qwen3_moe, some layers dense": ("qwen3_moe_list", "tp2"),
@@ -66,7 +67,9 @@ def test_the_exported_model_answers_as_the_trained_one(
         output, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
     assert type(exported).__name__ == model.hf_class
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys"))
+    assert all(key.startswith("mtp.") for key in info["unexpected_keys"])
+    assert bool(info["unexpected_keys"]) == bool(model.num_mtp_layers)
     truth = megatron_logits(case)
     with torch.no_grad():
         logits = exported.eval()(truth["input_ids"]).logits

@@ -53,6 +53,17 @@ MOE = (
     ("qwen3_moe_legacy", "pp2ep2"),
     ("qwen3_moe_legacy", "ep4"),
 )
+MTP = (
+    ("qwen3_mtp", "tp1"),
+    ("qwen3_mtp", "pp2"),
+    ("qwen3_mtp", "tp2pp2"),
+    ("qwen3_mtp", "pp2vpp3"),
+    ("qwen3_mtp", "pp3first1last2"),
+    ("qwen3_mtp_legacy", "tp1"),
+    ("qwen3_mtp_legacy", "pp2"),
+    ("qwen3_mtp_legacy", "tp2pp2"),
+)
+GROUPS = {"dense": DENSE, "moe": MOE, "mtp": MTP}
 GRIDS: dict[int, tuple[Options, ...]] = {
     1: ({},),
     2: (
@@ -86,7 +97,7 @@ def exports(folder: Path, num_ranks: int, checkpoint: Checkpoint, reference: Ref
             # Folders of few files are read without a grid too.
             **({} if "legacy" in case[0] and step == 0 else grids[(number + step) % len(grids)]),
         }
-        for cases in (DENSE, MOE)
+        for cases in GROUPS.values()
         for number, case in enumerate(cases)
         for step, size in enumerate(SHARD_SIZES)
     ]
@@ -111,13 +122,14 @@ def exported(
 
 
 @pytest.mark.parametrize("size", SHARD_SIZES)
-@pytest.mark.parametrize("cases", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("num_ranks", GRIDS)
 def test_every_layout_and_every_grid_give_the_same_folder(
-    exported: dict[int, list[Options]], num_ranks: int, cases: tuple[tuple[str, str], ...], size: str
+    exported: dict[int, list[Options]], num_ranks: int, group: str, size: str
 ) -> None:
     """SHA256SUMS and the set of files are those of the unsharded checkpoint exported by one rank."""
-    alone = exported[1][0 if cases is DENSE else len(DENSE) * len(SHARD_SIZES)]
+    cases, before = GROUPS[group], list(GROUPS).index(group)
+    alone = exported[1][sum(map(len, list(GROUPS.values())[:before])) * len(SHARD_SIZES)]
     truth = Path(alone["output"].removesuffix(SHARD_SIZES[0]) + size)
     sums, names = (truth / file_names.SUMS).read_text(), set(files_of(truth))
     assert {line.partition("  ")[2] for line in sums.splitlines()} == names - {
