@@ -123,7 +123,9 @@ def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> 
         {"pipeline_parallel": 2},
         {"expert_parallel": 2, "max_shard_size": "20KB"},
     )
-    jobs = [{**inputs, **grid, "output": str(tmp_path / f"of{n}")} for n, grid in enumerate(grids)]
+    jobs: list[dict[str, Any]] = [
+        {**inputs, **grid, "output": str(tmp_path / f"of{n}")} for n, grid in enumerate(grids)
+    ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     command = torchrun(2, "-m", "tests.fixtures.many_exports", str(tmp_path / "jobs.json"))
     run_python([*command, str(tmp_path / "answers.json")], tmp_path / "output").checked()
