@@ -118,7 +118,7 @@ def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> 
     inputs = {"checkpoint": str(deepseek / "checkpoint"), "reference": str(deepseek / "reference")}
     export_here(**{key: Path(value) for key, value in inputs.items()}, output=tmp_path / "alone")
     RememberedDefinition.write(tmp_path / "answers.json")
-    grids = (
+    grids: tuple[dict[str, Any], ...] = (
         {"tensor_parallel": 2},
         {"pipeline_parallel": 2},
         {"expert_parallel": 2, "max_shard_size": "20KB"},
