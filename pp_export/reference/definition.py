@@ -129,6 +129,8 @@ def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
     # Release 5 writes infinity as {"__float__": "Infinity"} and decodes it only when it reads a file itself.
     decode = getattr(model_class.config_class, "_decode_special_floats", None)
     model_config = model_class.config_class.from_dict(decode(values) if decode else values)
+    # Kimi K2 has a type of its own for a class of DeepSeek-V3; names on disk follow from the class's.
+    model_config.model_type = model_class.config_class.model_type
     model_config._attn_implementation = "eager"
     # With buffers, because otherwise each parameter is made on the CPU first and loses its ties on the way.
     with accelerate.init_empty_weights(include_buffers=True):

@@ -20,6 +20,7 @@ from pp_export.reference import definition as expected
 from pp_export.reference.definition import define
 from pp_export.reference.pending_definition import PendingDefinition
 from tests.fixtures.models import MODELS, hf_config
+from tests.fixtures.moe_families import MOE
 from tests.fixtures.releases import transformers_5
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral")
@@ -111,6 +112,16 @@ def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
 
 
 @transformers_5
+def test_a_type_that_only_the_config_knows_changes_no_name() -> None:
+    """Kimi K2 calls itself `kimi_k2` and names DeepSeek-V3's class: on disk it has that one's names."""
+    config = {**MOE["deepseek_v3"].whole_config(), "model_type": "deepseek_v3"}
+    known, other = define(config), define({**config, "model_type": "kimi_k2"})
+    assert known is not None
+    assert other is not None
+    assert known.tensors == other.tensors
+    assert "model.layers.1.mlp.experts.0.gate_proj.weight" in known.tensors
+
+
 def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
     """The library writes infinity as an object into config.json; its class gets the number back."""
     import transformers
