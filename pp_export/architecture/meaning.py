@@ -21,6 +21,7 @@ Config = Mapping[str, Any]
 Settings = Mapping[str, Setting]
 
 SEQUENCE = "sequence_length"
+_LAYERS = "num_layers"
 _NOTHING = Setting(UNKNOWN, {})
 
 
@@ -97,8 +98,11 @@ def settle(
     AccountingError listing every disagreement with both values.
     """
     work = _Settling(architecture, trained or {}, reference, in_effect(architecture, reference, library))
+    layers = architecture.readings.get(_LAYERS)
+    num_before = None if layers is None else layers.read(work.effect)
     for name in architecture.readings:
         work.compare(name, correct=correct, provisional=provisional)
+    work.resize(num_before)
     for name in architecture.requires:
         work.require(name)
     for name in architecture.tells:
@@ -110,7 +114,11 @@ def settle(
             + (", or let the checkpoint decide (--config-from checkpoint)" if work.is_correctable else ""),
             findings=work.findings,
         )
-    unwritten = {key: value for key, value in (library or {}).items() if key not in work.written}
+    unwritten = {
+        key: value
+        for key, value in (library or {}).items()
+        if key not in work.written and not work.is_outgrown(value, num_before)
+    }
     config = spelled_out(architecture, {**reference, **work.written}, unwritten)
     unchecked = tuple(dict.fromkeys(work.unchecked))
     return Meaning(work.values, config, frozenset(work.written), unchecked, tuple(work.notes))
@@ -193,6 +201,26 @@ class _Settling:
                     self.findings.append(compared.finding(self.architecture.name, writable is not None))
             self.written.update(chosen or {})
             self.effect.update(chosen or {})
+
+    def resize(self, num_before: Any) -> None:
+        """Lists in which config.json tells of each of so many layers, where the checkpoint has others."""
+        num = self.values.get(_LAYERS)
+        for key, told in self.reference.items():
+            if key in self.written or not self.is_outgrown(told, num_before):
+                continue
+            if all(agree(each, told[0]) for each in told):
+                self.written[key] = self.effect[key] = told[:1] * num
+            else:
+                self.findings.append(
+                    f"{key} tells of {num_before} layers one by one, and nothing says which of them the"
+                    f" checkpoint's {num} are: say it in the reference's config.json"
+                )
+
+    def is_outgrown(self, value: Any, num_before: Any) -> bool:
+        """Whether a value tells of each of the layers that config.json had before the checkpoint decided."""
+        num = self.values.get(_LAYERS)
+        is_other = isinstance(num, int) and isinstance(num_before, int) and num != num_before
+        return is_other and isinstance(value, list) and len(value) == num_before and num_before > 0
 
     def require(self, name: str) -> None:
         """See that a setting has the only value with which the table is right, on both sides."""
