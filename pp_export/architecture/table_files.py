@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pp_export.architecture import heads
 from pp_export.architecture.rules import Architecture, checked
 from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import RuleError
@@ -47,11 +48,13 @@ def other_args() -> dict[str, tuple[str, str]]:
 
 
 def for_class(class_name: str) -> Architecture:
-    """The packaged table for an HF class; RuleError names those that there are."""
-    # Reading YAML takes a while: only tables that name the class behind `serves:` are read as such.
-    serving = re.compile(rf"^serves:.*{re.escape(class_name)}", re.MULTILINE)
-    naming = (name for name in _packaged_names() if serving.search(_packaged_file(name).read_text("utf-8")))
-    found = next((table for table in naming if class_name in _served_by(table)), None)
+    """The packaged table for an HF class; RuleError names those that there are. A class that puts another
+    head on a language model has the language model's.
+    """
+    found = _serving(class_name)
+    decoders = [table for of in heads.language_models_of(class_name) if (table := _serving(of)) is not None]
+    if found is None and decoders:
+        return checked(decoders[0], heads.with_head(_merged(decoders[0], ()), class_name), decoders[0])
     if found is None:
         reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
         raise RuleError(
@@ -62,6 +65,13 @@ def for_class(class_name: str) -> Architecture:
             + (", if the model was trained with layers that do this" if reason else ""),
         )
     return load(found)
+
+
+def _serving(class_name: str) -> str | None:
+    # Reading YAML takes a while: only tables that name the class behind `serves:` are read as such.
+    serving = re.compile(rf"^serves:.*{re.escape(class_name)}", re.MULTILINE)
+    naming = (name for name in _packaged_names() if serving.search(_packaged_file(name).read_text("utf-8")))
+    return next((table for table in naming if class_name in _served_by(table)), None)
 
 
 def _served_by(packaged_table: str) -> tuple[str, ...]:
