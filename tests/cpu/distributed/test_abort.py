@@ -112,6 +112,19 @@ def test_a_late_rank_does_not_wait_for_a_sign_of_life(store: Store) -> None:
         closing.join(5)
 
 
+def leaving(world: World) -> tuple[threading.Thread, list[float]]:
+    """A thread that leaves after a failure, and a list that gets an entry when it has left."""
+    left: list[float] = []
+
+    def leave() -> None:
+        world.abort.leave_after_failure(20)
+        left.append(time.monotonic())
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    return thread, left
+
+
 def test_the_reporter_leaves_when_all_who_spoke_have_heard_it(store: Store) -> None:
     """The reporter's process may serve the store: while a rank that failed too still has to read what it
     concluded, it stays. Else that rank would find the store gone, and report by itself.
@@ -122,14 +135,7 @@ def test_the_reporter_leaves_when_all_who_spoke_have_heard_it(store: Store) -> N
     assert reporter.abort.elect_reporter(5)
     reporter.abort.failures(0.1)
     reporter.abort.conclude(TargetError("full"), 0)
-    left: list[float] = []
-
-    def leave() -> None:
-        reporter.abort.leave_after_failure(20)
-        left.append(time.monotonic())
-
-    thread = threading.Thread(target=leave)
-    thread.start()
+    thread, left = leaving(reporter)
     time.sleep(0.2)
     assert left == []
     assert str(other.abort.conclusion(5)) == "full"
@@ -143,14 +149,7 @@ def test_the_reporter_leaves_when_all_who_spoke_have_heard_it(store: Store) -> N
 def test_leaving_waits_for_the_report(store: Store) -> None:
     """After a failure the other ranks leave when the reporter has reported, not before."""
     reporter, other = (world_of(rank, store) for rank in (0, 1))
-    left: list[float] = []
-
-    def leave() -> None:
-        other.abort.leave_after_failure(10)
-        left.append(time.monotonic())
-
-    thread = threading.Thread(target=leave)
-    thread.start()
+    thread, left = leaving(other)
     time.sleep(0.2)
     assert left == []
     reporter.abort.leave_after_failure(10)

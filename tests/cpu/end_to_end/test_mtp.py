@@ -17,8 +17,10 @@ from tests.fixtures import family_proofs
 from tests.fixtures.exports import RememberedDefinition, export_here
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.processes import run_python, torchrun
+from tests.fixtures.releases import transformers_5
 
 INDEX = "model.safetensors.index.json"
+pytestmark = transformers_5
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
 
 
 @transformers_5
+@transformers_5
 def test_a_type_that_only_the_config_knows_changes_no_name() -> None:
     """Kimi K2 calls itself `kimi_k2` and names DeepSeek-V3's class: on disk it has that one's names."""
     config = {**MOE["deepseek_v3"].whole_config(), "model_type": "deepseek_v3"}
