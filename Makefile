@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz fuzz-coverage test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -62,6 +62,18 @@ FUZZ_INPUTS ?= 10000
 FUZZED := tests/cpu/fuzz tests/cpu/verification/test_any_input.py tests/cpu/verification/test_header.py tests/cpu/torch_file/test_opcodes.py
 fuzz: $(READY) ## try 10,000 broken inputs of each kind, new ones each time (for the night: hours; FUZZ_INPUTS=N for others)
 	PP_EXPORT_FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest --numprocesses 2 --dist load $(FUZZED)
+
+FUZZING := $(VENV)/fuzzing
+$(FUZZING)/.ready: $(READY)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(FUZZING) atheris
+	@touch $@
+
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= json index yaml table header pickle metadata common
+fuzz-coverage: $(FUZZING)/.ready ## search for inputs that break a reader, guided by what they reach (installs atheris; FUZZ_SECONDS each)
+	for target in $(FUZZ_TARGETS); do \
+	  PYTHONPATH=$(CURDIR)/$(FUZZING) $(BIN)/python -m tests.fixtures.coverage_fuzz $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 test-slurm: $(READY) ## run the templates of launch/ on a real Slurm of two nodes, on this machine (as root; installs Debian's slurm)
 	.ci/slurm-packages
