@@ -20,6 +20,12 @@ def language_models_of(class_name: str) -> list[str]:
     return [root + suffix for root in roots for suffix in _LANGUAGE_MODELS]
 
 
+def root_of(class_name: str) -> str:
+    """The name without what it says of the head."""
+    suffixes = (*_LANGUAGE_MODELS, *_SUFFIXES)
+    return next((class_name.removesuffix(each) for each in suffixes if class_name.endswith(each)), class_name)
+
+
 def with_head(table: Mapping[str, Any], class_name: str) -> dict[str, Any]:
     """The whole `table` of a language model as that of the class with another head: nothing is tied to it,
     and no further tokens are predicted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -56,15 +57,25 @@ def for_class(class_name: str) -> Architecture:
     if found is None and decoders:
         return checked(decoders[0], heads.with_head(_merged(decoders[0], ()), class_name), decoders[0])
     if found is None:
-        reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
-        raise RuleError(
-            "no architecture table serves this model class" + (f": {reason}" if reason else ""),
-            expected=", ".join(sorted(packaged())),
-            got=class_name,
-            advice="write a table (docs/architectures.md) and pass it with --architecture FILE.yaml"
-            + (", if the model was trained with layers that do this" if reason else ""),
-        )
+        raise _unserved(class_name)
     return load(found)
+
+
+def _unserved(class_name: str) -> RuleError:
+    served = packaged()
+    reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
+    tables_of = {heads.root_of(name): served[name] for name in served}
+    near = difflib.get_close_matches(heads.root_of(class_name), tables_of, n=3)
+    tables = " or ".join(tables_of[root] for root in near)
+    return RuleError(
+        "no architecture table serves this model class" + (f": {reason}" if reason else ""),
+        expected=", ".join(sorted(served)),
+        got=class_name,
+        advice="write a table (docs/architectures.md)"
+        + (f", which may extend {tables} if its layers are alike," if tables else "")
+        + " and pass it with --architecture FILE.yaml"
+        + (", if the model was trained with layers that do this" if reason else ""),
+    )
 
 
 def _serving(class_name: str) -> str | None:

@@ -63,6 +63,21 @@ def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
     assert "--architecture" in str(caught.value.advice)
 
 
+@pytest.mark.parametrize(
+    ("hf_class", "told"),
+    [
+        ("Qwen4ForCausalLM", "extend qwen3 or qwen2"),
+        ("Glm4MoeXForSequenceClassification", "extend glm4_moe or"),
+        ("FalconForCausalLM", "(docs/architectures.md) and pass it"),
+    ],
+)
+def test_the_nearest_tables_are_named(hf_class: str, told: str) -> None:
+    """For the next member of a family, the tables that its own may extend; for none, no guess."""
+    with pytest.raises(RuleError) as caught:
+        table_files.for_class(hf_class)
+    assert told in str(caught.value.advice)
+
+
 def test_a_class_that_no_table_can_serve_is_refused_with_the_reason() -> None:
     """What no model of megatron-core computes is named, and that a layer of somebody's own may do it."""
     with pytest.raises(
