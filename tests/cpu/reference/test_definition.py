@@ -112,7 +112,6 @@ def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:
 
 
 @transformers_5
-@transformers_5
 def test_a_type_that_only_the_config_knows_changes_no_name() -> None:
     """Kimi K2 calls itself `kimi_k2` and names DeepSeek-V3's class: on disk it has that one's names."""
     config = {**MOE["deepseek_v3"].whole_config(), "model_type": "deepseek_v3"}
@@ -123,6 +122,7 @@ def test_a_type_that_only_the_config_knows_changes_no_name() -> None:
     assert "model.layers.1.mlp.experts.0.gate_proj.weight" in known.tensors
 
 
+@transformers_5
 def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
     """The library writes infinity as an object into config.json; its class gets the number back."""
     import transformers
