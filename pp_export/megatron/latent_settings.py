@@ -12,6 +12,7 @@ from pp_export.megatron import rope
 from pp_export.megatron.derivation import Args, Derivations, Derive, known
 
 SETTINGS = Derivations()
+_OF_CLASSES = 1e-6
 
 
 def _size_of(name: str) -> Derive:
@@ -21,6 +22,13 @@ def _size_of(name: str) -> Derive:
 # Of a head of queries and keys, `qk_pos_emb_head_dim` is the part that rotates, `qk_head_dim` the rest.
 for _name in ("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"):
     SETTINGS.by_name[_name] = (("multi_latent_attention", _name), _size_of(_name))
+
+
+@SETTINGS.of("multi_latent_attention", "norm_epsilon")
+def _latent_norm_epsilon(args: Args) -> Any:
+    """Of the norms of latents, where it isn't what transformers' classes have there."""
+    epsilon = args.get("norm_epsilon")
+    return UNUSED if not args.get("multi_latent_attention") or epsilon == _OF_CLASSES else known(epsilon)
 
 
 @SETTINGS.of("multi_latent_attention", "rotary_scaling_factor", "mscale", "mscale_all_dim")

@@ -69,6 +69,7 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
     """What is derived of args has a place in every table: none is derived in vain."""
     architecture = table_files.load(table)
     placed = architecture.readings.keys() | architecture.requires.keys() | {"sequence_length"}
+    placed |= architecture.tells.keys()
     derived = set(settings.read_by())
     of_dense, of_experts = {"ffn_hidden_size"}, {"moe_router_topk", "moe_ffn_hidden_size"}
     of_experts |= {"moe_layers", "normalized_topk"}
@@ -78,6 +79,7 @@ def test_every_setting_is_compared_or_required(table: str) -> None:
         unread |= {"num_query_groups", "head_dim"}
     else:
         unread |= {"kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "latent_scale"}
+        unread.add("latent_norm_epsilon")
     if not architecture.requires["is_hybrid"].value:
         unread |= OF_HYBRIDS
     if architecture.requires["experimental_attention_variant"].value != "gated_delta_net":

@@ -11,14 +11,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pp_export.architecture import families
 from pp_export.core.errors import AccountingError
+from pp_export.core.file_names import SUMS
 from tests.fixtures import family_proofs
-from tests.fixtures.exports import export_here
+from tests.fixtures.exports import RememberedDefinition, export_here
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.processes import run_python, torchrun
 
 Made = Callable[[str], Path]
 
@@ -43,6 +46,32 @@ def test_the_model_comes_back(name: str, made: Made, tmp_path: Path) -> None:
     logits.
     """
     assert family_proofs.prove_exported(FAMILIES[name], made(name), tmp_path / "export")["tensors"] > 20
+
+
+@pytest.fixture(scope="module")
+def by_two_ranks(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with every family's model, exported by one rank and by two that share tensors or experts."""
+    root = tmp_path_factory.mktemp("ranks")
+    jobs: list[dict[str, Any]] = []
+    for number, name in enumerate(FAMILIES):
+        inputs = {kind: made(name) / kind for kind in ("checkpoint", "reference")}
+        export_here(**inputs, output=root / "one" / name, parents=True, max_shard_size="60KB")
+        grid = {"tensor_parallel": 2} if number % 2 else {"expert_parallel": 2}
+        texts = {kind: str(path) for kind, path in inputs.items()}
+        jobs.append({**texts, **grid, "output": str(root / "two" / name), "max_shard_size": "60KB"})
+    (root / "two").mkdir()
+    RememberedDefinition.write(root / "answers.json")
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    command = torchrun(2, "-m", "tests.fixtures.many_exports", str(root / "jobs.json"))
+    run_python([*command, str(root / "answers.json")], root / "output", timeout_s=400).checked()
+    return root
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_ranks_write_what_one_does(name: str, by_two_ranks: Path) -> None:
+    """Halves of tensors and of experts, in files of a few tensors, come together as the same bytes."""
+    sums = [(by_two_ranks / ranks / name / SUMS).read_text() for ranks in ("one", "two")]
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize(("name", "arg"), [(n, arg) for n, family in FAMILIES.items() for arg in family.lies])
