@@ -252,6 +252,19 @@ def _clean(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _draft_table(arguments: argparse.Namespace) -> int:
+    from pp_export.steps.drafting import draft_table
+
+    text = draft_table(
+        arguments.checkpoint,
+        arguments.reference,
+        iteration=arguments.iteration,
+        extends=arguments.extends,
+    )
+    sys.stdout.write(text)
+    return 0
+
+
 def _families(arguments: argparse.Namespace) -> int:
     from pp_export.architecture import families
     from pp_export.view.tables import print_families
@@ -282,5 +295,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "diff": _diff,
     "compare-logits": _compare_logits,
     "clean": _clean,
+    "draft-table": _draft_table,
     "families": _families,
 }

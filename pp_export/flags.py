@@ -100,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
+    draft = commands.add_parser("draft-table", help="begin a table for a class that none serves")
+    draft.add_argument("checkpoint", type=Path)
+    draft.add_argument("--reference", type=Path, required=True, help="the Hugging Face folder of the class")
+    draft.add_argument("--iteration", type=int)
+    draft.add_argument("--extends", metavar="TABLE", help="table to build on; default: the nearest by name")
+
     families = commands.add_parser("families", help="the model classes that are served, and their proofs")
 
     for command in (export, plan, inspect, verify, diff, logits, families):

@@ -61,17 +61,21 @@ def for_class(class_name: str) -> Architecture:
     return load(found)
 
 
+def nearest(class_name: str) -> list[str]:
+    """Packaged tables of classes with names like this one, the likest first."""
+    tables_of = {heads.root_of(served): table for served, table in packaged().items()}
+    return [tables_of[root] for root in difflib.get_close_matches(heads.root_of(class_name), tables_of, n=3)]
+
+
 def _unserved(class_name: str) -> RuleError:
     served = packaged()
     reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
-    tables_of = {heads.root_of(name): served[name] for name in served}
-    near = difflib.get_close_matches(heads.root_of(class_name), tables_of, n=3)
-    tables = " or ".join(tables_of[root] for root in near)
+    tables = " or ".join(nearest(class_name))
     return RuleError(
         "no architecture table serves this model class" + (f": {reason}" if reason else ""),
         expected=", ".join(sorted(served)),
         got=class_name,
-        advice="write a table (docs/architectures.md)"
+        advice="write a table (docs/architectures.md; `pp_export draft-table` begins one)"
         + (f", which may extend {tables} if its layers are alike," if tables else "")
         + " and pass it with --architecture FILE.yaml"
         + (", if the model was trained with layers that do this" if reason else ""),

@@ -68,7 +68,7 @@ def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
     [
         ("Qwen4ForCausalLM", "extend qwen3 or qwen2"),
         ("Glm4MoeXForSequenceClassification", "extend glm4_moe or"),
-        ("FalconForCausalLM", "(docs/architectures.md) and pass it"),
+        ("FalconForCausalLM", "begins one) and pass it"),
     ],
 )
 def test_the_nearest_tables_are_named(hf_class: str, told: str) -> None:
