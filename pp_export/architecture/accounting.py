@@ -105,7 +105,7 @@ def account(
     Raises AccountingError that lists every tensor without a rule, every HF name made twice, missing or
     unexpected, and every wrong shape.
     """
-    depths = Depths.of(name for name in specs if not (drop_mtp and name.startswith("mtp.")))
+    depths = Depths.of(specs)
     findings = _adapter_findings(specs)
     dropped: dict[str, str] = {}
     stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]

@@ -156,12 +156,13 @@ def _proposals(source: Kind, targets: list[Kind]) -> Iterator[Row]:
         for target in (target for target in targets if target.numbers == layers):
             if target.shape[:1] == (count,) and (transforms := _whole(source, target, target.shape[1:])):
                 yield Row(source.pattern, {"": target.pattern}, transforms)
-    for transform, roles in (("split_glu", ("gate", "up")), ("split_qkv", ("q", "k", "v"))):
-        if ("linear_qkv." if transform == "split_qkv" else "linear_fc1.") in source.pattern:
-            yield from _splits(source, alike, transform, roles)
+    for linear, transform in (("linear_fc1.", "split_glu"), ("linear_qkv.", "split_qkv")):
+        if linear in source.pattern:
+            yield from _splits(source, alike, transform)
 
 
-def _splits(source: Kind, alike: list[Kind], transform: str, roles: tuple[str, ...]) -> Iterator[Row]:
+def _splits(source: Kind, alike: list[Kind], transform: str) -> Iterator[Row]:
+    roles = TRANSFORMS[transform].roles
     by_stem: defaultdict[str, dict[str, Kind]] = defaultdict(dict)
     for target in alike:
         for role in roles:

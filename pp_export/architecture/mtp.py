@@ -149,8 +149,9 @@ def settle_count(policy: str, depths: Depths, args: Mapping[str, Any] | None, pr
     """
     if policy == "drop":
         return 0
-    trained = (args or {}).get("mtp_num_layers") or 0
-    if (args or {}).get("mtp_use_repeated_layer"):
+    args = args or {}
+    trained = args.get("mtp_num_layers") or 0
+    if args.get("mtp_use_repeated_layer"):
         trained = min(trained, 1)
     held = len(depths.mtp)
     if depths.mtp != tuple(range(held)):

@@ -139,6 +139,13 @@ def _mtp(section: Mapping[str, Any], rules: Iterable[Rule]) -> Mtp:
     return Mtp(section.get("count"), copies, (*names, *copies))
 
 
+def with_rows(inherited: Iterable[Any], own: Iterable[Any]) -> list[Any]:
+    """Rows of a table that extends another: its own, and the inherited ones with other patterns."""
+    own = list(own)
+    replaced = {row.get("megatron") for row in own}
+    return [row for row in inherited if row["megatron"] not in replaced] + own
+
+
 def _required(entry: Any) -> Required:
     return Required(**entry) if isinstance(entry, Mapping) else Required(entry)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture import heads
-from pp_export.architecture.rules import Architecture, checked
+from pp_export.architecture.rules import Architecture, checked, with_rows
 from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import RuleError
 from pp_export.core.plain_yaml import YamlError
@@ -52,13 +52,12 @@ def for_class(class_name: str) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are. A class that puts another
     head on a language model has the language model's.
     """
-    found = _serving(class_name)
-    decoders = [table for of in heads.language_models_of(class_name) if (table := _serving(of)) is not None]
-    if found is None and decoders:
-        return checked(decoders[0], heads.with_head(_merged(decoders[0], ()), class_name), decoders[0])
-    if found is None:
-        raise _unserved(class_name)
-    return load(found)
+    if (found := _serving(class_name)) is not None:
+        return load(found)
+    for decoder in map(_serving, heads.language_models_of(class_name)):
+        if decoder is not None:
+            return checked(decoder, heads.with_head(_merged(decoder, ()), class_name), decoder)
+    raise _unserved(class_name)
 
 
 def nearest(class_name: str) -> list[str]:
@@ -108,7 +107,6 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
     value = _read(table)
     extended = value.get("extends", None if table == _BASE else _BASE)
     base = _merged(_beside(table, extended), (*below, table)) if extended is not None else {}
-    replaced = {row.get("megatron") for row in value.get("rules", ())}
     decided = {**value.get("config", {}), **value.get("requires", {})}
 
     def merged(section: str) -> dict[str, Any]:
@@ -127,8 +125,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
         },
         "units": value.get("units", base.get("units", [])),
         "mtp": value.get("mtp", base.get("mtp", {})),
-        "rules": [row for row in base.get("rules", ()) if row["megatron"] not in replaced]
-        + value.get("rules", []),
+        "rules": with_rows(base.get("rules", ()), value.get("rules", ())),
     }
 
 

@@ -13,6 +13,12 @@ CODE = frozenset({"auto_map"})
 MTP_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_layers")
 """How many layers for multi-token prediction there are."""
 
+
+def num_mtp_layers(config: Mapping[str, Any]) -> int:
+    """The largest of these counts in a config, not in those nested in it."""
+    return max((config[key] for key in MTP_COUNTS if type(config.get(key)) is int), default=0)
+
+
 QUANTIZATION = frozenset({"quantization_config", "compression_config"})
 """Says how the weights on disk are packed; quantizers bring libraries and kernels with them."""
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pp_export.core import config_keys
 from pp_export.core.config_keys import MTP_COUNTS, QUANTIZATION
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -36,7 +37,7 @@ def corrected(
     removed = _remove_quantization(result) + _remove_path(result)
     parts = {key: part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)}
     everywhere = [("", result), *((f"{key}.", part) for key, part in parts.items())]
-    language = [("", result), *((f"{key}.", parts[key]) for key in _LANGUAGE_MODEL_KEYS if key in parts)]
+    language = _language_model(result)
     corrections = []
     if dtype is not None:
         corrections += _correct(everywhere, DTYPE_KEYS, dtype, absent=("", result, "torch_dtype"))
@@ -53,8 +54,13 @@ def corrected(
 
 def num_mtp_layers(config: Mapping[str, Any]) -> int:
     """How many MTP layers a config.json promises, under whichever name."""
-    parts = [config, *(config[key] for key in _LANGUAGE_MODEL_KEYS if isinstance(config.get(key), dict))]
-    return max((part[key] for part in parts for key in MTP_COUNTS if type(part.get(key)) is int), default=0)
+    return max(config_keys.num_mtp_layers(part) for _, part in _language_model(config))
+
+
+def _language_model(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The config, and those nested in it that are a language model's, with their paths."""
+    nested = ((key, config.get(key)) for key in _LANGUAGE_MODEL_KEYS)
+    return [("", config), *((f"{key}.", part) for key, part in nested if isinstance(part, dict))]
 
 
 def to_bytes(config: Mapping[str, Any]) -> bytes:

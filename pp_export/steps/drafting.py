@@ -8,7 +8,7 @@ from typing import Any
 
 from pp_export.architecture import table_files
 from pp_export.architecture.draft import Draft, Kind, Row, draft
-from pp_export.architecture.rules import Architecture, checked
+from pp_export.architecture.rules import Architecture, checked, with_rows
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import RuleError
 from pp_export.core.tensors import Shape
@@ -79,10 +79,13 @@ def _expected(reference: Reference) -> Mapping[str, Shape]:
 
 def _sizes(args: Mapping[str, Any] | None, config: Mapping[str, Any]) -> dict[str, int]:
     trained = {} if args is None else settings.derive(args)
-    said = {size: trained[size].value if size in trained else None for size in _SIZES}
-    values = ((size, said[size], config.get(key)) for size, key in _SIZES.items())
-    either = ((size, own if isinstance(own, int) else other) for size, own, other in values)
-    return {size: value for size, value in either if isinstance(value, int)}
+    sizes = {}
+    for size, key in _SIZES.items():
+        own = trained[size].value if size in trained else None
+        value = own if isinstance(own, int) else config.get(key)
+        if isinstance(value, int):
+            sizes[size] = value
+    return sizes
 
 
 def _check(base: Architecture, drafted: Draft) -> None:
@@ -90,9 +93,7 @@ def _check(base: Architecture, drafted: Draft) -> None:
     rows = [
         {"megatron": row.megatron, "hf": dict(row.hf), "transform": row.transforms[0]} for row in drafted.rows
     ]
-    replaced = {row["megatron"] for row in rows}
-    kept = [row for row in base.table["rules"] if row["megatron"] not in replaced]
-    checked(base.name, {**base.table, "rules": kept + rows})
+    checked(base.name, {**base.table, "rules": with_rows(base.table["rules"], rows)})
 
 
 def _row(row: Row) -> Iterator[str]:

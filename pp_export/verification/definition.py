@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pp_export.core.config_keys import CODE, MTP_COUNTS, QUANTIZATION
+from pp_export.core.config_keys import CODE, QUANTIZATION, num_mtp_layers
 from pp_export.core.errors import ExportError
 from pp_export.core.file_names import CONFIG
 from pp_export.verification.findings import Fault, brief, shown
@@ -156,7 +156,7 @@ def _why_ignored(
 
 def _is_beyond_layers(name: str, config: Mapping[str, Any]) -> bool:
     found, num_layers = _LAYER.fullmatch(name), config.get("num_hidden_layers")
-    num_more = max((config[key] for key in MTP_COUNTS if type(config.get(key)) is int), default=0)
+    num_more = num_mtp_layers(config)
     return found is not None and type(num_layers) is int and 0 <= int(found[1]) - num_layers < num_more
 
 
