@@ -98,11 +98,9 @@ def settle(
     AccountingError listing every disagreement with both values.
     """
     work = _Settling(architecture, trained or {}, reference, in_effect(architecture, reference, library))
-    layers = architecture.readings.get(_LAYERS)
-    num_before = None if layers is None else layers.read(work.effect)
     for name in architecture.readings:
         work.compare(name, correct=correct, provisional=provisional)
-    work.resize(num_before)
+    work.resize()
     for name in architecture.requires:
         work.require(name)
     for name in architecture.tells:
@@ -117,7 +115,7 @@ def settle(
     unwritten = {
         key: value
         for key, value in (library or {}).items()
-        if key not in work.written and not work.is_outgrown(value, num_before)
+        if key not in work.written and not work.is_outgrown(value)
     }
     config = spelled_out(architecture, {**reference, **work.written}, unwritten)
     unchecked = tuple(dict.fromkeys(work.unchecked))
@@ -173,6 +171,12 @@ class _Settling:
     notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     is_correctable: bool = False
+    num_before: Any = field(init=False)
+    """How many layers config.json says before anything is written."""
+
+    def __post_init__(self) -> None:
+        layers = self.architecture.readings.get(_LAYERS)
+        self.num_before = None if layers is None else layers.read(self.effect)
 
     def compare(self, name: str, *, correct: bool, provisional: bool) -> None:
         """Hold a setting against what config.json says of it."""
@@ -202,25 +206,25 @@ class _Settling:
             self.written.update(chosen or {})
             self.effect.update(chosen or {})
 
-    def resize(self, num_before: Any) -> None:
+    def resize(self) -> None:
         """Lists in which config.json tells of each of so many layers, where the checkpoint has others."""
         num = self.values.get(_LAYERS)
         for key, told in self.reference.items():
-            if key in self.written or not self.is_outgrown(told, num_before):
+            if key in self.written or not self.is_outgrown(told):
                 continue
             if all(agree(each, told[0]) for each in told):
                 self.written[key] = self.effect[key] = told[:1] * num
             else:
                 self.findings.append(
-                    f"{key} tells of {num_before} layers one by one, and nothing says which of them the"
+                    f"{key} tells of {self.num_before} layers one by one, and nothing says which of them the"
                     f" checkpoint's {num} are: say it in the reference's config.json"
                 )
 
-    def is_outgrown(self, value: Any, num_before: Any) -> bool:
+    def is_outgrown(self, value: Any) -> bool:
         """Whether a value tells of each of the layers that config.json had before the checkpoint decided."""
-        num = self.values.get(_LAYERS)
-        is_other = isinstance(num, int) and isinstance(num_before, int) and num != num_before
-        return is_other and isinstance(value, list) and len(value) == num_before and num_before > 0
+        num, before = self.values.get(_LAYERS), self.num_before
+        is_other = isinstance(num, int) and isinstance(before, int) and num != before
+        return is_other and isinstance(value, list) and len(value) == before and before > 0
 
     def require(self, name: str) -> None:
         """See that a setting has the only value with which the table is right, on both sides."""
