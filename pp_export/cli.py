@@ -5,7 +5,6 @@ everything held.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export import flags
+from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
@@ -125,17 +125,15 @@ def _importing() -> Iterator[None]:
     """Imports make much and leave no garbage: a quarter of their time would go into looking for it. One
     that fails is no defect of pp_export.
     """
-    gc.disable()
     try:
-        yield
+        with paused_collector():
+            yield
     except (ImportError, OSError) as error:
         raise ExportError(
             f"Python could not import what an export needs: {error}",
             where={"rank": os.environ.get("RANK", "0"), "node": platform.node()},
             advice="compare this node's Python environment with that of the others",
         ) from error
-    finally:
-        gc.enable()
 
 
 def _join(stall_seconds: float) -> World:

@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pp_export.checkpoint.source import Source
+from pp_export.core.collector import paused_collector
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.process.collector import paused_collector
 from pp_export.steps import report, resumption
 from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together

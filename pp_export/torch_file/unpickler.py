@@ -7,15 +7,14 @@ stops the export. Training args may name what frameworks put there, and nothing 
 
 from __future__ import annotations
 
-import gc
 import io
 import itertools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from pp_export.core import dtypes
+from pp_export.core.collector import paused_collector
 from pp_export.core.errors import CheckpointError, UnsafePickleError
 from pp_export.torch_file import allow_list, inert, opcodes
 from pp_export.torch_file.inert import InertObject, RecordingObject
@@ -75,7 +74,7 @@ def load(data: bytes, origin: str, split: Split | None = None) -> Any:
     find: Callable[[], Any] = unpickler.load
     try:
         opcodes.check(data)
-        with _without_collecting(), inert.allowance(len(data)):
+        with paused_collector(), inert.allowance(len(data)):
             value = find()
         if split is not None and unpickler.foreign:
             _check_foreign(unpickler.foreign, *split(value))
@@ -88,18 +87,6 @@ def load(data: bytes, origin: str, split: Split | None = None) -> Any:
             where={"file": origin},
             advice="the file is damaged or not finished; save or copy the checkpoint again",
         ) from error
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Looking for garbage among millions of new objects, of which none is, would take most of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _check_foreign(named: Sequence[Any], args: Sequence[Any], rest: Sequence[Any]) -> None:

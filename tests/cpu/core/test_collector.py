@@ -1,13 +1,15 @@
-"""Claims of `pp_export.process.collector`: collections stop, go on, and are afterwards as they were."""
+"""Claims of `pp_export.core.collector`: collections stop, go on, and are afterwards as they were."""
 
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from pp_export.process.collector import paused_collector
+from pp_export.core.collector import paused_collector
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,35 @@ def test_a_job_s_own_choice_stays() -> None:
         resume()
         assert not gc.isenabled()
     assert not gc.isenabled()
+
+
+def test_the_pause_of_another_thread_stays() -> None:
+    """Collections go on when the last of those that pause them has ended, whichever began."""
+    first, second = paused_collector(), paused_collector()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not gc.isenabled()
+    second.__exit__(None, None, None)
+    assert gc.isenabled()
+
+
+def test_threads_that_pause_at_any_time_leave_it_on() -> None:
+    """A pause that begins while another ends isn't taken for the job's own choice, which would last."""
+
+    def pause_often() -> None:
+        for _ in range(3000):
+            with paused_collector():
+                pass
+
+    threads = [threading.Thread(target=pause_often) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert gc.isenabled()
