@@ -17,7 +17,7 @@ from pp_export.checkpoint.catalog import Catalog
 from pp_export.planning import part_image
 from pp_export.planning.planner import make_plan
 from pp_export.planning.proof import ProvedPart
-from pp_export.process.collector import paused_collector
+from pp_export.core.collector import paused_collector
 from pp_export.steps.report import peak_anonymous_bytes
 
 T = TypeVar("T")
