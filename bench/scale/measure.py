@@ -14,10 +14,10 @@ from bench.scale.models import MODELS, Model, toy
 from pp_export.architecture import table_files
 from pp_export.architecture.accounting import Expected, account
 from pp_export.checkpoint.catalog import Catalog
+from pp_export.core.collector import paused_collector
 from pp_export.planning import part_image
 from pp_export.planning.planner import make_plan
 from pp_export.planning.proof import ProvedPart
-from pp_export.core.collector import paused_collector
 from pp_export.steps.report import peak_anonymous_bytes
 
 T = TypeVar("T")
