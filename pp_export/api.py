@@ -78,14 +78,13 @@ def export_checkpoint(
     3554214752
 
     """
-    from pp_export.steps import report
-
     values = {"checkpoint": checkpoint, "reference": reference, "output": output, **options}
     chosen = options_from(values, "export_checkpoint", ExportOptions)
-    report.check_path(chosen)
     if background:
         from pp_export.background import BackgroundExport
+        from pp_export.steps.report import check_path
 
+        check_path(chosen)
         return BackgroundExport(chosen)
 
     from pp_export.checkpoint.folder_source import CheckpointSource
@@ -337,12 +336,8 @@ def _parts(model: Any) -> list[Any]:
 
 def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
     """The options, or what is wrong with them, to be raised where all ranks hear it."""
-    from pp_export.steps import report
-
     try:
-        chosen = options_from(values, "export_model", TargetOptions)
-        report.check_path(chosen)
-        return chosen
+        return options_from(values, "export_model", TargetOptions)
     except OptionError as error:
         return error
 

@@ -78,11 +78,10 @@ def _export(arguments: argparse.Namespace) -> int:
         if is_first:
             log.logger.info("exporting %s to %s", options.checkpoint, options.output)
         with _importing():
-            from pp_export.steps import ending, report
+            from pp_export.steps import ending
             from pp_export.steps.pending import PendingInputs
 
             if is_first:
-                report.check_path(options)
                 # What transformers says of the model may take seconds, and so may the import of torch.
                 pending = PendingInputs.start(options)
             from pp_export.checkpoint.folder_source import CheckpointSource
@@ -159,12 +158,10 @@ def _plan(arguments: argparse.Namespace) -> int:
         options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
     from pp_export.steps.plan_report import plan_checkpoint
-    from pp_export.steps.report import check_path
     from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
     cluster = options_from(flags.given(arguments, ClusterOptions), "flags", ClusterOptions)
-    check_path(options)
     report = plan_checkpoint(options, cluster, here=has_output)
     if options.html is not None:
         write_plan(options.html, report)

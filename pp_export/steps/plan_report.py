@@ -124,7 +124,9 @@ def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions, *, here: bo
     from pp_export.steps.inputs import Whole, plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
     from pp_export.steps.preflight import check_here, check_space, target_of_plan
+    from pp_export.steps.report import check_path
 
+    check_path(options)
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
     pending = PendingInputs.start(options)
     try:

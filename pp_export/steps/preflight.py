@@ -19,6 +19,7 @@ from pp_export.core.version import VERSION
 from pp_export.disk import folders, probe
 from pp_export.distributed import backends
 from pp_export.options.kinds import TargetOptions, flag
+from pp_export.steps.report import check_path
 from pp_export.steps.target import Target
 from pp_export.steps.versions import versions
 
@@ -145,6 +146,7 @@ def _begin(
     """
     assert pending is not None
     token = os.urandom(16).hex()
+    _collect(found, lambda: check_path(options))
     _collect(found, pending.check)
     _collect(found, lambda: target.check(options, source.folders, acts=acts))
     if source.is_shared:

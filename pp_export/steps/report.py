@@ -313,7 +313,7 @@ def write_failure(error: ExportError, options: TargetOptions, *, since: float) -
     `error`. What a rank only saw of others replaces no report that one of them has written `since` the
     export began (seconds of the clock).
     """
-    if options.report is None:
+    if options.report is None or _is_inside(options.report, options.output):
         return
     if isinstance(error, (PeerError, StoppedError)) and _is_newer(options.report, since):
         return
@@ -337,13 +337,16 @@ def check_path(options: RunOptions) -> None:
     for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
         if path is None:
             continue
-        folder, output = path.absolute().parent, options.output.absolute()
-        if not is_folder(folder):
+        if not is_folder(path.absolute().parent):
             raise OptionError(f"the {what}'s folder does not exist", where={name: path})
-        if output in (folder, *folder.parents):
+        if _is_inside(path, options.output):
             raise OptionError(
                 f"the {what} lies in the output, which holds the model only", where={name: path}
             )
+
+
+def _is_inside(path: Path, output: Path) -> bool:
+    return output.absolute() in path.absolute().parents
 
 
 def written(done: ExportReport, write: Callable[[ExportReport], None]) -> ExportReport:
