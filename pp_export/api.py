@@ -82,7 +82,7 @@ def export_checkpoint(
     chosen = options_from(values, "export_checkpoint", ExportOptions)
     if background:
         from pp_export.background import BackgroundExport
-        from pp_export.steps.report import check_path
+        from pp_export.steps.target import check_path
 
         check_path(chosen)
         return BackgroundExport(chosen)

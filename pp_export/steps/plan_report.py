@@ -77,6 +77,7 @@ class PlanReport:
     expected_from: str
     expected_cached: bool
     dropped: Mapping[str, str]
+    taken_from_reference: tuple[str, ...]
     sizes: Mapping[str, int]
     sizes_from: str
     settings: Mapping[str, Any]
@@ -124,7 +125,7 @@ def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions, *, here: bo
     from pp_export.steps.inputs import Whole, plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
     from pp_export.steps.preflight import check_here, check_space, target_of_plan
-    from pp_export.steps.report import check_path
+    from pp_export.steps.target import check_path
 
     check_path(options)
     source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
@@ -165,6 +166,7 @@ def plan_report(
         expected_from=inputs.account.truth,
         expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
+        taken_from_reference=inputs.account.taken,
         sizes={**inputs.sizes.values, "padded_vocab_size": inputs.sizes.padded_vocab_size},
         sizes_from=inputs.sizes.source,
         settings=to_json_value(dict(model.meaning.values)),

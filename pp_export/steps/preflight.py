@@ -19,8 +19,7 @@ from pp_export.core.version import VERSION
 from pp_export.disk import folders, probe
 from pp_export.distributed import backends
 from pp_export.options.kinds import TargetOptions, flag
-from pp_export.steps.report import check_path
-from pp_export.steps.target import Target
+from pp_export.steps.target import Target, check_path
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:

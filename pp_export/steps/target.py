@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from pp_export.core.errors import TargetError
+from pp_export.core.errors import OptionError, TargetError
 from pp_export.disk import calls, folders, litter, owner, publish
 from pp_export.disk.beside import alone_in, publish_beside
-from pp_export.options.kinds import TargetOptions
+from pp_export.options.kinds import RunOptions, TargetOptions
 from pp_export.process.log import logger
 
 
@@ -84,3 +84,23 @@ def _working_directory() -> list[Path]:
         return [Path.cwd()]
     except OSError:
         return []
+
+
+def check_path(options: RunOptions) -> None:
+    """Raise OptionError where a report, or its page, could not be written: that must not be found out at
+    the end.
+    """
+    for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
+        if path is None:
+            continue
+        if not calls.is_folder(path.absolute().parent):
+            raise OptionError(f"the {what}'s folder does not exist", where={name: path})
+        if is_inside(path, options.output):
+            raise OptionError(
+                f"the {what} lies in the output, which holds the model only", where={name: path}
+            )
+
+
+def is_inside(path: Path, output: Path) -> bool:
+    """Whether a path is of something in the output."""
+    return output.absolute() in path.absolute().parents

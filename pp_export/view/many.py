@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pp_export.core.errors import ExportError
 from pp_export.process.log import logger
 from pp_export.steps import report
+from pp_export.steps.target import check_path
 from pp_export.view.progress import ExportView
 from pp_export.view.tables import print_many
 
@@ -22,7 +23,7 @@ class ManyView:
     """What rank 0 shows; the other ranks show nothing. With `as_json` the report is what is printed."""
 
     def __init__(self, options: ExportOptions, *, as_json: bool) -> None:
-        report.check_path(options)
+        check_path(options)
         self._options, self._as_json = options, as_json
 
     def of(self, world: World) -> ExportView:
