@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from pp_export.architecture.encodings import Encoding, casts, encoded, plus_one
 from pp_export.architecture.mtp import Depths
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
-from pp_export.architecture.transforms import Geometry, Transform
+from pp_export.architecture.transforms import TRANSFORMS, Geometry, Transform
 from pp_export.architecture.units import Unit, UnitKind
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import AccountingError, ExportError
-from pp_export.core.tensors import Shape, TensorSpec
+from pp_export.core.tensors import REFERENCE, Shape, TensorSpec
 from pp_export.core.views import View
 
 DEFINITION, INDEX, TABLE = (
@@ -29,6 +29,10 @@ DEFINITION, INDEX, TABLE = (
     "the reference's weight index",
     "the table itself",
 )
+
+_MISSING = "is expected but nothing makes it"
+_REFERENCE_UNIT = UnitKind(1 << 16, "from the reference", ())
+"""Behind all that a table names."""
 
 
 class Placement(NamedTuple):
@@ -60,7 +64,8 @@ class Account:
     `outputs` are the HF tensors as they are stored, after the `encodings`. `unit_of` gives each stored
     tensor its unit; `sources_of` the canonical tensors that it is made of, whose shapes are `shapes`.
     `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it out.
-    `mtp` are the outputs that belong to MTP layers, of which `copies` equal others.
+    `mtp` are the outputs that belong to MTP layers, of which `copies` equal others. Those `taken` are the
+    reference's, byte for byte.
     """
 
     encodings: tuple[Encoding, ...]
@@ -75,13 +80,17 @@ class Account:
     truth: str
     mtp: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
 
     @cached_property
     def main_dtype(self) -> DType:
-        """The element type of most of the floating-point bytes: what config.json calls the model's."""
+        """The element type of most of the checkpoint's floating-point bytes: what config.json calls the
+        model's.
+        """
         sizes: Counter[DType] = Counter()
-        for spec in self.outputs.values():
-            sizes[spec.dtype] += spec.num_bytes * spec.dtype.is_floating
+        taken = frozenset(self.taken)
+        for name, spec in self.outputs.items():
+            sizes[spec.dtype] += spec.num_bytes * (spec.dtype.is_floating and name not in taken)
         return sizes.most_common(1)[0][0]
 
     @cached_property
@@ -108,9 +117,13 @@ def account(
     depths = Depths.of(specs)
     findings = _adapter_findings(specs)
     dropped: dict[str, str] = {}
+    of_reference: list[str] = []
     stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
     stacks = defaultdict(list)
     for name in specs:
+        if name.startswith(REFERENCE):
+            of_reference.append(name)
+            continue
         if drop_mtp and name.startswith("mtp."):
             dropped[name] = "--mtp drop"
             continue
@@ -131,6 +144,7 @@ def account(
             members.sort(key=lambda member: member[:2])
         findings += made.add(key[1:], members, specs, sizes.values)
     copies = made.copy(architecture, depths, expected.mtp)
+    taken = made.take(of_reference, specs)
     findings += _type_findings(made.mapped)
     encodings = casts(made.mapped, dtype, made.kept | made.plus_one)
     encodings += plus_one(made.mapped, sorted(made.plus_one), dtype)
@@ -157,6 +171,7 @@ def account(
         truth=expected.truth,
         mtp=mtp,
         copies=copies,
+        taken=taken,
     )
 
 
@@ -169,10 +184,12 @@ def held_against(account: Account, architecture: Architecture, expected: Expecte
 
 def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None:
     if findings:
+        is_short = any(finding.endswith(_MISSING) for finding in findings)
+        take = "; --take-missing-from-reference PATTERN takes what the training left as it was"
         raise AccountingError(
             "the checkpoint and the Hugging Face model do not match one to one",
             where={"architecture": architecture.name, "expected from": truth},
-            advice="choose the right reference, or correct the table",
+            advice="choose the right reference, or correct the table" + (take if is_short else ""),
             findings=findings,
         )
 
@@ -274,6 +291,17 @@ class _Made:
                     self.placements[source] = (*self.placements[source], *more)
         return copies
 
+    def take(self, sources: Iterable[str], specs: Mapping[str, TensorSpec]) -> tuple[str, ...]:
+        """Make the tensors of the reference that nothing else makes, as they are; their HF names."""
+        taken = []
+        for source in sources:
+            name = source.removeprefix(REFERENCE)
+            if name not in self.mapped:
+                rule = Rule(source, {"": name}, TRANSFORMS["copy"], _REFERENCE_UNIT, keeps_type=True)
+                self.add((name,), [((), source, rule, {})], specs, {})
+                taken.append(name)
+        return tuple(taken)
+
     def _unit(self, kind: UnitKind, numbers: Mapping[str, int]) -> Unit:
         """The unit of a tensor with these numbers in its holes: one value for all tensors of a unit."""
         key = (kind.order, *(numbers[hole] for hole in kind.holes))
@@ -300,7 +328,7 @@ def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:
     return [
         f"{name} belongs to an adapter (LoRA); merge the adapter into the base weights first"
         for name in specs
-        if ".adapter" in name or "lora_" in name
+        if (".adapter" in name or "lora_" in name) and not name.startswith(REFERENCE)
     ]
 
 
@@ -330,7 +358,7 @@ def _differences_of(
 ) -> list[str]:
     if expected is None:
         return []
-    missing = [f"{name} is expected but nothing makes it" for name in expected if name not in outputs]
+    missing = [f"{name} {_MISSING}" for name in expected if name not in outputs]
     if missing and dropped:
         missing.append(f"(dropped by a rule: {', '.join(sorted(dropped)[:8])})")
     unexpected = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.units import HOLE
 from pp_export.core.errors import AccountingError
-from pp_export.core.tensors import TensorSpec
+from pp_export.core.tensors import REFERENCE, TensorSpec
 
 _MAX_SHOWN = 5
 _EXPECTED = "Megatron's names, such as decoder.layers.0.self_attention.linear_qkv.weight"
@@ -75,32 +75,33 @@ def check_names(architecture: Architecture, specs: Mapping[str, TensorSpec]) -> 
     if _has_layers(architecture, specs):
         return
     where = {"architecture": architecture.name}
+    names = [name for name in specs if not name.startswith(REFERENCE)]
     made = {HOLE.sub("{}", name) for rule in architecture.rules for name in rule.hf.values()}
-    named = [name for name in specs if _NUMBER.sub("{}", name) in made or _HUGGING_FACE.search(name)]
+    named = [name for name in names if _NUMBER.sub("{}", name) in made or _HUGGING_FACE.search(name)]
     if named:
         raise AccountingError(
             "the tensors already have Hugging Face names: this is a torch DCP checkpoint as torchtitan, NeMo"
             " Automodel or FSDP save it, not Megatron's",
             where=where,
             expected=_EXPECTED,
-            got=f"{next(filter(_NUMBER.search, named), named[0])} ({len(named)} of {len(specs)} tensors)",
+            got=f"{next(filter(_NUMBER.search, named), named[0])} ({len(named)} of {len(names)} tensors)",
             advice="pp_export can't export these yet: use the framework's own converter, or"
             " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and then save_pretrained",
             findings=_some(named),
         )
     for kind in _OTHERS:
-        found = [name for name in specs if kind.pattern.search(name)]
+        found = [name for name in names if kind.pattern.search(name)]
         if found:
             raise AccountingError(
                 kind.what,
                 where=where,
                 expected=_EXPECTED,
-                got=f"{found[0]} ({len(found)} of {len(specs)} tensors)",
+                got=f"{found[0]} ({len(found)} of {len(names)} tensors)",
                 advice=kind.advice,
                 findings=_some(found),
             )
     prefixes: dict[str, str] = {}
-    for name in specs:
+    for name in names:
         if match := _PREFIXED.match(name):
             prefixes.setdefault(match["prefix"], name)
     if prefixes:
@@ -113,12 +114,12 @@ def check_names(architecture: Architecture, specs: Mapping[str, TensorSpec]) -> 
             advice="save the model that is inside of it alone, or give a table whose rows begin with it"
             " (--architecture FILE)",
         )
-    if not any(_LAYER.match(name) for name in specs):
+    if not any(_LAYER.match(name) for name in names):
         raise AccountingError(
             "the checkpoint has no decoder layers: it is not a language model, or only a part of one",
             where=where,
             expected=_EXPECTED,
-            got=", ".join(_some(specs)) or "no tensors of a model",
+            got=", ".join(_some(names)) or "no tensors of a model",
             advice="check the path: it may be that of an optimizer, a critic's head or an adapter",
         )
 

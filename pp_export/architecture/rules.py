@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pp_export.architecture import mtp
+from pp_export.architecture import mtp, multimodal
 from pp_export.architecture.mtp import NUMBERS, Depths, Mtp
+from pp_export.architecture.multimodal import Within
 from pp_export.architecture.reading import Reading
 from pp_export.architecture.readings import READINGS, of_entry
 from pp_export.architecture.transforms import TRANSFORMS, Transform
@@ -82,7 +83,8 @@ class Architecture:
 
     Of the settings of a model, `readings` are compared with config.json, `requires` must have one value,
     `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks.
-    `mtp` is None where the class is not known to have MTP layers.
+    `mtp` is None where the class is not known to have MTP layers, `within` where the class is the language
+    model alone. Readings and `defaults` are of the language model's config, names of the whole.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Architecture:
     defaults: Mapping[str, Any] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
     mtp: Mtp | None = field(repr=False)
+    within: Within | None = field(repr=False)
     table: Mapping[str, Any] = field(repr=False)
 
     @cached_property
@@ -113,9 +116,12 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
     findings: list[str] = []
     units = _units(table["units"], findings)
     rows, section = table["rules"], table["mtp"]
-    findings += mtp.faults(section)
+    findings += mtp.faults(section) + multimodal.faults(table["within"])
     if section and not findings:
         rows = [*rows, *mtp.rows(section, rows)]
+    within = Within(**table["within"]) if table["within"] and not findings else None
+    if within is not None:
+        rows = [_renamed(row, within) for row in rows]
     rules = [rule for row in rows if (rule := _rule(row, units, findings)) is not None]
     findings += _ambiguities(rules) + _unknown_readings(table["config"])
     if findings:
@@ -128,13 +134,26 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
         table["tells"],
         table["defaults"],
         tuple(rules),
-        _mtp(section, rules) if section else None,
+        _mtp(section, rules, within) if section else None,
+        within,
         table,
     )
 
 
-def _mtp(section: Mapping[str, Any], rules: Iterable[Rule]) -> Mtp:
+def _renamed(row: Mapping[str, Any], within: Within) -> dict[str, Any]:
+    """A row of a language model as it is within a larger one."""
+    hf = row.get("hf")
+    if isinstance(hf, str):
+        return {**row, "hf": within.name(hf)}
+    if isinstance(hf, Mapping):
+        return {**row, "hf": {role: within.name(name) for role, name in hf.items() if isinstance(name, str)}}
+    return dict(row)
+
+
+def _mtp(section: Mapping[str, Any], rules: Iterable[Rule], within: Within | None) -> Mtp:
     copies = section.get("copies", {})
+    if within is not None:
+        copies = {within.name(name): within.name(of) for name, of in copies.items()}
     names = [name for rule in rules if "mtp" in rule.holes for name in rule.hf.values()]
     return Mtp(section.get("count"), copies, (*names, *copies))
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _TABLES = resources.files("pp_export.architecture") / "tables"
 _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
 _UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
+_MULTIMODAL = resources.files("pp_export.architecture") / "multimodal.yaml"
 _BASE = "megatron"
-_TABLE_KEYS = {"serves", "extends", "config", "requires", "tells", "defaults", "units", "rules", "mtp"}
+_SETTINGS = {"config", "requires", "tells", "defaults"}
+_TABLE_KEYS = _SETTINGS | {"serves", "extends", "units", "rules", "mtp", "within"}
 
 
 def packaged() -> dict[str, str]:
@@ -48,16 +50,44 @@ def other_args() -> dict[str, tuple[str, str]]:
     }
 
 
-def for_class(class_name: str) -> Architecture:
+@cache
+def multimodal() -> Mapping[str, Mapping[str, Any]]:
+    """Class -> where the language model stands in it, and the classes that this may be of."""
+    found: Mapping[str, Mapping[str, Any]] = plain_yaml.parse(_MULTIMODAL.read_bytes())
+    return found
+
+
+def for_class(class_name: str, config: Mapping[str, Any] | None = None) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are. A class that puts another
-    head on a language model has the language model's.
+    head on a language model has the language model's, and so has one with a language model within, of which
+    its `config` tells which that is.
     """
+    if class_name in multimodal():
+        return _within(class_name, config or {})
     if (found := _serving(class_name)) is not None:
         return load(found)
     for decoder in map(_serving, heads.language_models_of(class_name)):
         if decoder is not None:
             return checked(decoder, heads.with_head(_merged(decoder, ()), class_name), decoder)
     raise _unserved(class_name)
+
+
+def _within(class_name: str, config: Mapping[str, Any]) -> Architecture:
+    """The table of the language model in a config's model of this class."""
+    entry = multimodal()[class_name]
+    classes, key = entry["language_models"], entry["within"]["config"]
+    inner = config.get(key)
+    kind = inner.get("model_type") if isinstance(inner, Mapping) else None
+    if len(classes) > 1 and kind not in classes:
+        raise RuleError(
+            "config.json doesn't tell which language model is within the model",
+            where={"class": class_name, "key": f"{key}.model_type"},
+            expected=", ".join(classes),
+            got=kind,
+        )
+    found = _serving(classes[kind] if kind in classes else next(iter(classes.values())))
+    assert found is not None
+    return checked(found, {**_merged(found, ()), "serves": [class_name], "within": entry["within"]}, found)
 
 
 def nearest(class_name: str) -> list[str]:
@@ -125,6 +155,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
         },
         "units": value.get("units", base.get("units", [])),
         "mtp": value.get("mtp", base.get("mtp", {})),
+        "within": value.get("within", base.get("within", {})),
         "rules": with_rows(base.get("rules", ()), value.get("rules", ())),
     }
 
@@ -173,7 +204,7 @@ def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
             "the table has unknown keys", where={"table": table}, expected=sorted(_TABLE_KEYS), got=got
         )
     shapes = {
-        **dict.fromkeys(("config", "requires", "tells", "defaults", "mtp"), dict),
+        **dict.fromkeys((*_SETTINGS, "mtp", "within"), dict),
         **dict.fromkeys(("units", "rules", "serves"), list),
         "extends": str,
     }

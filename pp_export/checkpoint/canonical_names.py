@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pp_export.core.errors import CheckpointError
-from pp_export.core.tensors import Box, Shape
+from pp_export.core.tensors import REFERENCE, Box, Shape
 
 _NUMBER = re.compile(r"(\d+)")
 _STACKED_LAYER = re.compile(r"^((?:[\w]+\.)*layers\.)(?!\d)")
@@ -62,6 +62,8 @@ def canonical(key: str) -> CanonicalKey:
     """How the stored `key` maps to canonical names. Which numbers it has changes nothing, so it is found out
     once for all keys that are alike but for them.
     """
+    if key.startswith(REFERENCE):
+        return CanonicalKey(key, 0)
     parts = _NUMBER.split(key)
     parts[::2], num_stacked = _canonical_texts("0".join(parts[::2]))
     return CanonicalKey("".join(parts), num_stacked)

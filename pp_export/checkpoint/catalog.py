@@ -21,13 +21,17 @@ from pp_export.core.errors import CheckpointError
 from pp_export.core.numbering import Numbering, heard_rows, told_rows
 from pp_export.core.tensors import Box, Shape, Slice, TensorSpec
 
+NO_CRC = -1
+"""In place of a CRC-32, where bytes were stored without one."""
+
 
 class StoredItem(NamedTuple):
     """Bytes that were stored at once, with one CRC-32: `length` bytes from `offset` of file number `file`.
 
     Without a `crc` they are a complete torch.save archive of one tensor, which holds the tensor's bytes and
-    their CRC; otherwise they are the bytes themselves. In a live model an item is one box, `file` the number
-    of the set of ranks that hold it, and `offset` means nothing.
+    their CRC; otherwise they are the bytes themselves, which may have `NO_CRC`. What a live model holds in
+    memory is an item for each box: `file` is the number of the set of ranks that hold it, and `offset` means
+    nothing.
     """
 
     file: int
@@ -96,9 +100,10 @@ class Description:
 class Catalog:
     """The model weights of a checkpoint without their values.
 
-    `slices` name items by their position in `stored_items`. In a live model there are no `files`; `holders`
-    says for each number which ranks hold the items that name it. With `is_one_file_per_rank` each file is
-    what one rank of the training job held.
+    `slices` name items by their position in `stored_items`. `files` lie below the checkpoint's folder, or
+    have an absolute path. In a live model `holders` says for each number which ranks hold the items that name
+    it; `files` has the same numbers, and "" for what lies in memory, or is empty. With `is_one_file_per_rank`
+    each file is what one rank of the training job held.
     """
 
     description: Description
@@ -173,11 +178,11 @@ class Catalog:
             (files[file], offset, length, crc)
             for file, offset, length, crc in map(self.stored_items.__getitem__, items)
         ]
-        names = self.files if self.holders is None else self.holders
         about = self.description
         value = [
-            [about.folder, about.format, about.reader, self.holders is None, self.is_one_file_per_rank],
-            [names[file] for file in files],
+            [about.folder, about.format, about.reader, self.is_one_file_per_rank],
+            [self.files[file] for file in files] if self.files else [],
+            None if self.holders is None else [self.holders[file] for file in files],
             told_rows(places),
             [_told(self.tensors[number]) for number in tensors],
             told_rows(rows),
@@ -188,15 +193,15 @@ class Catalog:
     @classmethod
     def from_bytes(cls, image: bytes) -> Catalog:
         """What `image_of` told."""
-        about, names, items, tensors, rows, boxes_told = json.loads(zlib.decompress(image))
-        folder, form, reader, has_files, is_one_file_per_rank = about
+        about, names, holders, items, tensors, rows, boxes_told = json.loads(zlib.decompress(image))
+        folder, form, reader, is_one_file_per_rank = about
         made = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes_told]
         boxes: list[list[StoredBox]] = [[] for _ in tensors]
         for tensor, box, item, begin, strides in heard_rows(rows):
             boxes[tensor].append(StoredBox(made[box], item, begin, strides and tuple(strides)))
         return cls(
             Description(folder, form, "", None, None, {}, {}, reader=reader),
-            tuple(names) if has_files else (),
+            tuple(names),
             tuple(itertools.starmap(StoredItem, heard_rows(items))),
             tuple(
                 StoredTensor(
@@ -208,7 +213,7 @@ class Catalog:
                 )
                 for (key, shape, dtype, interleave), boxes_of_tensor in zip(tensors, boxes)
             ),
-            None if has_files else tuple(map(tuple, names)),
+            None if holders is None else tuple(map(tuple, holders)),
             is_one_file_per_rank,
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.catalog import NO_CRC, Catalog
 from pp_export.checkpoint.file_bytes import FileBytes
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Slice
@@ -103,7 +103,7 @@ class FileReader:
                 return
             _check_inside(slice_.begin + slice_.num_bytes, stored)
             self._file(file).read(stored.offset + slice_.begin, into)
-            if self._check_source:
+            if self._checks(slice_.item):
                 self._add(slice_.item, slice_.begin, into)
         except CheckpointError as error:
             raise error.at(tensor=slice_.name, file=self._path(file)) from error
@@ -117,7 +117,7 @@ class FileReader:
     def finish(self) -> None:
         """Check what is left of items that were read in part; after the last slice."""
         for number, opened in list(self._open.items()):
-            if self._check_source and not opened.is_finished:
+            if self._checks(number) and not opened.is_finished:
                 try:
                     self._read_rest(number)
                 except CheckpointError as error:
@@ -133,6 +133,9 @@ class FileReader:
             for file in self._files.values():
                 file.close()
             self._files.clear()
+
+    def _checks(self, number: int) -> bool:
+        return self._check_source and self._catalog.stored_items[number].crc != NO_CRC
 
     def _opened(self, number: int) -> StoredBytes:
         with self._lock:

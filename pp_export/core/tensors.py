@@ -20,6 +20,9 @@ from pp_export.core.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
+REFERENCE = "reference:"
+"""Before the Hugging Face names of tensors that come from the reference: these are their canonical names."""
+
 _MAX_REMEMBERED_BOXES = 64
 # Boxes of a grid have a cell each; crooked ones in several dims are cut into each other's pieces.
 _MAX_CELLS, _MAX_CELLS_PER_PART = 1_000_000, 100

@@ -20,6 +20,7 @@ class ResultKeywords(TypedDict, total=False):
 
     dtype: Dtype
     mtp: Literal["export", "drop", "require"]
+    take_missing_from_reference: str | None
     vocab_size: int | None
     architecture: str | None
     config_from: Literal["reference", "checkpoint"]

@@ -147,6 +147,11 @@ class ResultOptions(Options):
         "export",
         choices=("export", "drop", "require"),
     )
+    take_missing_from_reference: str | None = _option(
+        "take tensors that the checkpoint lacks from the reference's own weights, byte for byte: patterns of"
+        " Hugging Face names, with commas (model.visual.*)",
+        None,
+    )
     vocab_size: int | None = _option(
         "true vocabulary size; default: the reference config.json's", None, positive=True
     )

@@ -31,6 +31,7 @@ from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference, digests_of
 from pp_export.steps.capacity import capacity_of
+from pp_export.steps.from_reference import with_reference
 from pp_export.steps.model import SettledModel, settle_model
 from pp_export.steps.pending import PendingInputs, table_file
 from pp_export.steps.preflight import preflight
@@ -106,7 +107,8 @@ def read_inputs(
     called on rank 0 only. No tensor byte is read.
     """
     pending.check()
-    catalog = source.describe(announced)
+    asked = options.take_missing_from_reference
+    catalog = with_reference(source.describe(announced), pending.reference, asked)
     found = settle_model(catalog, pending, options, wait=wait)
     return ExportInputs(
         catalog,

@@ -16,6 +16,7 @@ from pp_export.architecture.accounting import Account, Expected
 from pp_export.architecture.decisions import Decisions
 from pp_export.architecture.meaning import Meaning
 from pp_export.architecture.mtp import Depths, settle_count
+from pp_export.architecture.multimodal import Within, language_config, with_language_config
 from pp_export.architecture.recognition import check_names
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes, model_sizes
@@ -113,7 +114,8 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     args = catalog.description.args
     trained = None if args is None else settings.derive(args)
     correct = options.config_from == "checkpoint"
-    meaning.settle(architecture, trained, reference.config, None, correct=correct, provisional=True)
+    language = language_config(architecture.within, reference.config)
+    meaning.settle(architecture, trained, language, None, correct=correct, provisional=True)
     depths = Depths.of(catalog.specs)
     promised = config_json.num_mtp_layers(reference.config)
     num_mtp = settle_count(options.mtp, depths, args, promised)
@@ -121,7 +123,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     size = vocabulary.true_size(
         rows,
         asked=options.vocab_size,
-        stated=reference.config.get("vocab_size"),
+        stated=language.get("vocab_size"),
         args=args or {},
         num_tokens=reference.tokenizer.ids.at_least,
     )
@@ -165,12 +167,15 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     options, size = stated.options, stated.vocab_size
     args = catalog.description.args
     first = answer = ask(question)
-    library = None if first is None or first.definition is None else first.definition.config
+    definition, within = None if first is None else first.definition, architecture.within
+    library = None if definition is None else language_config(within, definition.config)
     correct = options.config_from == "checkpoint"
-    settled = meaning.settle(architecture, stated.trained, reference.config, library, correct=correct)
-    final = question_of(settled.config, size)
+    language = language_config(within, reference.config)
+    settled = meaning.settle(architecture, stated.trained, language, library, correct=correct)
+    final = question_of(with_language_config(within, reference.config, settled.config), size)
     is_unknown = first is not None and first.definition is None  # a class that the library doesn't have
-    if not is_unknown and not _is_answered(final, question, library):
+    asked = language_config(within, question)
+    if not is_unknown and not _is_answered(language_config(within, final), asked, library):
         answer = ask(final)
     source = "config.json" if args is None else "training args"
     sizes = model_sizes(
@@ -192,6 +197,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     notes = (
         *_notes(args, settled, account, stated.num_rows - size, is_counted),
         *mtp_notes(account, expected),
+        *_taken_notes(account),
         *token_id_notes(reference.tokenizer, size),
     )
     is_cached = answer is not None and answer.definition is not None and answer.is_cached
@@ -251,7 +257,9 @@ def _notes(
 def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalConfig:
     """What the export's config.json is, known before a byte is read."""
     architecture, reference, options = stated.architecture, stated.reference, stated.options
-    own = reference.config if options.config_as_reference else settled.config
+    within, language = architecture.within, language_config(architecture.within, reference.config)
+    whole = with_language_config(within, reference.config, settled.config)
+    own = reference.config if options.config_as_reference else whole
     says_dtype = not options.config_as_reference or any(key in own for key in config_json.DTYPE_KEYS)
     mtp = architecture.mtp
     config, corrections = config_json.corrected(
@@ -263,12 +271,12 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
         both_spellings=not options.config_as_reference,
     )
     if not options.config_as_reference:
-        spelled = meaning.changes(reference.config, settled)
-        added = meaning.additions(reference.config, settled)
+        spelled = _placed(meaning.changes(language, settled), within)
+        added = _placed(meaning.additions(language, settled), within)
         return FinalConfig(
             _bounded(reference, config_json.to_bytes(config)), (*spelled, *corrections), tuple(added)
         )
-    corrections += meaning.overruled(architecture, reference.config, settled.config)
+    corrections += _placed(meaning.overruled(architecture, language, settled.config), within)
     if read_json(reference.folder, CONFIG) != reference.config:
         corrections.append("config.json: auto_map is removed, because code is left out.")
     if corrections:
@@ -279,6 +287,23 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
             advice="leave --config-as-reference out, or give a reference of which all of this is true",
         )
     return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_CONFIG_BYTES))
+
+
+def _taken_notes(account: Account) -> list[str]:
+    if not account.taken:
+        return []
+    num_bytes = sum(account.outputs[name].num_bytes for name in account.taken)
+    return [
+        f"{len(account.taken)} tensors ({num_bytes:,} bytes) are the reference's own, byte for byte,"
+        f" since the checkpoint has none of them: {account.taken[0]}, ..."
+    ]
+
+
+def _placed(sentences: list[str], within: Within | None) -> list[str]:
+    """Sentences on config.json, saying in which part of it."""
+    if within is None:
+        return sentences
+    return [sentence.replace("config.json: ", f"config.json: {within.config}.", 1) for sentence in sentences]
 
 
 def _bounded(reference: Reference, config: bytes) -> bytes:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pp_export.architecture import meaning, table_files
+from pp_export.architecture.multimodal import language_config, with_language_config
 from pp_export.architecture.rules import Architecture
 from pp_export.core.errors import RuleError
 from pp_export.distributed.world import World
@@ -42,8 +43,9 @@ class PendingInputs:
             if options.require_tokenizer:
                 check_tokenizer(self.reference.tokenizer, self.reference.folder)
             self.architecture = _architecture(self.reference.config, options.architecture)
-            config = meaning.spelled_out(self.architecture, self.reference.config)
-            self.question = question_of(config, options.vocab_size)
+            within, config = self.architecture.within, self.reference.config
+            language = meaning.spelled_out(self.architecture, language_config(within, config))
+            self.question = question_of(with_language_config(within, config, language), options.vocab_size)
             """The config.json of the export, as far as the reference alone tells it."""
             self._of(self.question)
         except Exception as error:  # noqa: BLE001  raised by `check`
@@ -137,4 +139,4 @@ def _architecture(config: Mapping[str, Any], table: str | None) -> Architecture:
             got=classes,
             advice="add it, or pass a table with --architecture FILE.yaml",
         )
-    return table_files.for_class(str(classes[0]))
+    return table_files.for_class(str(classes[0]), config)

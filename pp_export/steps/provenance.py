@@ -38,6 +38,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
         "architecture": inputs.architecture.name,
         "expected_from": inputs.account.truth,
         "dropped": dict(inputs.account.dropped),
+        "taken_from_reference": list(inputs.account.taken),
         "options": told_options(options),
         "inputs_digest": None if options.provenance == "none" else inputs.digest,
         "plan_fingerprint": plan.of_everything.fingerprint,

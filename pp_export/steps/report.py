@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core import errors
-from pp_export.core.errors import ExportError, OptionError, PeerError, StoppedError
+from pp_export.core.errors import ExportError, PeerError, StoppedError
 from pp_export.core.json_values import to_json_value
 from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
-from pp_export.disk.calls import is_folder
-from pp_export.options.kinds import RunOptions, SourceOptions, TargetOptions
+from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
 from pp_export.steps.plan_summary import notes_on
+from pp_export.steps.target import is_inside
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ SCHEMA_VERSION = 1
 
 _RANK_0_ONLY: Mapping[str, Any] = {
     "dropped": {},
+    "taken_from_reference": (),
     "other_dtypes": {},
     "not_finite": {},
     "links": (),
@@ -128,6 +129,7 @@ class ExportReport:
     expected_from: str
     expected_cached: bool
     dropped: Mapping[str, str]
+    taken_from_reference: tuple[str, ...]
     options: Mapping[str, Any]
     plan_fingerprint: str
     versions: Mapping[str, str]
@@ -241,6 +243,7 @@ def succeeded(
         expected_from=inputs.account.truth,
         expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
+        taken_from_reference=inputs.account.taken,
         options=options.to_json(),
         plan_fingerprint=plan.of_everything.fingerprint,
         versions=versions(),
@@ -313,7 +316,7 @@ def write_failure(error: ExportError, options: TargetOptions, *, since: float) -
     `error`. What a rank only saw of others replaces no report that one of them has written `since` the
     export began (seconds of the clock).
     """
-    if options.report is None or _is_inside(options.report, options.output):
+    if options.report is None or is_inside(options.report, options.output):
         return
     if isinstance(error, (PeerError, StoppedError)) and _is_newer(options.report, since):
         return
@@ -328,25 +331,6 @@ def _is_newer(path: Path, since: float) -> bool:
         return path.stat().st_mtime > since
     except OSError:
         return False
-
-
-def check_path(options: RunOptions) -> None:
-    """Raise OptionError where a report, or its page, could not be written: that must not be found out at
-    the end.
-    """
-    for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
-        if path is None:
-            continue
-        if not is_folder(path.absolute().parent):
-            raise OptionError(f"the {what}'s folder does not exist", where={name: path})
-        if _is_inside(path, options.output):
-            raise OptionError(
-                f"the {what} lies in the output, which holds the model only", where={name: path}
-            )
-
-
-def _is_inside(path: Path, output: Path) -> bool:
-    return output.absolute() in path.absolute().parents
 
 
 def written(done: ExportReport, write: Callable[[ExportReport], None]) -> ExportReport:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ from pp_export.shards import write
 from pp_export.steps.report import ExportReport
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
-from tests.fixtures.stored import read_stored
+from tests.fixtures.stored import Part
 from tests.fixtures.undefined import without_definition
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -288,29 +287,6 @@ def test_an_export_goes_on_without_its_handle(options: Options, in_children: Cal
 
 
 # --- the model in memory
-
-
-class Part(torch.nn.Module):
-    """The whole model of a stored checkpoint, as a Megatron module without parallelism shows it."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__()
-        self.tensors, args = read_stored(checkpoint)
-        names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
-        self.config = SimpleNamespace(**{name: args[name] for name in names})
-
-    def sharded_state_dict(self) -> dict[str, Any]:
-        return {
-            key: SimpleNamespace(
-                key=key,
-                data=values,
-                global_shape=tuple(values.shape),
-                global_offset=(0,) * values.dim(),
-                prepend_axis_num=0,
-                replica_id=(0, 0, 0),
-            )
-            for key, values in self.tensors.items()
-        }
 
 
 @pytest.mark.parametrize("wrap", [lambda part: part, lambda part: [part]], ids=["module", "list"])
