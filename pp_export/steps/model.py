@@ -116,7 +116,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     meaning.settle(architecture, trained, reference.config, None, correct=correct, provisional=True)
     depths = Depths.of(catalog.specs)
     promised = config_json.num_mtp_layers(reference.config)
-    num_mtp = settle_count(options.mtp, depths, args, promised)
+    num_mtp = settle_count(options.mtp, depths, args, promised, architecture.mtp_refusal)
     rows = vocabulary.num_rows(catalog.specs)
     size = vocabulary.true_size(
         rows,

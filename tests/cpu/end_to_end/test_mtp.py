@@ -5,10 +5,12 @@ never in silence.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pp_export.core.errors import AccountingError
@@ -140,3 +142,22 @@ def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> 
             made |= load_file(file)
         assert made.keys() == truth.keys()
         assert [name for name in truth if not truth[name].equal(made[name])] == []
+
+
+@pytest.mark.parametrize("name", ["ernie4_5_moe", "seed_oss"])
+def test_a_class_without_names_for_them_says_so(name: str, tmp_path: Path) -> None:
+    """One sentence instead of a list of tensors; without them the model is exported as any other."""
+    family = FAMILIES[name]
+    with_layer = replace(
+        family,
+        stored=lambda disk, config: (
+            family.stored(disk, config) | {"mtp.layers.0.enorm.weight": torch.ones(32)}
+        ),
+    )
+    family_proofs.write_model(with_layer, tmp_path)
+    inputs = {"checkpoint": tmp_path / "checkpoint", "reference": tmp_path / "reference"}
+    with pytest.raises(AccountingError, match="MTP layers of this class can't be exported") as caught:
+        export_here(**inputs, output=tmp_path / "refused")
+    assert "--mtp drop" in str(caught.value.advice)
+    done = export_here(**inputs, output=tmp_path / "export", mtp="drop")
+    assert "mtp.layers.0.enorm.weight" in done.dropped
