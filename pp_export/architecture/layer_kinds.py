@@ -18,6 +18,7 @@ Config = Mapping[str, Any]
 INTERVAL, PATTERN, TYPES, LIMIT = (
     *("full_attention_interval", "hybrid_override_pattern", "layers_block_type", "time_step_limit"),
 )
+SHORTEST, USUAL_SHORTEST = "time_step_min", 1e-3
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _SYMBOLS = {
     **{"mamba": "M", "attention": "*", "mlp": "-", "moe": "E"},  # as transformers had it before 5.20
@@ -120,6 +121,19 @@ def time_step_limit(config: Config) -> Any:
         return None
     first, last = (float(_plain(end)) for end in limit)
     return None if first <= 0 and math.isinf(last) else [first, last]
+
+
+def time_step_min(config: Config) -> Any:
+    """What transformers keeps each time step above, where it is more than the 0.001 of every published model;
+    None where it isn't, which only tells how weights begin, elsewhere.
+    """
+    least = config.get(SHORTEST)
+    return float(least) if least is not None and least > USUAL_SHORTEST else None
+
+
+def write_time_step_min(_: Config, value: Any) -> dict[str, Any] | None:
+    """The usual one, which says nothing."""
+    return {SHORTEST: USUAL_SHORTEST} if value is None else None
 
 
 def _plain(end: Any) -> Any:

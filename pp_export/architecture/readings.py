@@ -344,6 +344,9 @@ READINGS: Mapping[str, Reading] = {
         layer_kinds.EXPERTS, layer_kinds.num_experts, layer_kinds.write_num_experts
     ),
     "time_step_limit": Reading((layer_kinds.LIMIT,), layer_kinds.time_step_limit, lambda *_: None),
+    "time_step_min": Reading(
+        (layer_kinds.SHORTEST,), layer_kinds.time_step_min, layer_kinds.write_time_step_min
+    ),
     "moe_latent_size": _or_none("moe_latent_size"),
     "plain_mlp_activation": _activation("mlp_hidden_act", gated=False),
     "rope_of_text": Reading(

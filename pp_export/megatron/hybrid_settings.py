@@ -96,3 +96,4 @@ def _always(name: str, value: Any) -> None:
 _always("mamba_activation", "silu")
 _always("mamba_norm_epsilon", 1e-5)
 _always("time_step_limit", None)
+_always("time_step_min", None)

@@ -67,6 +67,7 @@ def test_a_count_that_the_pattern_refutes_is_corrected(folder: Path, tmp_path: P
     [
         ({"hybrid_override_pattern": "M-*M"}, "hybrid_layers"),
         ({"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ({"time_step_min": 0.01}, "time_step_min"),
         ({"mamba_hidden_act": "gelu"}, "mamba_activation"),
         ({"attention_head_dim": 4}, "head_dim"),
     ],
