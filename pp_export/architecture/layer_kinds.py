@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.architecture import windows
-from pp_export.core.settings import UNKNOWN
+from pp_export.core.settings import UNKNOWN, is_nth
 
 Config = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def linear_statements(config: Config) -> list[tuple[str, Any]]:
     if step is not None and layers is not None:
         if not isinstance(step, int) or step < 1:
             raise ValueError(f"{INTERVAL} is no number of layers")
-        said.append((INTERVAL, [int((layer + 1) % step != 0) for layer in range(layers)]))
+        said.append((INTERVAL, [int(not is_nth(layer, step)) for layer in range(layers)]))
     return [(key, by_layer if any(by_layer) else None) for key, by_layer in said]
 
 
@@ -55,7 +55,7 @@ def write_linear(config: Config, value: Any) -> dict[str, Any] | None:
     by_layer = [0] * (layers or 0) if value is None else value
     keys = {windows.TYPES: [_LINEAR if is_linear else _FULL for is_linear in by_layer]}
     step = by_layer.index(0) + 1 if 0 in by_layer else len(by_layer) + 1
-    is_regular = by_layer == [int((layer + 1) % step != 0) for layer in range(len(by_layer))]
+    is_regular = by_layer == [int(not is_nth(layer, step)) for layer in range(len(by_layer))]
     return {**keys, INTERVAL: step} if is_regular else keys
 
 

@@ -308,7 +308,7 @@ READINGS: Mapping[str, Reading] = {
     "windows_of_early_layers": Reading(
         (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES),
         windows.of_early,
-        windows.write_of_some,
+        windows.write_of_early,
     ),
     "windows_of_late_layers": Reading(
         (windows.WINDOW, windows.FIRST, windows.TYPES), windows.of_late, windows.write_of_types
