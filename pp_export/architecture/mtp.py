@@ -90,6 +90,14 @@ class Mtp:
                     return True
         return False
 
+    def moved(self, name: str, before: int, now: int) -> str:
+        """Where a tensor that it covers stands with `now` other layers, instead of with so many `before`."""
+        for root, is_numbered in self._roots:
+            if is_numbered and name.startswith(root):
+                number, dot, rest = name[len(root) :].partition(".")
+                return f"{root}{int(number) - before + now}{dot}{rest}"
+        return name
+
     def copies_of(self, depths: Depths) -> Iterator[tuple[int, str, str]]:
         """MTP layer, name, and the name of the tensor that it equals."""
         for mtp in depths.mtp:

@@ -134,6 +134,17 @@ def test_modules_inside_may_have_names_of_their_own() -> None:
         assert names == ("model.mtp.layers.2.pre_mlp_layernorm.weight",)
 
 
+def test_tensors_of_mtp_layers_move_with_the_last_layer() -> None:
+    """Where they count on from it."""
+    mtp = table_files.for_class("DeepseekV3ForCausalLM").mtp
+    assert mtp is not None
+    assert mtp.moved("model.layers.61.enorm.weight", 61, 30) == "model.layers.30.enorm.weight"
+    assert mtp.moved("model.layers.62.what.nobody.knows", 61, 30) == "model.layers.31.what.nobody.knows"
+    mtp = table_files.for_class("Qwen3ForCausalLM").mtp
+    assert mtp is not None
+    assert mtp.moved("mtp.layers.0.mlp.gate_proj.weight", 61, 30) == "mtp.layers.0.mlp.gate_proj.weight"
+
+
 def test_names_without_a_number_are_of_one_layer() -> None:
     """Two MTP layers whose tensors would have one name are no stack of them."""
     rule, holes = table_files.load("qwen3").match("mtp.layers.1.eh_proj.weight") or (None, {})

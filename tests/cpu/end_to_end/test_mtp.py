@@ -5,6 +5,7 @@ never in silence.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,30 @@ def test_a_class_without_names_for_them_says_so(name: str, tmp_path: Path) -> No
     assert "--mtp drop" in str(caught.value.advice)
     done = export_here(**inputs, output=tmp_path / "export", mtp="drop")
     assert "mtp.layers.0.enorm.weight" in done.dropped
+
+
+@pytest.mark.parametrize("name", ["glm4_moe_two_mtp", "hy_v3_mtp"])
+def test_a_pruned_model_keeps_its_mtp_layers(name: str, tmp_path: Path) -> None:
+    """When the checkpoint decides, those of a larger reference count on from the last layer that is left."""
+    family_proofs.write_model(FAMILIES[name], tmp_path)
+    count = FAMILIES[name].whole_config()["num_hidden_layers"]
+    reference = changed(tmp_path / "reference", tmp_path / "larger", num_hidden_layers=count + 2)
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps({**config, "mlp_layer_types": None}))
+    truth = json.loads((tmp_path / "reference" / INDEX).read_text())["weight_map"]
+
+    def numbered(key: str, first: int, by: int) -> str:
+        return re.sub(r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) + by * (int(m[1]) >= first)}", key)
+
+    own = [key for key in truth if numbered(key, count, 2) == key]
+    more = [numbered(key, count - 1, by) for key in own for by in (0, 1, 2)]
+    index = dict.fromkeys([*more, *(numbered(key, count, 2) for key in truth)], "further.safetensors")
+    (reference / INDEX).write_text(json.dumps({"weight_map": index}))
+    inputs = {"checkpoint": tmp_path / "checkpoint", "reference": reference}
+    with pytest.raises(AccountingError, match="not the config of this checkpoint"):
+        export_here(**inputs, output=tmp_path / "refused")
+    export_here(**inputs, output=tmp_path / "export", config_from="checkpoint")
+    exported = family_proofs.on_disk(tmp_path / "export")
+    assert sorted(exported) == sorted(truth)
+    values = family_proofs.on_disk(tmp_path / "model")
+    assert [key for key in exported if not exported[key].equal(values[key])] == []
