@@ -48,6 +48,12 @@ def other_args() -> dict[str, tuple[str, str]]:
     }
 
 
+@cache
+def unserved() -> dict[str, str]:
+    """Classes that no table can serve, and why."""
+    return dict(plain_yaml.parse(_UNSERVED.read_bytes()))
+
+
 def for_class(class_name: str) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are. A class that puts another
     head on a language model has the language model's.
@@ -68,7 +74,7 @@ def nearest(class_name: str) -> list[str]:
 
 def _unserved(class_name: str) -> RuleError:
     served = packaged()
-    reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
+    reason = unserved().get(class_name)
     tables = " or ".join(nearest(class_name))
     return RuleError(
         "no architecture table serves this model class" + (f": {reason}" if reason else ""),
