@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import pp_export
 from pp_export.core.errors import AccountingError
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures import family_proofs
@@ -65,6 +66,15 @@ def test_layers_that_the_reference_lacks_are_promised_by_the_export(deepseek: Pa
     assert {"model.layers.3.enorm.weight", "model.layers.3.embed_tokens.weight"} < set(index)
     assert json.loads((output / "config.json").read_text())["num_nextn_predict_layers"] == 1
     assert any("Nothing but the table says which tensors MTP layers have" in note for note in done.notes)
+
+
+def test_layers_that_the_class_lacks_are_no_fault(deepseek: Path, tmp_path: Path) -> None:
+    """`verify --load` knows them by config.json, whatever number transformers expects them to have."""
+    inputs = {"checkpoint": deepseek / "checkpoint", "reference": deepseek / "reference"}
+    export_here(**inputs, output=tmp_path / "export")
+    found = pp_export.verify(tmp_path / "export", load=True)
+    assert found.faults == ()
+    assert found.depth.endswith("load")
 
 
 def test_a_promise_that_the_checkpoint_breaks_is_refused(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import pp_export
 from pp_export.core.errors import AccountingError
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
@@ -55,6 +56,17 @@ def test_the_pattern_stays_a_pattern(folder: Path, tmp_path: Path) -> None:
     assert "layers_block_type" not in config
     assert (config["head_dim"], config["attention_head_dim"]) == (8, 8)
     assert config["time_step_limit"] == [0.0, float("inf")]
+
+
+def test_infinity_is_loaded_however_it_is_written(folder: Path, tmp_path: Path) -> None:
+    """`verify --load` takes Python's spelling, and that of release 5 of transformers."""
+    export(folder, tmp_path)
+    assert pp_export.verify(tmp_path / "out", load=True).faults == ()
+    export_here(
+        checkpoint=folder / "checkpoint", reference=folder / "reference", output=tmp_path / "of release 5"
+    )
+    assert "__float__" in (tmp_path / "of release 5" / "config.json").read_text()
+    assert pp_export.verify(tmp_path / "of release 5", load=True).faults == ()
 
 
 def test_a_count_that_the_pattern_refutes_is_corrected(folder: Path, tmp_path: Path) -> None:
