@@ -262,9 +262,10 @@ def _draft_table(arguments: argparse.Namespace) -> int:
 
 def _families(arguments: argparse.Namespace) -> int:
     from pp_export.architecture import families
+    from pp_export.steps import limits
     from pp_export.view.tables import print_families
 
-    _print(families.to_json(), arguments.json, lambda: print_families(families.families()))
+    _print(limits.to_json(), arguments.json, lambda: print_families(families.families()))
     return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.architecture import windows
-from pp_export.core.settings import UNKNOWN
+from pp_export.core.settings import UNKNOWN, is_nth
 from pp_export.core.strict_json import is_count
 
 Config = Mapping[str, Any]
@@ -29,7 +29,7 @@ def of_sparse(config: Config) -> Any:
     step, dense = 1 if step is None else step, set(config.get(DENSE) or ())
     if layers is None or not isinstance(step, int) or step < 1:
         return UNKNOWN
-    return [int(layer not in dense and (layer + 1) % step == 0) for layer in range(layers)]
+    return [int(layer not in dense and is_nth(layer, step)) for layer in range(layers)]
 
 
 def write_sparse(_: Config, value: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def of_interval(config: Config) -> Any:
         return UNKNOWN
     if numbers is not None:
         return [int(i in numbers) for i in range(layers)]
-    return [int((i + 1) % step == 0) for i in range(layers)] if is_count(step) and step else UNKNOWN
+    return [int(is_nth(i, step)) for i in range(layers)] if is_count(step) and step else UNKNOWN
 
 
 def statements_of_interval(config: Config) -> list[tuple[str, Any]]:
@@ -106,7 +106,7 @@ def of_range(config: Config) -> Any:
     if layers is None or not (is_count(step) and step and isinstance(first, int) and isinstance(last, int)):
         return UNKNOWN
     end = layers - 1 if last == -1 else last
-    return [int((i + 1) % step == 0 and first <= i <= end) for i in range(layers)]
+    return [int(is_nth(i, step) and first <= i <= end) for i in range(layers)]
 
 
 def write_range(_: Config, value: Any) -> dict[str, Any] | None:

@@ -48,5 +48,5 @@ def families() -> tuple[Family, ...]:
 
 
 def to_json() -> dict[str, Any]:
-    """What `pp_export families --json` prints."""
+    """All classes with their cards."""
     return {"schema_version": 1, "families": [family.to_json() for family in families()]}

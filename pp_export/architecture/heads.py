@@ -37,5 +37,5 @@ def with_head(table: Mapping[str, Any], class_name: str) -> dict[str, Any]:
         "serves": [class_name],
         "config": {setting: entry for setting, entry in table["config"].items() if setting != "tied"},
         "rules": rows + score,
-        "mtp": {},
+        "mtp": {"refused": "a model with this head predicts no tokens"},
     }

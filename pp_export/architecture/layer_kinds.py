@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.architecture import windows
-from pp_export.core.settings import UNKNOWN
+from pp_export.core.settings import UNKNOWN, is_nth
 
 Config = Mapping[str, Any]
 
 INTERVAL, PATTERN, TYPES, LIMIT = (
     *("full_attention_interval", "hybrid_override_pattern", "layers_block_type", "time_step_limit"),
 )
+SHORTEST, USUAL_SHORTEST = "time_step_min", 1e-3
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _SYMBOLS = {
     **{"mamba": "M", "attention": "*", "mlp": "-", "moe": "E"},  # as transformers had it before 5.20
@@ -44,7 +45,7 @@ def linear_statements(config: Config) -> list[tuple[str, Any]]:
     if step is not None and layers is not None:
         if not isinstance(step, int) or step < 1:
             raise ValueError(f"{INTERVAL} is no number of layers")
-        said.append((INTERVAL, [int((layer + 1) % step != 0) for layer in range(layers)]))
+        said.append((INTERVAL, [int(not is_nth(layer, step)) for layer in range(layers)]))
     return [(key, by_layer if any(by_layer) else None) for key, by_layer in said]
 
 
@@ -54,7 +55,7 @@ def write_linear(config: Config, value: Any) -> dict[str, Any] | None:
     by_layer = [0] * (layers or 0) if value is None else value
     keys = {windows.TYPES: [_LINEAR if is_linear else _FULL for is_linear in by_layer]}
     step = by_layer.index(0) + 1 if 0 in by_layer else len(by_layer) + 1
-    is_regular = by_layer == [int((layer + 1) % step != 0) for layer in range(len(by_layer))]
+    is_regular = by_layer == [int(not is_nth(layer, step)) for layer in range(len(by_layer))]
     return {**keys, INTERVAL: step} if is_regular else keys
 
 
@@ -120,6 +121,19 @@ def time_step_limit(config: Config) -> Any:
         return None
     first, last = (float(_plain(end)) for end in limit)
     return None if first <= 0 and math.isinf(last) else [first, last]
+
+
+def time_step_min(config: Config) -> Any:
+    """What transformers keeps each time step above, where it is more than the 0.001 of every published model;
+    None where it isn't, which only tells how weights begin, elsewhere.
+    """
+    least = config.get(SHORTEST)
+    return float(least) if least is not None and least > USUAL_SHORTEST else None
+
+
+def write_time_step_min(_: Config, value: Any) -> dict[str, Any] | None:
+    """The usual one, which says nothing."""
+    return {SHORTEST: USUAL_SHORTEST} if value is None else None
 
 
 def _plain(end: Any) -> Any:

@@ -81,6 +81,13 @@ def in_effect(architecture: Architecture, config: Config, library: Config | None
     return effect
 
 
+def num_layers_of(architecture: Architecture, config: Config) -> int | None:
+    """How many layers a config.json says; None where it doesn't."""
+    reading = architecture.readings.get(_LAYERS)
+    value = None if reading is None else reading.read(in_effect(architecture, config, None))
+    return value if isinstance(value, int) else None
+
+
 def settle(
     architecture: Architecture,
     trained: Settings | None,

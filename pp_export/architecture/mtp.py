@@ -24,6 +24,7 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
 }
 """Holes of Hugging Face names with the holes that they follow from, see `Depths.numbers`."""
 _KEYS = {"count", "outer", "inner", "copies"}
+_REFUSED = "the table has no rows for them"
 _LAYERS = "decoder.layers."
 _DECODER, _MTP = _LAYERS + "{layer}.", "mtp.layers.{mtp}."
 _INNER = re.compile(r"mtp\.layers\.(\d+)\.(?:\w+\.layers\.(\d+)\.)?")
@@ -89,6 +90,14 @@ class Mtp:
                     return True
         return False
 
+    def moved(self, name: str, before: int, now: int) -> str:
+        """Where a tensor that it covers stands with `now` other layers, instead of with so many `before`."""
+        for root, is_numbered in self._roots:
+            if is_numbered and name.startswith(root):
+                number, dot, rest = name[len(root) :].partition(".")
+                return f"{root}{int(number) - before + now}{dot}{rest}"
+        return name
+
     def copies_of(self, depths: Depths) -> Iterator[tuple[int, str, str]]:
         """MTP layer, name, and the name of the tensor that it equals."""
         for mtp in depths.mtp:
@@ -101,37 +110,56 @@ def rows(section: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> lis
     """The rows that a table's `mtp` stands for: those it gives, and for the layer inside of an MTP layer
     those of the decoder's layers under other names.
     """
+    if "refused" in section:
+        return []
     outer = [{"megatron": _MTP + name, "hf": hf} for name, hf in section["outer"].items()]
     inner = section["inner"]
+    names = inner.get("names", {})
     return outer + [
         {
             **{key: value for key, value in row.items() if key != "unit"},
             "megatron": inner["megatron"] + row["megatron"].removeprefix(_DECODER),
-            **({"hf": _renamed(row["hf"], inner["hf"])} if "hf" in row else {}),
+            **({"hf": _renamed(row["hf"], inner["hf"], names)} if "hf" in row else {}),
         }
         for row in others
         if row["megatron"].startswith(_DECODER)
     ]
 
 
-def _renamed(hf: Any, root: str) -> Any:
+def _renamed(hf: Any, root: str, names: Mapping[str, str]) -> Any:
     if isinstance(hf, str):
-        return root + hf.partition("{layer}.")[2]
-    return {role: _renamed(name, root) for role, name in hf.items()} if isinstance(hf, dict) else hf
+        module, dot, rest = hf.partition("{layer}.")[2].partition(".")
+        return root + names.get(module, module) + dot + rest
+    return {role: _renamed(name, root, names) for role, name in hf.items()} if isinstance(hf, dict) else hf
+
+
+def refusal(section: Mapping[str, Any], holes: Iterable[Iterable[str]]) -> str | None:
+    """Why a table can't say where MTP layers go, or None if it can; `holes` are those of its rows."""
+    if any("mtp" in each for each in holes):
+        return None
+    return str(section.get("refused", _REFUSED))
 
 
 def faults(section: Mapping[str, Any]) -> list[str]:
     """What is wrong in a table's `mtp`."""
     if not section:
         return []
+    if "refused" in section:
+        reason = section["refused"]
+        is_reason = isinstance(reason, str) and reason.strip() and len(section) == 1
+        return [] if is_reason else ["mtp: `refused` must give the reason, and stand alone"]
+    return _faults_of_rows(section)
+
+
+def _faults_of_rows(section: Mapping[str, Any]) -> list[str]:
     inner, count = section.get("inner"), section.get("count")
     outer, copies = section.get("outer"), section.get("copies", {})
     if set(section) - _KEYS or not (count is None or isinstance(count, str)):
         return [f"mtp: {dict(section)!r} is not {{count: KEY, outer: ..., inner: ..., copies: ...}}"]
     if not (isinstance(outer, dict) and _are_texts(outer)):
         return ["mtp: `outer` must give a Hugging Face name for each tensor outside of the inner layer"]
-    if not (isinstance(inner, dict) and set(inner) == {"megatron", "hf"} and _are_texts(inner)):
-        return ["mtp: `inner` must be {megatron: PREFIX., hf: PREFIX.}"]
+    if not (isinstance(inner, dict) and _are_prefixes(inner)):
+        return ["mtp: `inner` must be {megatron: PREFIX., hf: PREFIX., names: {NAME: OTHER}}"]
     if not (isinstance(copies, dict) and _are_texts(copies)):
         return ["mtp: `copies` must give a Hugging Face name for each Hugging Face name"]
     known = {"mtp", *(hole for hole, of in NUMBERS.items() if of == ("mtp",))}
@@ -139,13 +167,23 @@ def faults(section: Mapping[str, Any]) -> list[str]:
     return [f"mtp: copies: unknown hole {{{hole}}}" for hole in sorted(unknown)]
 
 
+def _are_prefixes(inner: Mapping[str, Any]) -> bool:
+    prefixes = {key: value for key, value in inner.items() if key != "names"}
+    names = inner.get("names", {})
+    is_whole = set(prefixes) == {"megatron", "hf"} and _are_texts(prefixes)
+    return is_whole and isinstance(names, dict) and _are_texts(names)
+
+
 def _are_texts(values: Mapping[Any, Any]) -> bool:
     return all(isinstance(text, str) for pair in values.items() for text in pair)
 
 
-def settle_count(policy: str, depths: Depths, args: Mapping[str, Any] | None, promised: int) -> int:
-    """How many MTP layers the export has, by `--mtp`; `promised` is what config.json says. Raises
-    AccountingError where the checkpoint has fewer than it was trained with, or than it is to have.
+def settle_count(
+    policy: str, depths: Depths, args: Mapping[str, Any] | None, promised: int, refused: str | None = None
+) -> int:
+    """How many MTP layers the export has, by `--mtp`; `promised` is what config.json says, `refused` why none
+    can be exported, if so. Raises AccountingError where there are some then, or where the checkpoint has
+    fewer than it was trained with, or than it is to have.
     """
     if policy == "drop":
         return 0
@@ -154,6 +192,9 @@ def settle_count(policy: str, depths: Depths, args: Mapping[str, Any] | None, pr
     if args.get("mtp_use_repeated_layer"):
         trained = min(trained, 1)
     held = len(depths.mtp)
+    if held and refused is not None:
+        what = f"MTP layers of this class can't be exported: {refused}"
+        raise AccountingError(what, expected="none", got=_counted(held), advice=_ADVICE)
     if depths.mtp != tuple(range(held)):
         raise AccountingError(
             "an MTP layer is missing from the checkpoint",
@@ -161,7 +202,7 @@ def settle_count(policy: str, depths: Depths, args: Mapping[str, Any] | None, pr
             got=f"layers {', '.join(map(str, depths.mtp))}",
             advice=_ADVICE,
         )
-    told = f"{held} MTP layers in the checkpoint"
+    told = _counted(held)
     if isinstance(trained, int) and trained > held:
         what = "MTP layers that were trained are missing from the checkpoint"
         raise AccountingError(what, expected=f"{trained} (mtp_num_layers)", got=told, advice=_ADVICE)
@@ -172,3 +213,7 @@ def settle_count(policy: str, depths: Depths, args: Mapping[str, Any] | None, pr
         what = "the checkpoint has no MTP layers"
         raise AccountingError(what, expected="at least one (--mtp require)", got=told)
     return held
+
+
+def _counted(held: int) -> str:
+    return f"{held} MTP layer{'s' if held != 1 else ''} in the checkpoint"

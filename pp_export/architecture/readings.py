@@ -308,7 +308,7 @@ READINGS: Mapping[str, Reading] = {
     "windows_of_early_layers": Reading(
         (windows.WINDOW, windows.SWITCH, windows.FIRST, windows.TYPES),
         windows.of_early,
-        windows.write_of_some,
+        windows.write_of_early,
     ),
     "windows_of_late_layers": Reading(
         (windows.WINDOW, windows.FIRST, windows.TYPES), windows.of_late, windows.write_of_types
@@ -344,6 +344,9 @@ READINGS: Mapping[str, Reading] = {
         layer_kinds.EXPERTS, layer_kinds.num_experts, layer_kinds.write_num_experts
     ),
     "time_step_limit": Reading((layer_kinds.LIMIT,), layer_kinds.time_step_limit, lambda *_: None),
+    "time_step_min": Reading(
+        (layer_kinds.SHORTEST,), layer_kinds.time_step_min, layer_kinds.write_time_step_min
+    ),
     "moe_latent_size": _or_none("moe_latent_size"),
     "plain_mlp_activation": _activation("mlp_hidden_act", gated=False),
     "rope_of_text": Reading(

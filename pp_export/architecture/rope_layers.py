@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pp_export.architecture import windows
-from pp_export.core.settings import UNKNOWN
+from pp_export.core.settings import UNKNOWN, is_nth
 
 Config = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def of_list(config: Config) -> Any:
     if isinstance(stated, list) and stated:
         rotating = [int(bool(rotates)) for rotates in stated[:layers]]
     elif isinstance(step, int) and step > 0:
-        rotating = [int((layer + 1) % step != 0) for layer in range(layers)]
+        rotating = [int(not is_nth(layer, step)) for layer in range(layers)]
     else:
         return UNKNOWN
     return None if all(rotating) else rotating

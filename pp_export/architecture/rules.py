@@ -99,6 +99,11 @@ class Architecture:
     table: Mapping[str, Any] = field(repr=False)
 
     @cached_property
+    def mtp_refusal(self) -> str | None:
+        """Why MTP layers of the class can't be exported, None if they can."""
+        return mtp.refusal(self.table["mtp"], (rule.holes for rule in self.rules if rule.drop is None))
+
+    @cached_property
     def _by_template(self) -> dict[str, Rule]:
         return {HOLE.sub("{}", rule.megatron): rule for rule in self.rules}
 
@@ -134,7 +139,7 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
         table["tells"],
         table["defaults"],
         tuple(rules),
-        _mtp(section, rules, within) if section else None,
+        _mtp(section, rules, within) if "outer" in section else None,
         within,
         table,
     )

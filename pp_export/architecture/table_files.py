@@ -57,6 +57,12 @@ def multimodal() -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
+@cache
+def unserved() -> dict[str, str]:
+    """Classes that no table can serve, and why."""
+    return dict(plain_yaml.parse(_UNSERVED.read_bytes()))
+
+
 def for_class(class_name: str, config: Mapping[str, Any] | None = None) -> Architecture:
     """The packaged table for an HF class; RuleError names those that there are. A class that puts another
     head on a language model has the language model's, and so has one with a language model within, of which
@@ -98,7 +104,7 @@ def nearest(class_name: str) -> list[str]:
 
 def _unserved(class_name: str) -> RuleError:
     served = packaged()
-    reason = plain_yaml.parse(_UNSERVED.read_bytes()).get(class_name)
+    reason = unserved().get(class_name)
     tables = " or ".join(nearest(class_name))
     return RuleError(
         "no architecture table serves this model class" + (f": {reason}" if reason else ""),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pp_export.core.settings import UNKNOWN
+from pp_export.core.settings import UNKNOWN, is_nth
 
 Config = Mapping[str, Any]
 ByLayer = list[int | None]
@@ -60,7 +60,7 @@ def of_hybrid(config: Config) -> Any:
     """
     size = config.get(SIZE)
     own = config if size is None else {**config, WINDOW: size + 1}
-    return _by_layer(own, lambda layer: layer != 0 and (layer + 1) % 6 != 0)
+    return _by_layer(own, lambda layer: layer != 0 and not is_nth(layer, 6))
 
 
 def write_of_hybrid(config: Config, value: Any) -> dict[str, Any] | None:
@@ -76,7 +76,11 @@ def of_early(config: Config) -> Any:
     those before `max_window_layers`.
     """
     end = config.get(FIRST) or 0
-    return _switched_by_layer(config, lambda layer: layer % 2 == 0 and layer < end)
+    return _switched_by_layer(config, lambda layer: _is_early(layer, end))
+
+
+def _is_early(layer: int, end: int) -> bool:
+    return layer % 2 == 0 and layer < end
 
 
 def of_types(config: Config) -> Any:
@@ -86,7 +90,7 @@ def of_types(config: Config) -> Any:
     step = config.get(PATTERN)
     if not isinstance(step, int) or step < 1:
         return _by_layer(config, None)
-    return _by_layer(config, lambda layer: (layer + 1) % step != 0)
+    return _by_layer(config, lambda layer: not is_nth(layer, step))
 
 
 def _switched_by_layer(config: Config, has_window: Callable[[int], bool]) -> Any:
@@ -136,6 +140,19 @@ def write_of_some(config: Config, value: Any) -> dict[str, Any] | None:
     is_suffix = None not in value[first:]
     types = [_FULL if window is None else _SLIDING for window in value]
     return {WINDOW: windows.pop(), SWITCH: True, FIRST: first if is_suffix else len(value), TYPES: types}
+
+
+def write_of_early(config: Config, value: Any) -> dict[str, Any] | None:
+    """The same in Qwen2-MoE's sense of `max_window_layers`, where that can say it."""
+    keys = write_of_some(config, value)
+    if keys is None or value is None:
+        return keys
+    del keys[FIRST]
+    windowed, layers = [window is not None for window in value], range(len(value))
+    for end in (*layers, len(value)):
+        if windowed == [_is_early(layer, end) for layer in layers]:
+            return {**keys, FIRST: end}
+    return keys
 
 
 def write_of_types(config: Config, value: Any) -> dict[str, Any] | None:

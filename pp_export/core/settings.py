@@ -68,6 +68,11 @@ def agree(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def is_nth(layer: int, step: int) -> bool:
+    """Whether a layer, numbered from 0, is an N-th one, as all who say "each N-th layer" count: from 1."""
+    return (layer + 1) % step == 0
+
+
 def is_off(value: Any) -> bool:
     """Whether an arg switches nothing on."""
     return value is None or value is False or value in (0, "", [], {}, ())

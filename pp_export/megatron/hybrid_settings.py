@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pp_export.core.settings import UNKNOWN, UNUSED
+from pp_export.core.settings import UNKNOWN, UNUSED, is_nth
 from pp_export.megatron.derivation import Args, Derivations, Derive, is_count, is_layers
 
 SETTINGS = Derivations()
@@ -36,7 +36,7 @@ def _linear_layers(args: Args) -> Any:
         return [int(bool(is_linear)) for is_linear in how]
     if not is_count(how) or how < 1 or not is_layers(layers):
         return UNKNOWN
-    return [int((layer + 1) % how != 0) for layer in range(layers)]
+    return [int(not is_nth(layer, how)) for layer in range(layers)]
 
 
 @SETTINGS.of("experimental_attention_variant", *_OF_SWIFT)
@@ -96,3 +96,4 @@ def _always(name: str, value: Any) -> None:
 _always("mamba_activation", "silu")
 _always("mamba_norm_epsilon", 1e-5)
 _always("time_step_limit", None)
+_always("time_step_min", None)

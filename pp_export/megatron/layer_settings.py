@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pp_export.core.settings import UNKNOWN, OneOf
+from pp_export.core.settings import UNKNOWN, OneOf, is_nth
 from pp_export.megatron import rope
 from pp_export.megatron.derivation import Args, Derivations, is_count, is_layers, known
 
@@ -140,7 +140,7 @@ def _rope_layers(args: Args) -> Any:
     if not how:
         return None
     if is_count(how) and is_layers(layers):
-        return [int((i + 1) % how != 0) for i in range(layers)]
+        return [int(not is_nth(i, how)) for i in range(layers)]
     if not isinstance(how, (list, tuple)):
         return UNKNOWN
     return [1 - int(bool(skips)) for skips in how] if any(how) else None
@@ -192,7 +192,7 @@ def _windows(args: Args) -> Any:
         return [left + 1 if windowed else None for windowed in skips]
     if not is_layers(layers) or not (skips is None or is_count(skips)):
         return UNKNOWN
-    return [left + 1 if skips is None or (layer + 1) % skips else None for layer in range(layers)]
+    return [None if skips and is_nth(layer, skips) else left + 1 for layer in range(layers)]
 
 
 @SETTINGS.of(

@@ -28,6 +28,8 @@ class Split(enum.Enum):
     """Rows; where it is gated, each rank has rows of the gate, then as many of the up projection."""
     LATENT = enum.auto()
     """Rows or copies, as it depends on the release (a down projection of multi-latent attention)."""
+    NORM = enum.auto()
+    """Copies, or rows where layers of a framework's own norm all queries of a token together."""
     SECTIONS = enum.auto()
     """Rows in sections of several sizes, of each of which a rank has its part (`sections`)."""
 
@@ -61,6 +63,7 @@ _INSIDE = {
     _MLP + r"linear_fc2\.bias": Split.COPIES,
     r"mlp\.router\.(?:weight|bias|expert_bias)": Split.COPIES,
     r"mlp\.shared_experts\.gate_weight|mlp\.fc[12]_latent_proj\.(?:weight|bias)": Split.COPIES,
+    r"self_attention\.[qk]_layernorm\.(?:weight|bias)": Split.NORM,
     r"(?:\w+\.)*\w*layer_?norm[._](?:weight|bias)": Split.COPIES,
     # Mamba and gated delta nets (ssm/mamba_mixer.py, ssm/gated_delta_net.py)
     r"(?:mixer|self_attention)\.(?:in_proj\.weight|conv1d[._](?:weight|bias))": Split.SECTIONS,
@@ -140,6 +143,17 @@ def latent_rows(name: str, args: Mapping[str, Any]) -> int | None:
         return args.get("q_lora_rank")
     latent, position = args.get("kv_lora_rank"), args.get("qk_pos_emb_head_dim")
     return None if latent is None or position is None else int(latent) + int(position)
+
+
+def norm_rows(args: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows of a norm of each head's queries, and of one of all of them, or None if the args don't say, or if
+    norms are of latents.
+    """
+    heads, dim, hidden = (args.get(arg) for arg in ("num_attention_heads", "kv_channels", "hidden_size"))
+    if args.get("multi_latent_attention") or not heads or not (dim or hidden):
+        return None
+    of_head = int(dim or hidden // heads)
+    return of_head, int(heads) * of_head
 
 
 def sections(name: str, args: Mapping[str, Any]) -> tuple[int, ...] | None:

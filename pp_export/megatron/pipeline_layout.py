@@ -3,7 +3,8 @@
 As in megatron-core 0.16.1 (transformer_block.py `get_num_layers_to_build`, transformer_layer.py
 `get_transformer_layer_offset`, pipeline_parallel_layer_layout.py): layers are numbered through all pipeline
 stages of virtual stage 0, then through all of virtual stage 1, and so on. So only their number per stage has
-to be found.
+to be found. From 0.17 on, a hybrid model's pattern may have them, in the same order
+(ssm/mamba_hybrid_layer_allocation.py `select_pipeline_segment`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ALL = (LAYERS, PIPELINE, MTP, LAYOUT, *VIRTUAL, PER_VIRTUAL, FIRST, LAST, EMBEDD
 WORDS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
 # Three digits at most, so that a damaged layout is refused before it unrolls without end.
 REPEATS = (r"\(([^)]+)\)\*(\d{1,3})", r"(.)\*(\d{1,3})")
+KINDS = frozenset("M*-EG")
+"""Layers of hybrid models: Mamba, attention, MLP, experts, gated delta net."""
 MAX_SHOWN = 200
 
 
@@ -57,6 +60,8 @@ def virtual_size(args: Args) -> int:
         if len(layout) % pipeline:
             raise _wrong(args, f"a layout of a multiple of {pipeline} stages, not {len(layout)}")
         sizes.add(len(layout) // pipeline)
+    if (counts := _pattern_counts(args)) is not None:
+        sizes.add(len(counts) // pipeline)
     if args.get(PER_VIRTUAL) is not None:
         size, rest = divmod(_num_units(args), pipeline * _number(args, PER_VIRTUAL))
         if rest or _is_uneven(args):
@@ -71,8 +76,6 @@ def virtual_size(args: Args) -> int:
 
 def stages(args: Args) -> tuple[Stage, ...]:
     """All stages, ordered by pipeline and virtual stage; CheckpointError unless every layer comes once."""
-    if any("|" in str(args.get(name)) for name in HYBRID):
-        raise _wrong(args, "no stages in a hybrid model's pattern: they can't be read from there")
     num_layers, pipeline, virtual = _number(args, LAYERS), _number(args, PIPELINE, 1), virtual_size(args)
     num_mtp = _number(args, MTP, default=0, least=0)
     # Counts per place: all pipeline stages of virtual stage 0, then all of virtual stage 1, as in a layout.
@@ -81,7 +84,7 @@ def stages(args: Args) -> tuple[Stage, ...]:
         counts = [words.count("decoder") for words in layout]
         mtp = [words.count("mtp") for words in layout]
     else:
-        counts = _counts(args, pipeline, virtual)
+        counts = _pattern_counts(args) or _counts(args, pipeline, virtual)
         mtp = [0] * (len(counts) - 1) + [num_mtp]
     if sum(counts) != num_layers:
         raise _wrong(args, f"{num_layers} layers that {pipeline} x {virtual} stages hold without rest")
@@ -123,6 +126,22 @@ def _counts(args: Args, pipeline: int, virtual: int) -> list[int]:
     for end, count in ends.items():
         row[end] = count
     return [count // virtual for count in row] * virtual
+
+
+def _pattern_counts(args: Args) -> list[int] | None:
+    """Layers of each place where a hybrid model's pattern ends them with |; what follows / are MTP layers."""
+    patterns = [str(args[name]).partition("/")[0] for name in HYBRID if args.get(name)]
+    pattern = next((each for each in patterns if "|" in each), None)
+    if pattern is None:
+        return None
+    pipeline, parts = _number(args, PIPELINE, 1), pattern.split("|")
+    if any(each.replace("|", "") != pattern.replace("|", "") for each in patterns):
+        raise _wrong(args, "one pattern of a hybrid model's layers")
+    if not set(pattern) <= KINDS | {"|"} or len(parts) % pipeline:
+        raise _wrong(args, f"a pattern of {', '.join(sorted(KINDS))} and a multiple of {pipeline} stages")
+    if _is_uneven(args) or args.get(LAYOUT) is not None:
+        raise _wrong(args, "the stages of a hybrid model's pattern alone")
+    return list(map(len, parts))
 
 
 def _layout(args: Args) -> list[list[str]] | None:

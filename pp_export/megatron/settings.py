@@ -17,6 +17,7 @@ from pp_export.megatron import (
     hybrid_attention_settings,
     hybrid_settings,
     latent_settings,
+    layer_patterns,
     layer_settings,
     router_settings,
     sparse_attention_settings,
@@ -37,7 +38,7 @@ _DERIVED = {
 
 def derive(args: Mapping[str, Any]) -> dict[str, Setting]:
     """Every setting that is derived of several args, and every arg as the setting of its own name."""
-    values = {name: _as_number(value) for name, value in args.items()}
+    values = {name: _as_number(_as_pattern(name, value)) for name, value in args.items()}
     settings = {name: Setting(value, {name: value}) for name, value in values.items()}
     for name, (names, function) in _DERIVED.items():
         own = Args(values, names)
@@ -47,6 +48,12 @@ def derive(args: Mapping[str, Any]) -> dict[str, Setting]:
             value = UNKNOWN
         settings[name] = Setting(value, dict(own))
     return settings
+
+
+def _as_pattern(name: str, value: Any) -> Any:
+    """What the text of a pattern of layers stands for, in args that have one."""
+    read = layer_patterns.parse(value) if name in layer_patterns.NAMES and isinstance(value, str) else None
+    return value if read is None else read
 
 
 def _as_number(value: Any) -> Any:

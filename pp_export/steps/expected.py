@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from pp_export.architecture import meaning
 from pp_export.architecture.accounting import DEFINITION, INDEX, TABLE, Account, Expected
+from pp_export.architecture.meaning import Meaning
+from pp_export.architecture.multimodal import language_config
 from pp_export.architecture.rules import Architecture
 from pp_export.core.config_keys import QUANTIZATION
 from pp_export.core.tensors import Shape
@@ -12,23 +16,55 @@ from pp_export.reference.definition_cache import Answer
 from pp_export.reference.own_weights import read_specs
 from pp_export.reference.reference_folder import Reference
 
+_SIZES = (
+    *("hidden_size", "ffn_hidden_size", "moe_ffn_hidden_size", "shared_expert_size", "num_experts"),
+    *("num_attention_heads", "num_query_groups", "head_dim", "value_head_dim", "v_head_dim"),
+    *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "moe_latent_size"),
+)
+"""Settings by which shapes follow."""
 _VALUES = ("weight", "bias")
 """What names of tensors end in that are no scales and the like of quantized ones."""
 
 
+@dataclass(frozen=True)
+class Resized:
+    """How many layers beside MTP layers the checkpoint has, and how many the reference; where the reference
+    `has_other_sizes`, its weights tell no shapes.
+    """
+
+    num_layers: int
+    before: int
+    has_other_sizes: bool
+
+    @classmethod
+    def of(
+        cls, num_layers: int, architecture: Architecture, reference: Reference, settled: Meaning
+    ) -> Resized:
+        """What follows from a config.json that was `settled` for a checkpoint with so many layers."""
+        language = language_config(architecture.within, reference.config)
+        before = meaning.num_layers_of(architecture, language) or num_layers
+        readings = [architecture.readings[name] for name in _SIZES if name in architecture.readings]
+        sizes = {key for reading in readings for key in reading.keys}
+        return cls(num_layers, before, has_other_sizes=not sizes.isdisjoint(settled.corrected))
+
+
 def tensors_of(
-    answer: Answer | None, reference: Reference, architecture: Architecture, num_layers: int
+    answer: Answer | None, reference: Reference, architecture: Architecture, resized: Resized
 ) -> Expected:
     """From the model's definition; else the names that the reference's own weights have, with shapes where
-    the files are there; else nothing. Those of MTP layers, beyond the `num_layers` others, only from the
-    reference.
+    the files are there; else nothing, and so where the reference has another number of layers. Those of MTP
+    layers only from the reference, counted on from the checkpoint's last layer.
     """
     weights, mtp = reference.weights, architecture.mtp
-    of_mtp = {} if mtp is None else {name: None for name in weights or () if mtp.covers(name, num_layers)}
+    now, before = resized.num_layers, resized.before
+    of_mtp = [name for name in weights or () if mtp is not None and mtp.covers(name, before)]
     if any(key in reference.config for key in QUANTIZATION):
-        further: dict[str, Shape | None] = {name: None for name in of_mtp if name.endswith(_VALUES)}
+        shapes: dict[str, Shape | None] = {name: None for name in of_mtp if name.endswith(_VALUES)}
+    elif resized.has_other_sizes:
+        shapes = dict.fromkeys(of_mtp)
     else:
-        further = _shapes(reference, of_mtp)
+        shapes = _shapes(reference, of_mtp)
+    further = {name if mtp is None else mtp.moved(name, before, now): shapes[name] for name in shapes}
     if answer is not None and answer.definition is not None:
         tensors, within = answer.definition.tensors, architecture.within
         if within is not None and weights is not None:
@@ -37,11 +73,13 @@ def tensors_of(
             own = {name: shape for name, shape in tensors.items() if within.covers(name)}
             return Expected({**own, **_shapes(reference, beside)}, DEFINITION, further or None)
         return Expected(tensors, DEFINITION, further or None)
-    if weights is None:
-        return Expected(None, TABLE)
-    return Expected(
-        _shapes(reference, (name for name in weights if name not in of_mtp)), INDEX, further or None
-    )
+    if weights is None or now != before:
+        return Expected(None, TABLE, further or None)
+    others = weights.keys() - set(of_mtp)
+    shapes = _shapes(reference, [name for name in weights if name in others])
+    if resized.has_other_sizes:
+        shapes = dict.fromkeys(shapes)
+    return Expected(shapes, INDEX, further or None)
 
 
 def mtp_notes(account: Account, expected: Expected) -> list[str]:

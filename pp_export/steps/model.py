@@ -33,7 +33,7 @@ from pp_export.reference.definition_cache import Answer
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
-from pp_export.steps.expected import mtp_notes, tensors_of
+from pp_export.steps.expected import Resized, mtp_notes, tensors_of
 from pp_export.steps.pending import PendingInputs, question_of
 
 Config = Mapping[str, Any]
@@ -118,7 +118,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     meaning.settle(architecture, trained, language, None, correct=correct, provisional=True)
     depths = Depths.of(catalog.specs)
     promised = config_json.num_mtp_layers(reference.config)
-    num_mtp = settle_count(options.mtp, depths, args, promised)
+    num_mtp = settle_count(options.mtp, depths, args, promised, architecture.mtp_refusal)
     rows = vocabulary.num_rows(catalog.specs)
     size = vocabulary.true_size(
         rows,
@@ -185,7 +185,8 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         vocab_size=size,
         padded_vocab_size=stated.num_rows,
     )
-    expected = tensors_of(answer, stated.reference, architecture, stated.depths.num_layers)
+    resized = Resized.of(stated.depths.num_layers, architecture, reference, settled)
+    expected = tensors_of(answer, reference, architecture, resized)
     if planned is not None and planned.sizes == sizes:
         account = accounting.held_against(planned.account, architecture, expected)
     else:

@@ -149,9 +149,14 @@ def _why_ignored(
         same = [other for _, other in entries.values() if other.name in definition.tensors]
         if any("embed" in other.name and other.shape == entry.shape for other in same):
             return "tied to the embedding and stored all the same; that both are equal was not looked at"
-    if _MTP.fullmatch(entry.name) or _is_beyond_layers(entry.name, config):
+    if is_of_mtp(entry.name, config):
         return "for predicting further tokens; transformers' class leaves it out, other servers use it"
     return None
+
+
+def is_of_mtp(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of a layer for predicting further tokens, which no class has."""
+    return bool(_MTP.fullmatch(name)) or _is_beyond_layers(name, config)
 
 
 def _is_beyond_layers(name: str, config: Mapping[str, Any]) -> bool:

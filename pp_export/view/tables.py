@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture.accounting import TABLE
 from pp_export.architecture.families import KINDS
+from pp_export.steps import limits
 from pp_export.view.text import console, empty_table, human_bytes, machine_facts
 
 if TYPE_CHECKING:
@@ -90,16 +91,18 @@ def print_many(report: ManyReport) -> None:
 
 
 def print_families(families: Sequence[Family]) -> None:
-    """A line for each class: its table, and what proves it."""
+    """A line for each class: its table, what proves it, and what of it isn't exported."""
     table = empty_table()
-    for column in ("class", "table", "proved by", "tensors compared"):
+    for column in ("class", "table", "proved by", "tensors compared", "not exported"):
         table.add_column(column, overflow="fold")
     for family in families:
         kinds = ", ".join(dict.fromkeys(card["proof"] for card in family.proofs))
         counts = max((card.get("tensors", 0) for card in family.proofs), default=0)
-        table.add_row(family.hf_class, family.table, kinds or "nothing yet", f"{counts:,}")
+        left_out = ", ".join(dict.fromkeys(limit.what.partition(":")[0] for limit in limits.told(family)))
+        table.add_row(family.hf_class, family.table, kinds or "nothing yet", f"{counts:,}", left_out)
     out = console()
     out.print(table)
+    out.print("Why not, and every value of a setting that a class can't say: --json, docs/settings.md")
     for kind, text in KINDS.items():
         out.print(f"{kind}: {text}")
 

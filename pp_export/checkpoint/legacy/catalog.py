@@ -147,7 +147,7 @@ def _is_gated(name: str, found: Mapping[str, Parameter], args: Args) -> bool:
     rows = found[name].parts[0].stored.view.shape[0]
     sibling = found.get(name.rpartition("linear_fc1.")[0] + "linear_fc2.weight")
     columns = sibling.parts[0].stored.view.shape[-1] if sibling is not None else 0
-    told = bool(args.get("swiglu") or args.get("quick_geglu"))
+    told = any(args.get(flag) for flag in ("swiglu", "quick_geglu", "gated_linear_unit"))
     if rows not in (columns, 2 * columns) or ("swiglu" in args and told != (rows == 2 * columns)):
         raise CheckpointError(
             "the two linears of an MLP don't fit together",

@@ -37,7 +37,7 @@ class ParameterPart:
 class Parameter:
     """A parameter in equal `parts`: one of each rank that shares it, or one where all have copies.
 
-    `split` is no longer `LATENT`: the shapes have decided.
+    `split` is no longer `LATENT` or `NORM`: the shapes have decided.
     """
 
     split: Split
@@ -61,7 +61,7 @@ def parameters(
     drifted: list[str] = []
     for name, parts in sorted(held.items()):
         size = grid.expert_tensor if local_names.is_of_experts(name) else grid.tensor
-        split = _split(name, parts[0].stored.view, args, size)
+        split = _split(name, held, args, size)
         if split is Split.COPIES:
             size = 1
         of_rank: defaultdict[int, list[ParameterPart]] = defaultdict(list)
@@ -192,9 +192,12 @@ def _check_names(held: Mapping[str, list[ParameterPart]]) -> None:
         raise CheckpointError("two stored parameters have one name", findings=doubled)
 
 
-def _split(name: str, view: View, args: Args, size: int) -> Split:
-    split = local_names.split_of(name)
+def _split(name: str, held: Mapping[str, list[ParameterPart]], args: Args, size: int) -> Split:
+    split, view = local_names.split_of(name), held[name][0].stored.view
     assert split is not None
+    if split is Split.NORM:
+        queries = held.get(name.replace(".k_layernorm.", ".q_layernorm."), held[name])[0].stored.view
+        return Split.ROWS if _is_part_of_norm(queries, args, size) else Split.COPIES
     if split is not Split.LATENT:
         return split
     rows, full = view.shape[0], local_names.latent_rows(name, args)
@@ -206,6 +209,17 @@ def _split(name: str, view: View, args: Args, size: int) -> Split:
             got=f"{rows} rows",
         )
     return Split.COPIES if rows == full else Split.ROWS
+
+
+def _is_part_of_norm(queries: View, args: Args, size: int) -> bool:
+    """Whether a layer's norms are of all heads, and a rank has those of its own, by the norm of its queries.
+    With one head per rank that has as many rows as a norm of each head, and counts as such: a class with
+    norms of all heads then misses rows. So it does with fewer groups than ranks, of which some share one.
+    """
+    known = local_names.norm_rows(args)
+    if known is None or len(queries.shape) != 1 or queries.shape[0] == known[0]:
+        return False
+    return size > 1 and queries.shape[0] * size == known[1]
 
 
 def _check_parts(name: str, of_rank: Mapping[int, list[ParameterPart]], size: int) -> None:

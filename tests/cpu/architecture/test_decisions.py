@@ -24,7 +24,13 @@ _ROPE = ("rotary_base", "rotary_percent", "rope_scaling", "rope_layers")
 UNSAID = dict.fromkeys(("gemma", "gemma2", "gemma3"), ("embedding_multiplier",)) | dict.fromkeys(
     ("gpt2", "nemotron_h"), _ROPE
 )
-OF_HYBRIDS = {"hybrid_layers", "mamba_num_heads", "mamba_activation", "mamba_norm_epsilon", "time_step_limit"}
+OF_HYBRIDS = {
+    "hybrid_layers",
+    "mamba_num_heads",
+    "mamba_activation",
+    "mamba_norm_epsilon",
+    *("time_step_limit", "time_step_min"),
+}
 
 
 def decisions(table: str) -> Decisions:

@@ -51,6 +51,11 @@ ENDLESS = {"__float__": "Infinity"}
         ("time_step_limit", {"time_step_limit": [0.0, 0.1]}, [0.0, 0.1]),
         ("time_step_limit", {}, None),
         ("time_step_limit", {"time_step_limit": [0.0]}, MALFORMED),
+        ("time_step_min", {}, None),
+        ("time_step_min", {"time_step_min": 0.0}, None),
+        ("time_step_min", {"time_step_min": 0.001}, None),
+        ("time_step_min", {"time_step_min": 0.01}, 0.01),
+        ("time_step_min", {"time_step_min": "little"}, MALFORMED),
     ],
 )
 def test_what_a_config_says(reading: str, config: dict[str, Any], value: Any) -> None:
@@ -137,6 +142,7 @@ HYBRID = {"hybrid_override_pattern": "MM"}
         ("mamba_norm_epsilon", HYBRID, 1e-5),
         ("time_step_limit", HYBRID, None),
         ("time_step_limit", {"hybrid_override_pattern": ""}, UNUSED),
+        ("time_step_min", HYBRID, None),
     ],
 )
 def test_what_training_says(setting: str, args: dict[str, Any], value: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pp_export.architecture import table_files
 from pp_export.architecture.meaning import Meaning, additions, changes, overruled, settle, spelled_out
+from pp_export.architecture.readings import READINGS
 from pp_export.core.errors import AccountingError
 from pp_export.megatron import settings
 from tests.fixtures.decoders import LLAMA3
@@ -327,6 +328,23 @@ def test_windows_of_qwen2() -> None:
     trained = {"window_size": (63, 0), "window_attn_skip_freq": [0, 0, 1, 1]}
     for config in (every, high | {"layer_types": kinds}):
         assert hold(trained, config, table="qwen2").values["windows"] == [None, None, 64, 64]
+
+
+def test_windows_of_qwen2_moe_are_written_as_its_class_counts_them() -> None:
+    """There `max_window_layers` ends the layers with a window, every second of which has one; where it can't
+    say which layers have one, the list alone does.
+    """
+    reading = READINGS["windows_of_early_layers"]
+    on: dict[str, Any] = {"num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 4}
+    for value in ([64, None, 64, None], [64, None, None, None]):
+        keys = reading.write(on, value)
+        assert keys is not None
+        alone = {key: told for key, told in keys.items() if key != "layer_types"}
+        assert reading.read({**on, **alone}) == reading.read({**on, **keys}) == value
+    keys = reading.write(on, [None, None, 64, 64])
+    assert keys is not None
+    assert "max_window_layers" not in keys
+    assert reading.read({**on, **keys}) == [None, None, 64, 64]
 
 
 def test_windows_that_the_class_cannot_have() -> None:

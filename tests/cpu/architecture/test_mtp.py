@@ -94,6 +94,10 @@ def test_fewer_layers_than_there_should_be_are_refused(
         ({"outer": {}, "inner": {"megatron": "a.", "hf": "b."}, "copies": {"a": 1}}, "`copies` must"),
         ({"outer": {}, "inner": {"megatron": "a.", "hf": "b."}, "copies": {"a.{x}": "c"}}, "hole {x}"),
         ({"outer": {}, "inner": {"megatron": "a.", "hf": "b."}, "colour": 1}, "colour"),
+        ({"outer": {}, "inner": {"megatron": "a.", "hf": "b.", "names": {"a": 1}}}, "`inner` must be"),
+        ({"refused": ""}, "`refused` must"),
+        ({"refused": 1}, "`refused` must"),
+        ({"refused": "why", "outer": {}}, "`refused` must"),
     ],
 )
 def test_a_wrong_section_is_told(section: dict[str, Any], text: str) -> None:
@@ -104,6 +108,41 @@ def test_a_wrong_section_is_told(section: dict[str, Any], text: str) -> None:
     with pytest.raises(RuleError) as caught:
         checked("own", table)
     assert text in str(caught.value.findings)
+
+
+def test_a_class_without_rows_refuses_what_it_has_no_names_for() -> None:
+    """Whether some can be exported follows from the rows; why not, the table says, or that it has none."""
+    ernie = table_files.for_class("Ernie4_5_MoeForCausalLM")
+    assert ernie.mtp is None
+    with pytest.raises(AccountingError, match="no norm behind an MTP layer") as caught:
+        settle_count("export", Depths(4, (0,), 1), {}, 0, ernie.mtp_refusal)
+    assert "--mtp drop" in str(caught.value.advice)
+    assert settle_count("drop", Depths(4, (0,), 1), {}, 0, ernie.mtp_refusal) == 0
+    assert settle_count("export", Depths(4, (), 1), {}, 0, ernie.mtp_refusal) == 0
+    assert table_files.for_class("Qwen3ForSequenceClassification").mtp_refusal is not None
+    assert table_files.for_class("LlamaForCausalLM").mtp_refusal == "the table has no rows for them"
+    assert table_files.for_class("MiMoV2FlashForCausalLM").mtp_refusal is None
+
+
+def test_modules_inside_may_have_names_of_their_own() -> None:
+    """Only the module that is named changes its name, wherever its row stands."""
+    architecture = table_files.for_class("MiMoV2FlashForCausalLM")
+    for part in ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"):
+        rule, holes = architecture.match(f"mtp.layers.2.transformer_layer.{part}") or (None, {})
+        assert rule is not None
+        names = rule.names(holes, Depths(4, (0, 1, 2), 1))
+        assert names == ("model.mtp.layers.2.pre_mlp_layernorm.weight",)
+
+
+def test_tensors_of_mtp_layers_move_with_the_last_layer() -> None:
+    """Where they count on from it."""
+    mtp = table_files.for_class("DeepseekV3ForCausalLM").mtp
+    assert mtp is not None
+    assert mtp.moved("model.layers.61.enorm.weight", 61, 30) == "model.layers.30.enorm.weight"
+    assert mtp.moved("model.layers.62.what.nobody.knows", 61, 30) == "model.layers.31.what.nobody.knows"
+    mtp = table_files.for_class("Qwen3ForCausalLM").mtp
+    assert mtp is not None
+    assert mtp.moved("mtp.layers.0.mlp.gate_proj.weight", 61, 30) == "mtp.layers.0.mlp.gate_proj.weight"
 
 
 def test_names_without_a_number_are_of_one_layer() -> None:

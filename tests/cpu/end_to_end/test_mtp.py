@@ -5,12 +5,16 @@ never in silence.
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import pp_export
 from pp_export.core.errors import AccountingError
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures import family_proofs
@@ -62,6 +66,15 @@ def test_layers_that_the_reference_lacks_are_promised_by_the_export(deepseek: Pa
     assert {"model.layers.3.enorm.weight", "model.layers.3.embed_tokens.weight"} < set(index)
     assert json.loads((output / "config.json").read_text())["num_nextn_predict_layers"] == 1
     assert any("Nothing but the table says which tensors MTP layers have" in note for note in done.notes)
+
+
+def test_layers_that_the_class_lacks_are_no_fault(deepseek: Path, tmp_path: Path) -> None:
+    """`verify --load` knows them by config.json, whatever number transformers expects them to have."""
+    inputs = {"checkpoint": deepseek / "checkpoint", "reference": deepseek / "reference"}
+    export_here(**inputs, output=tmp_path / "export")
+    found = pp_export.verify(tmp_path / "export", load=True)
+    assert found.faults == ()
+    assert found.depth.endswith("load")
 
 
 def test_a_promise_that_the_checkpoint_breaks_is_refused(
@@ -140,3 +153,49 @@ def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> 
             made |= load_file(file)
         assert made.keys() == truth.keys()
         assert [name for name in truth if not truth[name].equal(made[name])] == []
+
+
+@pytest.mark.parametrize("name", ["ernie4_5_moe", "seed_oss"])
+def test_a_class_without_names_for_them_says_so(name: str, tmp_path: Path) -> None:
+    """One sentence instead of a list of tensors; without them the model is exported as any other."""
+    family = FAMILIES[name]
+    with_layer = replace(
+        family,
+        stored=lambda disk, config: (
+            family.stored(disk, config) | {"mtp.layers.0.enorm.weight": torch.ones(32)}
+        ),
+    )
+    family_proofs.write_model(with_layer, tmp_path)
+    inputs = {"checkpoint": tmp_path / "checkpoint", "reference": tmp_path / "reference"}
+    with pytest.raises(AccountingError, match="MTP layers of this class can't be exported") as caught:
+        export_here(**inputs, output=tmp_path / "refused")
+    assert "--mtp drop" in str(caught.value.advice)
+    done = export_here(**inputs, output=tmp_path / "export", mtp="drop")
+    assert "mtp.layers.0.enorm.weight" in done.dropped
+
+
+@pytest.mark.parametrize("name", ["glm4_moe_two_mtp", "hy_v3_mtp"])
+def test_a_pruned_model_keeps_its_mtp_layers(name: str, tmp_path: Path) -> None:
+    """When the checkpoint decides, those of a larger reference count on from the last layer that is left."""
+    family_proofs.write_model(FAMILIES[name], tmp_path)
+    count = FAMILIES[name].whole_config()["num_hidden_layers"]
+    reference = changed(tmp_path / "reference", tmp_path / "larger", num_hidden_layers=count + 2)
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps({**config, "mlp_layer_types": None}))
+    truth = json.loads((tmp_path / "reference" / INDEX).read_text())["weight_map"]
+
+    def numbered(key: str, first: int, by: int) -> str:
+        return re.sub(r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) + by * (int(m[1]) >= first)}", key)
+
+    own = [key for key in truth if numbered(key, count, 2) == key]
+    more = [numbered(key, count - 1, by) for key in own for by in (0, 1, 2)]
+    index = dict.fromkeys([*more, *(numbered(key, count, 2) for key in truth)], "further.safetensors")
+    (reference / INDEX).write_text(json.dumps({"weight_map": index}))
+    inputs = {"checkpoint": tmp_path / "checkpoint", "reference": reference}
+    with pytest.raises(AccountingError, match="not the config of this checkpoint"):
+        export_here(**inputs, output=tmp_path / "refused")
+    export_here(**inputs, output=tmp_path / "export", config_from="checkpoint")
+    exported = family_proofs.on_disk(tmp_path / "export")
+    assert sorted(exported) == sorted(truth)
+    values = family_proofs.on_disk(tmp_path / "model")
+    assert [key for key in exported if not exported[key].equal(values[key])] == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import pp_export
 from pp_export.core.errors import AccountingError
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
@@ -57,6 +58,17 @@ def test_the_pattern_stays_a_pattern(folder: Path, tmp_path: Path) -> None:
     assert config["time_step_limit"] == [0.0, float("inf")]
 
 
+def test_infinity_is_loaded_however_it_is_written(folder: Path, tmp_path: Path) -> None:
+    """`verify --load` takes Python's spelling, and that of release 5 of transformers."""
+    export(folder, tmp_path)
+    assert pp_export.verify(tmp_path / "out", load=True).faults == ()
+    export_here(
+        checkpoint=folder / "checkpoint", reference=folder / "reference", output=tmp_path / "of release 5"
+    )
+    assert "__float__" in (tmp_path / "of release 5" / "config.json").read_text()
+    assert pp_export.verify(tmp_path / "of release 5", load=True).faults == ()
+
+
 def test_a_count_that_the_pattern_refutes_is_corrected(folder: Path, tmp_path: Path) -> None:
     """transformers goes by the pattern, other loaders by `num_hidden_layers`."""
     assert export(folder, tmp_path, num_hidden_layers=5)["num_hidden_layers"] == 4
@@ -67,6 +79,7 @@ def test_a_count_that_the_pattern_refutes_is_corrected(folder: Path, tmp_path: P
     [
         ({"hybrid_override_pattern": "M-*M"}, "hybrid_layers"),
         ({"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ({"time_step_min": 0.01}, "time_step_min"),
         ({"mamba_hidden_act": "gelu"}, "mamba_activation"),
         ({"attention_head_dim": 4}, "head_dim"),
     ],

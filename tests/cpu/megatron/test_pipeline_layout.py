@@ -103,6 +103,20 @@ def by_megatron(monkeypatch: pytest.MonkeyPatch) -> ByMegatron:
     return build_or_refuse
 
 
+def test_a_hybrid_pattern_ends_stages() -> None:
+    """Its parts are in the order of a layout: all pipeline stages of a virtual stage, then those of the next.
+    The last place has what follows the slash.
+    """
+    args = made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M*-M", hybrid_override_pattern="M*M-M*-M")
+    assert held(args) == [[[0, 1, 2]], [[3, 4, 5, 6, 7]]]
+    args = made(layers=9, pp=2, mtp=2, hybrid_layer_pattern="M|*M||-M*-MM/M*/M*")
+    assert virtual_size(args) == 2
+    assert held(args) == [[[0], []], [[1, 2], [3, 4, 5, 6, 7, 8]]]
+    assert [stage.num_mtp_layers for stage in stages(args)] == [0, 0, 0, 2]
+    assert [stage.has_embedding for stage in stages(args)] == [True, False, False, False]
+    assert [stage.has_head for stage in stages(args)] == [False, False, False, True]
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
@@ -318,7 +332,15 @@ def test_no_virtual_stages_count_as_one() -> None:
         (made(layers=2, pp=2, layout=["Et", "tL"]), "a text like"),
         (made(layers=2, pp=2, layout=[["embedding", 4], ["decoder", "loss"]]), "a text like"),
         (made(layers=2, pp=2, layout={"input_data": "Et|tL"}), "a text like"),
-        (made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M*-M"), "a hybrid model's pattern"),
+        (made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M*-"), "8 layers that 2 x 1 stages hold"),
+        (made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M*|-M"), "a multiple of 2 stages"),
+        (made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M[*-]M"), "a pattern of"),
+        (made(layers=8, pp=2, first=3, hybrid_layer_pattern="M*M|-M*-M"), "a hybrid model's pattern alone"),
+        (made(layers=2, pp=2, layout="Et|tL", hybrid_layer_pattern="M|*"), "a hybrid model's pattern alone"),
+        (
+            made(layers=8, pp=2, hybrid_layer_pattern="M*M|-M*-M", hybrid_override_pattern="M*M-M*MM"),
+            "one pattern of a hybrid model's layers",
+        ),
     ],
 )
 def test_args_that_do_not_fit_are_refused(args: Args, expected: str) -> None:

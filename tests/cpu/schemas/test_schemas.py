@@ -14,11 +14,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import pp_export
-from pp_export.architecture import families
 from pp_export.core import file_names
 from pp_export.core.errors import OptionError, TargetError
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
-from pp_export.steps import report
+from pp_export.steps import limits, report
 from pp_export.steps.checkpoint_report import CheckpointReport
 from pp_export.steps.many_report import ManyReport, Outcome
 from pp_export.steps.plan_report import PlanReport, plan_report
@@ -143,7 +142,7 @@ def test_findings_follow_their_schemas(made: Made) -> None:
 
 def test_families_follow_their_schema() -> None:
     """The classes that are served, with all cards."""
-    check("families", families.to_json())
+    check("families", limits.to_json())
 
 
 def many_report() -> ManyReport:
@@ -172,7 +171,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "compare_logits": COMPARISON.to_json,
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
-        "families": families.to_json,
+        "families": limits.to_json,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
         "many": lambda: many_report().to_json(),
         "plan": lambda: plan_report(planned.inputs, planned.plan, "auto").to_json(),
