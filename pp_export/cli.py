@@ -265,7 +265,11 @@ def _families(arguments: argparse.Namespace) -> int:
     from pp_export.steps import limits
     from pp_export.view.tables import print_families
 
-    _print(limits.to_json(), arguments.json, lambda: print_families(families.families()))
+    _print(
+        limits.to_json(),
+        arguments.json,
+        lambda: print_families(families.families() + families.multimodal()),
+    )
     return 0
 
 

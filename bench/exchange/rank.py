@@ -70,7 +70,7 @@ def plan_of(num_layers: int, size: int, leaders: int | None) -> ExportPlan:
     """
     toy = ToyDecoder(num_layers, 1536, 12, 4, 128, ffn=8960, vocab=32_000, padded_vocab=32_000)
     table = table_files.load(toy.table)
-    settled = account(table, toy.specs(), toy.sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False)
+    settled = account(table, toy.specs(), toy.sizes, expected=Expected(None, ""), drop_mtp=False)
     grid = RankGrid((1,), size)
     slices, limit = toy.slices(size), 5 * 10**9
     return make_plan(settled, slices, size, max_shard_bytes=limit, grid=grid, leaders_per_stage=leaders)

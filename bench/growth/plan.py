@@ -34,7 +34,6 @@ def main() -> None:
         catalog.specs,
         model.sizes,
         expected=Expected(None, ""),
-        dtype=None,
         drop_mtp=False,
     )
     found["describe"] = time.process_time() - begin

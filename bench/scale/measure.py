@@ -54,7 +54,7 @@ def measure(model: Model, world_size: int) -> dict[str, Any]:
     table = table_files.load(model.table)
     settled = steps.take(
         "account",
-        lambda: account(table, specs, model.sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False),
+        lambda: account(table, specs, model.sizes, expected=Expected(None, ""), drop_mtp=False),
     )
     slices = steps.take("slices", lambda: catalog.slices)
     plan = steps.take("plan", lambda: make_plan(settled, slices, world_size, max_shard_bytes=MAX_SHARD_BYTES))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from pp_export.architecture.encodings import Encoding, casts, encoded, plus_one
+from pp_export.architecture.encodings import AS_STORED, Encoding, Types, casts, encoded, plus_one
 from pp_export.architecture.mtp import Depths
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
@@ -106,7 +106,7 @@ def account(
     sizes: ModelSizes,
     *,
     expected: Expected,
-    dtype: DType | None,
+    types: Types = AS_STORED,
     drop_mtp: bool,
 ) -> Account:
     """Match `specs` (canonical tensors) with the table and the `expected` HF tensors.
@@ -146,8 +146,8 @@ def account(
     copies = made.copy(architecture, depths, expected.mtp)
     taken = made.take(of_reference, specs)
     findings += _type_findings(made.mapped)
-    encodings = casts(made.mapped, dtype, made.kept | made.plus_one)
-    encodings += plus_one(made.mapped, sorted(made.plus_one), dtype)
+    encodings = casts(made.mapped, types, made.kept | made.plus_one)
+    encodings += plus_one(made.mapped, sorted(made.plus_one), types)
     outputs = encoded(made.mapped, encodings)
     mtp = frozenset({*copies, *made.of_mtp})
     _refuse(findings + _differences(outputs, mtp, expected, dropped), architecture, expected.truth)

@@ -9,11 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pp_export.core.dtypes import DType
 from pp_export.core.tensors import TensorSpec
 
-CAST, PLUS_ONE = "cast", "plus_one"
+CAST, OVERFLOWING_CAST, PLUS_ONE = "cast", "overflowing_cast", "plus_one"
+"""A cast of a number that the type has no finite value for fails, if it isn't an overflowing one."""
+
+
+@dataclass(frozen=True)
+class Types:
+    """Which type floating-point tensors are stored in: that of the first pattern of Hugging Face names that
+    fits, else the default; None leaves a tensor as it is.
+    """
+
+    default: DType | None = None
+    patterns: tuple[tuple[str, DType | None], ...] = ()
+    may_overflow: bool = False
+
+    def of(self, name: str) -> DType | None:
+        for pattern, dtype in self.patterns:
+            if fnmatchcase(name, pattern):
+                return dtype
+        return self.default
 
 
 @dataclass(frozen=True)
@@ -25,26 +44,27 @@ class Encoding:
     outputs: Mapping[str, TensorSpec]
 
 
-def casts(
-    mapped: Mapping[str, TensorSpec], dtype: DType | None, kept: Container[str] = ()
-) -> tuple[Encoding, ...]:
-    """One for every floating-point tensor that isn't of `dtype` yet, nor `kept` as it is; none where `dtype`
-    is None.
-    """
+AS_STORED = Types()
+
+
+def casts(mapped: Mapping[str, TensorSpec], types: Types, kept: Container[str] = ()) -> tuple[Encoding, ...]:
+    """One for every floating-point tensor that isn't of its type yet, nor `kept` as it is."""
+    if types.default is None and not types.patterns:
+        return ()
+    kind = OVERFLOWING_CAST if types.may_overflow else CAST
+    wanted = ((name, spec, types.of(name)) for name, spec in mapped.items() if spec.dtype.is_floating)
     return tuple(
-        Encoding(CAST, {name: spec}, {name: TensorSpec(spec.shape, dtype)})
-        for name, spec in mapped.items()
-        if dtype is not None and spec.dtype.is_floating and spec.dtype != dtype and name not in kept
+        Encoding(kind, {name: spec}, {name: TensorSpec(spec.shape, dtype)})
+        for name, spec, dtype in wanted
+        if dtype is not None and spec.dtype != dtype and name not in kept
     )
 
 
-def plus_one(
-    mapped: Mapping[str, TensorSpec], names: Iterable[str], dtype: DType | None
-) -> tuple[Encoding, ...]:
-    """One for each of `names`: 1 is added, and the sum is of `dtype`, or of the type that the weight has."""
+def plus_one(mapped: Mapping[str, TensorSpec], names: Iterable[str], types: Types) -> tuple[Encoding, ...]:
+    """One for each of `names`: 1 is added, and the sum is of its type, or of that which the weight has."""
     return tuple(
         Encoding(PLUS_ONE, {name: mapped[name]}, {name: TensorSpec(mapped[name].shape, dtype)})
-        for name, dtype in ((name, dtype or mapped[name].dtype) for name in names)
+        for name, dtype in ((name, types.of(name) or mapped[name].dtype) for name in names)
     )
 
 

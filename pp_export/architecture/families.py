@@ -47,6 +47,24 @@ def families() -> tuple[Family, ...]:
     return tuple(Family(name, table, tuple(cards.get(name, ()))) for name, table in served)
 
 
+@cache
+def multimodal() -> tuple[Family, ...]:
+    """All classes with a language model within, by name, and the tables of those that it may be."""
+    cards, tables = json.loads(_CARDS.read_text("utf-8")), table_files.packaged()
+    return tuple(
+        Family(
+            name,
+            ", ".join(tables[language] for language in entry["language_models"].values()),
+            tuple(cards.get(name, ())),
+        )
+        for name, entry in sorted(table_files.multimodal().items())
+    )
+
+
 def to_json() -> dict[str, Any]:
     """All classes with their cards."""
-    return {"schema_version": 1, "families": [family.to_json() for family in families()]}
+    return {
+        "schema_version": 1,
+        "families": [family.to_json() for family in families()],
+        "multimodal": [family.to_json() for family in multimodal()],
+    }

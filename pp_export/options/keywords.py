@@ -7,11 +7,12 @@ the two against each other. Sizes and numbers may be texts, as in a job file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypedDict
 
 Folder = str | Path
-Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
+Dtype = Literal["checkpoint", "float32", "bfloat16", "float16", "keep", "fp32", "bf16", "fp16"]
 Contents = Literal["folder", "model", "weights"]
 
 
@@ -19,6 +20,8 @@ class ResultKeywords(TypedDict, total=False):
     """What the result is."""
 
     dtype: Dtype
+    dtype_of: str | Mapping[str, str] | None
+    allow_overflow: bool
     mtp: Literal["export", "drop", "require"]
     take_missing_from_reference: str | None
     vocab_size: int | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from pp_export.core.errors import OptionError
 
 MAX_NUMBER = 10**9
+TYPES = ("checkpoint", "float32", "bfloat16", "float16")
+TYPE_ALIASES = {"keep": "checkpoint", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
+    f"torch.{name}": name for name in TYPES[1:]
+}
 """Of any option that is a number: what waits for seconds, or counts ranks, takes no larger ones."""
 
 _MAX_SIZE = 1 << 62
@@ -67,6 +72,22 @@ def parse_rates(text: str) -> tuple[float, float]:
     return read, write
 
 
+def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
+    """Patterns and types of `--dtype-of`, in the order in which they are tried."""
+    pairs = []
+    for part in filter(None, map(str.strip, (text or "").split(","))):
+        pattern, _, name = part.rpartition("=")
+        dtype = TYPE_ALIASES.get(name, name)
+        if not pattern or dtype not in TYPES:
+            raise OptionError(
+                "--dtype-of has no such pattern and type",
+                expected=f"PATTERN=TYPE, TYPE of {', '.join((*TYPES, *TYPE_ALIASES))}",
+                got=_brief(part),
+            )
+        pairs.append((pattern, dtype))
+    return tuple(pairs)
+
+
 def _brief(value: object) -> str:
     """A value in a message: numbers and texts may have any length."""
     if isinstance(value, int) and abs(value) > _MAX_SIZE:
@@ -84,9 +105,12 @@ def _option(
     default: Any = dataclasses.MISSING,
     *,
     choices: tuple[str, ...] | None = None,
+    aliases: Mapping[str, str] | None = None,
     positive: bool = False,
+    pairs: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices, "positive": positive})
+    metadata = {"help": help_text, "choices": choices, "aliases": aliases or {}, "positive": positive}
+    return field(default=default, metadata={**metadata, "pairs": pairs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +161,19 @@ class ResultOptions(Options):
     """
 
     dtype: str = _option(
-        "element type of floating-point weights",
+        "element type of floating-point weights (also keep, fp32, bf16, fp16); a number that it has no finite"
+        " value for is refused",
         "checkpoint",
-        choices=("checkpoint", "float32", "bfloat16", "float16"),
+        choices=TYPES,
+        aliases=TYPE_ALIASES,
     )
+    dtype_of: str | None = _option(
+        "element types of tensors whose Hugging Face names fit patterns: PATTERN=TYPE, with commas, the first"
+        " that fits counts; in a job file also a mapping",
+        None,
+        pairs=True,
+    )
+    allow_overflow: bool = _option("store numbers as infinite that --dtype has no finite value for", False)
     mtp: str = _option(
         "multi-token-prediction layers: export what the checkpoint has, drop them (config.json says so), or"
         " require at least one",
@@ -188,6 +221,7 @@ class ResultOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_bytes(self.max_shard_size)
+        parse_types(self.dtype_of)
 
     @property
     def result(self) -> ResultOptions:

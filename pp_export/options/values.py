@@ -31,7 +31,7 @@ def options_from(values: Mapping[str, Any], given_in: str, kind: type[Kind]) -> 
             where={"given in": given_in},
             findings=[f"--{flag(name)}" for name in missing],
         )
-    return kind(**{name: _convert(name, str(fields[name].type), value) for name, value in values.items()})
+    return kind(**{name: _value(fields[name], value) for name, value in values.items()})
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], given_in: str) -> None:
@@ -71,6 +71,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip().replace("-", "_"), plain_yaml.parse(value)
     except YamlError as error:
         raise OptionError(f"the value of --set is wrong: {error}", got=text[:_MAX_SHOWN]) from error
+
+
+def _value(option: dataclasses.Field[Any], value: Any) -> Any:
+    """A value in the option's own type and words."""
+    if option.metadata["pairs"] and isinstance(value, Mapping):
+        value = ",".join(f"{key}={text}" for key, text in value.items())
+    found = _convert(option.name, str(option.type), value)
+    return option.metadata["aliases"].get(found, found) if isinstance(found, str) else found
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:

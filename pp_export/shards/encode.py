@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from pp_export.architecture.encodings import CAST, PLUS_ONE, Encoding
+from pp_export.architecture.encodings import CAST, OVERFLOWING_CAST, PLUS_ONE, Encoding
 from pp_export.core.dtypes import DType
+from pp_export.core.errors import OptionError
 from pp_export.core.tensors import TensorSpec
 
 Memory = Mapping[str, memoryview]
@@ -40,15 +41,49 @@ def _cast(inputs: Tensors, outputs: Tensors) -> None:
     """Round to nearest, as torch does. All NaNs become torch's own: which bits one would get depends on
     whether the processor casts it alone or among others.
 
-    The extremes of a step are NaN where one of its values is; to look for each costs four times as much.
+    Raises OptionError where a number becomes infinite.
     """
     for name, values in inputs.items():
-        source, target = values.reshape(-1), outputs[name].view(-1)
-        for begin in range(0, source.numel(), _STEP_ELEMENTS):
-            step = target[begin : begin + _STEP_ELEMENTS]
-            step.copy_(source[begin : begin + _STEP_ELEMENTS])
-            if step.aminmax().max.isnan():
-                step.masked_fill_(step.isnan(), torch.nan)
+        num_lost = _cast_one(values.reshape(-1), outputs[name].view(-1))
+        if num_lost:
+            raise OptionError(
+                f"numbers become infinite in {_name_of(outputs[name])}",
+                where={"tensor": name},
+                expected=f"at most {torch.finfo(outputs[name].dtype).max:g}",
+                got=f"{num_lost:,} of {values.numel():,} are more; the largest is {_largest(values):g}",
+                advice="leave this tensor another type (--dtype-of 'NAME=keep'), choose bfloat16, or store"
+                " infinities (--allow-overflow)",
+            )
+
+
+def _cast_overflowing(inputs: Tensors, outputs: Tensors) -> None:
+    """The same, and numbers may become infinite."""
+    for name, values in inputs.items():
+        _cast_one(values.reshape(-1), outputs[name].view(-1))
+
+
+def _cast_one(source: torch.Tensor, target: torch.Tensor) -> int:
+    """Cast; how many finite values became infinite.
+
+    The extremes of a step are NaN where one of its values is; to look for each costs four times as much.
+    """
+    num_lost = 0
+    for begin in range(0, source.numel(), _STEP_ELEMENTS):
+        step, before = target[begin : begin + _STEP_ELEMENTS], source[begin : begin + _STEP_ELEMENTS]
+        step.copy_(before)
+        least, most = step.aminmax()
+        if not (least.isfinite() and most.isfinite()):
+            num_lost += int(before[step.isinf()].double().isfinite().sum())
+            step.masked_fill_(step.isnan(), torch.nan)
+    return num_lost
+
+
+def _largest(values: torch.Tensor) -> float:
+    return float(values.nan_to_num(0, 0, 0).abs().max())
+
+
+def _name_of(values: torch.Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
 
 
 def _plus_one(inputs: Tensors, outputs: Tensors) -> None:
@@ -58,7 +93,11 @@ def _plus_one(inputs: Tensors, outputs: Tensors) -> None:
         outputs[name].masked_fill_(outputs[name].isnan(), torch.nan)
 
 
-_ENCODERS: dict[str, Callable[[Tensors, Tensors], None]] = {CAST: _cast, PLUS_ONE: _plus_one}
+_ENCODERS: dict[str, Callable[[Tensors, Tensors], None]] = {
+    CAST: _cast,
+    OVERFLOWING_CAST: _cast_overflowing,
+    PLUS_ONE: _plus_one,
+}
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

@@ -81,5 +81,7 @@ def to_json() -> dict[str, Any]:
 
 
 def told(family: Family) -> list[Limit]:
-    """Those that are told of a family in a few words: settings have a page of their own."""
-    return [limit for limit in by_class()[family.hf_class] if limit.kind != SETTING]
+    """Those that are told of a family in a few words: settings have a page of their own, and a class with a
+    language model within has the limits of that.
+    """
+    return [limit for limit in by_class().get(family.hf_class, ()) if limit.kind != SETTING]

@@ -7,6 +7,7 @@ the reference's own weights stand for it, and everything is settled again with t
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pp_export.architecture import accounting, meaning, vocabulary
 from pp_export.architecture.accounting import Account, Expected
 from pp_export.architecture.decisions import Decisions
+from pp_export.architecture.encodings import Types
 from pp_export.architecture.meaning import Meaning
 from pp_export.architecture.mtp import Depths, settle_count
 from pp_export.architecture.multimodal import Within, language_config, with_language_config
@@ -22,12 +24,13 @@ from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes, model_sizes
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.core import dtypes
-from pp_export.core.errors import ExportError, ReferenceFolderError
+from pp_export.core.dtypes import DType
+from pp_export.core.errors import ExportError, OptionError, ReferenceFolderError
 from pp_export.core.file_names import CONFIG
 from pp_export.core.settings import agree
 from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.megatron import settings
-from pp_export.options.kinds import ResultOptions
+from pp_export.options.kinds import ResultOptions, parse_types
 from pp_export.reference import config_json
 from pp_export.reference.definition_cache import Answer
 from pp_export.reference.reference_folder import Reference
@@ -219,14 +222,22 @@ def settle_account(
     options: ResultOptions,
 ) -> Account:
     """The account of the checkpoint's tensors against the `expected` ones; the same on every rank."""
-    return accounting.account(
-        architecture,
-        catalog.specs,
-        sizes,
-        expected=expected,
-        dtype=None if options.dtype == "checkpoint" else dtypes.from_torch(options.dtype),
-        drop_mtp=options.mtp == "drop",
+    patterns = tuple((pattern, _type(name)) for pattern, name in parse_types(options.dtype_of))
+    types = Types(_type(options.dtype), patterns, options.allow_overflow)
+    account = accounting.account(
+        architecture, catalog.specs, sizes, expected=expected, types=types, drop_mtp=options.mtp == "drop"
     )
+    if idle := [pattern for pattern, _ in patterns if not fnmatch.filter(account.outputs, pattern)]:
+        raise OptionError(
+            "--dtype-of has patterns that fit no tensor of the export",
+            expected=f"Hugging Face names, such as {next(iter(account.outputs))}",
+            got=", ".join(idle),
+        )
+    return account
+
+
+def _type(name: str) -> DType | None:
+    return None if name == "checkpoint" else dtypes.from_torch(name)
 
 
 def _notes(

@@ -13,6 +13,7 @@ import yaml
 
 from pp_export.architecture import table_files
 from pp_export.architecture.accounting import DEFINITION, TABLE, Account, Expected, account
+from pp_export.architecture.encodings import Types
 from pp_export.architecture.rules import Architecture
 from pp_export.core.dtypes import DType, from_torch
 from pp_export.core.errors import AccountingError
@@ -39,7 +40,7 @@ def settle(
         toy.specs() if specs is None else specs,
         toy.sizes,
         expected=Expected(expected, DEFINITION),
-        dtype=dtype,
+        types=Types(dtype),
         drop_mtp=drop_mtp,
     )
 
@@ -290,7 +291,6 @@ def test_without_a_definition_the_table_is_the_truth() -> None:
         DENSE.specs(),
         DENSE.sizes,
         expected=Expected(None, TABLE),
-        dtype=None,
         drop_mtp=False,
     )
     assert settled.truth == "the table itself"

@@ -46,7 +46,7 @@ def findings(folder: Path, units: list[Any] | None, rows: list[dict[str, Any]]) 
 def settle(table: Architecture, *names: str) -> Account:
     specs = {name: TensorSpec((3,), from_torch("bfloat16")) for name in names}
     sizes = ModelSizes({}, "", 1, 1)
-    return account(table, specs, sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False)
+    return account(table, specs, sizes, expected=Expected(None, ""), drop_mtp=False)
 
 
 def test_a_second_stack_of_layers_has_units_of_its_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.fixtures.exports import RememberedDefinition, export_here
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.releases import transformers_5
+from tests.fixtures.stored import on_disk
 
 INDEX = "model.safetensors.index.json"
 pytestmark = transformers_5
@@ -144,7 +145,7 @@ def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> 
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     command = torchrun(2, "-m", "tests.fixtures.many_exports", str(tmp_path / "jobs.json"))
     run_python([*command, str(tmp_path / "answers.json")], tmp_path / "output").checked()
-    truth = family_proofs.on_disk(tmp_path / "alone")
+    truth = on_disk(tmp_path / "alone")
     copy, original = "model.layers.3.embed_tokens.weight", "model.embed_tokens.weight"
     assert truth[copy].equal(truth[original])
     for job in jobs:
@@ -195,7 +196,7 @@ def test_a_pruned_model_keeps_its_mtp_layers(name: str, tmp_path: Path) -> None:
     with pytest.raises(AccountingError, match="not the config of this checkpoint"):
         export_here(**inputs, output=tmp_path / "refused")
     export_here(**inputs, output=tmp_path / "export", config_from="checkpoint")
-    exported = family_proofs.on_disk(tmp_path / "export")
+    exported = on_disk(tmp_path / "export")
     assert sorted(exported) == sorted(truth)
-    values = family_proofs.on_disk(tmp_path / "model")
+    values = on_disk(tmp_path / "model")
     assert [key for key in exported if not exported[key].equal(values[key])] == []

@@ -14,6 +14,7 @@ import pp_export
 from tests.fixtures import card, family_proofs
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.releases import transformers_5
+from tests.fixtures.stored import on_disk
 
 pytestmark = transformers_5
 
@@ -39,7 +40,7 @@ def test_a_round_trip_is_proved_bit_for_bit(
     arguments += ["--recording", str(tmp_path / "recorded")]
     assert card.main([*arguments, "--max-shard-size", "60KB"]) == 0
     told = json.loads((tmp_path / "card.json").read_text())
-    truth = family_proofs.on_disk(imported / "model")
+    truth = on_disk(imported / "model")
     size = sum(value.nbytes for value in truth.values())
     assert told["compared"] == {"with": "model", "tensors": len(truth), "bytes": size, "differing": 0}
     assert told["export"]["tensors"] == len(truth)

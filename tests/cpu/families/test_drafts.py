@@ -23,6 +23,7 @@ from pp_export.reference.definition import define
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.stored import on_disk
 
 NAMES = [name for name in FAMILIES if "mtp" not in name]
 MEGATRON, LLAMA = "megatron", "llama"
@@ -84,7 +85,7 @@ def test_a_draft_exports_a_class_that_nobody_knows(tmp_path: Path) -> None:
     table that the command prints makes them all.
     """
     family_proofs.write_model(FAMILIES["arcee"], tmp_path)
-    truth = family_proofs.on_disk(tmp_path / "model")
+    truth = on_disk(tmp_path / "model")
     config = tmp_path / "reference" / "config.json"
     own = json.loads(config.read_text()) | {"architectures": ["NovelForCausalLM"], "model_type": "novel"}
     config.write_text(json.dumps(own))
@@ -108,7 +109,7 @@ def test_a_draft_exports_a_class_that_nobody_knows(tmp_path: Path) -> None:
         output=tmp_path / "export",
         architecture=str(table),
     )
-    exported = family_proofs.on_disk(tmp_path / "export")
+    exported = on_disk(tmp_path / "export")
     assert exported.keys() == truth.keys()
     assert [key for key in truth if not torch.equal(truth[key], exported[key])] == []
 

@@ -14,7 +14,7 @@ from pp_export.core.errors import AccountingError, RuleError
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
 from tests.fixtures.families import FAMILIES
-from tests.fixtures.stored import write_stored
+from tests.fixtures.stored import on_disk, write_stored
 
 NUM_LABELS = 3
 CLASSES = {
@@ -43,7 +43,7 @@ def written(hf_class: str, name: str, folder: Path, *, num_labels: int = NUM_LAB
     reference = folder / "reference"
     reference.mkdir()
     (reference / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
-    disk = family_proofs.on_disk(folder / "model")
+    disk = on_disk(folder / "model")
     stored = family.stored(disk, family.whole_config())
     head = {f"output_layer.{key[6:]}": value for key, value in disk.items() if key.startswith("score.")}
     stored = {key: value.contiguous() for key, value in (stored | head).items()}
@@ -59,7 +59,7 @@ def test_the_model_comes_back(hf_class: str, name: str, tmp_path: Path) -> None:
     model = written(hf_class, name, tmp_path)
     output = tmp_path / "export"
     export_here(checkpoint=tmp_path / "checkpoint", reference=tmp_path / "reference", output=output)
-    truth, exported = family_proofs.on_disk(tmp_path / "model"), family_proofs.on_disk(output)
+    truth, exported = on_disk(tmp_path / "model"), on_disk(output)
     assert sorted(exported) == sorted(truth)
     assert [key for key in truth if not torch.equal(truth[key], exported[key])] == []
     assert "score.weight" in exported

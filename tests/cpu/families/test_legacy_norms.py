@@ -18,6 +18,7 @@ from tests.fixtures.exports import export_here
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.legacy import Run, write_ranks
 from tests.fixtures.releases import transformers_5
+from tests.fixtures.stored import on_disk
 
 pytestmark = transformers_5
 RUN = Run(layers=[[[0, 1, 2]]], tp=2, experts="te_grouped")
@@ -27,7 +28,7 @@ def written(name: str, run: Run, folder: Path) -> Path:
     """A family's model in `folder / model`, its reference, and its checkpoint, which is returned."""
     family = FAMILIES[name]
     family_proofs.write_model(family, folder)
-    disk, config = family_proofs.on_disk(folder / "model"), family.whole_config()
+    disk, config = on_disk(folder / "model"), family.whole_config()
     whole: dict[str, torch.Tensor] = {}
     for key, value in family.stored(disk, config).items():
         named = canonical(key)
@@ -51,7 +52,7 @@ def test_all_rows_of_a_norm_come_back(name: str, cut: bool, tmp_path: Path) -> N
     checkpoint = written(name, replace(RUN, norms_are_cut=cut), tmp_path)
     output = tmp_path / "export"
     export_here(checkpoint=checkpoint, reference=tmp_path / "reference", output=output)
-    truth, exported = family_proofs.on_disk(tmp_path / "model"), family_proofs.on_disk(output)
+    truth, exported = on_disk(tmp_path / "model"), on_disk(output)
     assert sorted(exported) == sorted(truth)
     assert [key for key in truth if not torch.equal(truth[key], exported[key])] == []
 

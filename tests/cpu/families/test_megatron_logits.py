@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from pp_export.architecture import table_files
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.family_logits import IDS
-from tests.fixtures.family_proofs import OTHER_LOGITS, on_disk, random_model
+from tests.fixtures.family_proofs import OTHER_LOGITS, random_model
 from tests.fixtures.processes import run_python
+from tests.fixtures.stored import on_disk
 
 NAMES = OTHER_LOGITS
 TOLERANCE = 1e-5

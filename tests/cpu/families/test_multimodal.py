@@ -17,10 +17,9 @@ from pp_export.architecture import table_files
 from pp_export.core.errors import AccountingError, OptionError, ReferenceFolderError, RuleError
 from pp_export.core.file_names import SUMS
 from tests.fixtures.exports import RememberedDefinition, export_here, remembering
-from tests.fixtures.family_proofs import on_disk
-from tests.fixtures.multimodal import MULTIMODAL
+from tests.fixtures.multimodal import MULTIMODAL, prove
 from tests.fixtures.processes import run_python, torchrun
-from tests.fixtures.stored import Part
+from tests.fixtures.stored import Part, on_disk
 
 Made = Callable[[str], tuple[Path, dict[str, torch.Tensor]]]
 
@@ -44,45 +43,18 @@ def export_of(folder: Path, output: Path, **options: Any) -> Any:
     return export_here(**inputs, output=output, **options)
 
 
-def language_parts(model: Any) -> list[Any]:
-    """Modules that make up the language model: in some classes it has its head, in others that lies apart."""
-    return [model.model.language_model, model.lm_head] if hasattr(model, "model") else [model.language_model]
-
-
-def reading_text(model: Any) -> Any:
-    """Llama 4 of transformers needs images, and its language model doesn't."""
-    return model if hasattr(model, "model") else model.language_model
-
-
 @pytest.mark.parametrize("name", MULTIMODAL)
-def test_the_trained_part_comes_back_into_the_whole(name: str, made: Made, tmp_path: Path) -> None:
+def test_the_trained_part_comes_back_into_the_whole(name: str, tmp_path: Path) -> None:
     """All tensors have their names and bytes, trained or not; transformers loads them all, and the model
-    gives the logits of one into which the trained part was put by hand.
+    gives the logits of one into which the trained part was put by hand. Report and manifest list what is the
+    reference's.
     """
-    import transformers
-
-    case, (folder, truth) = MULTIMODAL[name], made(name)
-    report = export_of(folder, tmp_path / "export", take_missing_from_reference=case.others)
-    exported = on_disk(tmp_path / "export")
-    assert sorted(exported) == sorted(truth)
-    assert [key for key in truth if not torch.equal(truth[key], exported[key])] == []
-    assert sorted(report.taken_from_reference) == sorted(key for key in truth if not case.is_language(key))
-    assert any("the reference's own" in note for note in report.notes)
+    assert prove(MULTIMODAL[name], tmp_path)["tensors"] > 20
     assert pp_export.verify(tmp_path / "export").ok
     manifest = json.loads((tmp_path / "export" / "export_manifest.json").read_text())
-    assert manifest["provenance"]["taken_from_reference"] == list(report.taken_from_reference)
-
-    loader: Any = getattr(transformers, case.hf_class)
-    loaded, info = loader.from_pretrained(tmp_path / "export", dtype=torch.float32, output_loading_info=True)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    own, trained = case.model(1), case.model(2)
-    for part, other in zip(language_parts(own), language_parts(trained)):
-        part.load_state_dict(other.state_dict())
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        expected, found = (reading_text(model.eval())(input_ids=ids).logits for model in (own, loaded))
-    assert float(expected.std()) > 1e-3
-    assert float((expected - found).abs().max()) < 1e-5 * float(expected.abs().max())
+    taken = manifest["provenance"]["taken_from_reference"]
+    assert taken
+    assert not any(MULTIMODAL[name].is_language(key) for key in taken)
 
 
 @pytest.mark.parametrize("name", MULTIMODAL)

@@ -16,6 +16,7 @@ from pp_export.core.errors import CheckpointError
 from tests.fixtures import family_proofs
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.family_parts import Family
+from tests.fixtures.stored import on_disk
 
 COLUMNS = ("linear_proj.weight", "linear_fc2.weight", "out_proj.weight")
 COPIES = ("norm_weight", "layernorm.weight", "final_norm.weight", "out_norm.weight")
@@ -36,7 +37,7 @@ def write_legacy(family: Family, folder: Path, said: dict[str, Any]) -> Path:
     """
     args = family.whole_args() | {"tensor_model_parallel_size": 2, "ckpt_format": "torch"}
     family_proofs.random_model(family).save_pretrained(folder / "model")
-    stored = family.stored(family_proofs.on_disk(folder / "model"), family.whole_config())
+    stored = family.stored(on_disk(folder / "model"), family.whole_config())
     checkpoint = folder / "checkpoint"
     for rank in range(2):
         own = {key: part_of_rank(key, value, rank, args["swiglu"]) for key, value in stored.items()}

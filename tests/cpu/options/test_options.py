@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -77,6 +78,10 @@ def test_all_unknown_keys_are_listed_and_far_ones_get_no_guess() -> None:
         ("report", "r.json", Path("r.json")),
         ("report", None, None),
         ("architecture", "a.yaml", "a.yaml"),
+        ("dtype", "bf16", "bfloat16"),
+        ("dtype", "torch.float16", "float16"),
+        ("dtype", "keep", "checkpoint"),
+        ("dtype_of", {"*.norm.*": "fp32", "lm_head.*": "keep"}, "*.norm.*=fp32,lm_head.*=keep"),
     ],
 )
 def test_values_of_the_right_kind_are_taken(key: str, value: Any, expected: Any) -> None:
@@ -117,6 +122,9 @@ def test_values_of_the_wrong_kind_are_refused(key: str, value: Any) -> None:
     ("key", "value"),
     [
         ("dtype", "float64"),
+        ("dtype_of", "fp32"),
+        ("dtype_of", "*=float64"),
+        ("dtype_of", {"*": ["fp32"]}),
         ("mtp", "keep"),
         ("backend", "mpi"),
         ("pipeline_parallel", 0),
@@ -258,10 +266,12 @@ def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None
     for name, hint in hints.items():
         if choices := fields[name].metadata["choices"]:
             assert get_origin(hint) is Literal
-            assert get_args(hint) == choices
+            short = [alias for alias in fields[name].metadata["aliases"] if "." not in alias]
+            assert get_args(hint) == (*choices, *short)
             continue
         expected = set(get_args(wanted[name]) or (wanted[name],))
         expected |= {int} if name in OF_TEXTS else {str} if Path in expected else set()
+        expected |= {Mapping[str, str]} if fields[name].metadata["pairs"] else set()
         assert set(get_args(hint) or (hint,)) == expected, name
 
 

@@ -329,7 +329,7 @@ from pp_export.planning.planner import make_plan
 from tests.fixtures.catalogs import ToyDecoder
 toy = ToyDecoder(num_layers=3, num_experts=6)
 known = (table_files.load(toy.table), toy.specs(), toy.sizes)
-account = accounting.account(*known, expected=accounting.Expected(None, ""), dtype=None, drop_mtp=False)
+account = accounting.account(*known, expected=accounting.Expected(None, ""), drop_mtp=False)
 holders = Holders(*json.load(sys.stdin))
 plan = make_plan(account, toy.slices(2), 12, max_shard_bytes=1500, holders=holders)
 sys.stdout.write(plan.fingerprint)

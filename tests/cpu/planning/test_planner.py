@@ -59,7 +59,6 @@ def settle(toy: ToyDecoder) -> Account:
         toy.specs(),
         toy.sizes,
         expected=Expected(None, ""),
-        dtype=None,
         drop_mtp=False,
     )
 
@@ -460,7 +459,6 @@ def test_planning_is_linear_in_the_stored_boxes(ranks: RankGrid | int) -> None:
                 specs,
                 toy.sizes,
                 expected=Expected(None, ""),
-                dtype=None,
                 drop_mtp=False,
             )
             plan = make_plan(settled, slices, 16, max_shard_bytes=LARGE, grid=grid)

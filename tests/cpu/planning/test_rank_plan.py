@@ -30,7 +30,7 @@ base = peak_anonymous_bytes()
 with paused_collector():
     catalog = read_catalog(path)
     settled = account(
-        table, catalog.specs, model.sizes, expected=Expected(None, ""), dtype=None, drop_mtp=False
+        table, catalog.specs, model.sizes, expected=Expected(None, ""), drop_mtp=False
     )
     plan = make_plan(settled, catalog.slices, 4, max_shard_bytes=MAX_SHARD_BYTES)
     for part in plan.parts:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from pp_export.architecture import accounting, rules, table_files
 from pp_export.architecture.accounting import Expected, account
+from pp_export.architecture.encodings import Types
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.core import file_names
 from pp_export.core.dtypes import from_torch
@@ -225,7 +226,7 @@ def plan_for(
         specs,
         ModelSizes(SIZES, "", 5, 8),
         expected=Expected(None, ""),
-        dtype=None if cast is None else from_torch(cast),
+        types=Types(None if cast is None else from_torch(cast)),
         drop_mtp=False,
     )
     return make_plan(settled, slices, grid.world_size, max_shard_bytes=max_shard_bytes, grid=grid)

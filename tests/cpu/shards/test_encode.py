@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pp_export.architecture.encodings import CAST, PLUS_ONE, Encoding, casts, encoded, plus_one
+from pp_export.architecture.encodings import CAST, PLUS_ONE, Encoding, Types, casts, encoded, plus_one
 from pp_export.core.dtypes import from_torch
 from pp_export.core.tensors import TensorSpec
 from pp_export.shards import encode
@@ -31,7 +31,7 @@ def expected(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def test_only_what_changes_is_encoded() -> None:
     """A cast takes the floating-point tensors of another type; whole numbers, and what has the type, stay."""
-    (cast,) = casts(SPECS, from_torch("bfloat16"))
+    (cast,) = casts(SPECS, Types(from_torch("bfloat16")))
     assert (cast.kind, set(cast.inputs), set(cast.outputs)) == (CAST, {"weight"}, {"weight"})
     stored = encoded(SPECS, (cast,))
     assert {name: spec.dtype.torch_name for name, spec in stored.items()} == {
@@ -40,7 +40,7 @@ def test_only_what_changes_is_encoded() -> None:
         "whole numbers": "int64",
     }
     assert {name: spec.shape for name, spec in stored.items()} == {n: s.shape for n, s in SPECS.items()}
-    assert casts(SPECS, None) == ()
+    assert casts(SPECS, Types()) == ()
 
 
 def test_memory_for_what_is_encoded_is_planned() -> None:
@@ -67,7 +67,7 @@ def test_one_is_added_in_float32(of: str, to: str | None) -> None:
     """Every bit pattern and 1, as torch adds them in float32, in the type that is asked for, else its own."""
     tensor = random_bits((9, 13), of)
     spec = TensorSpec((9, 13), from_torch(of))
-    (encoding,) = plus_one({"norm": spec, "other": spec}, ["norm"], from_torch(to) if to else None)
+    (encoding,) = plus_one({"norm": spec, "other": spec}, ["norm"], Types(from_torch(to) if to else None))
     stored = TensorSpec((9, 13), from_torch(to or of))
     assert encoding == Encoding(PLUS_ONE, {"norm": spec}, {"norm": stored})
     output = bytearray(stored.num_bytes)

@@ -20,6 +20,7 @@ from tests.fixtures import family_proofs
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.legacy import Run, write_ranks
 from tests.fixtures.releases import transformers_5
+from tests.fixtures.stored import on_disk
 
 pytestmark = transformers_5
 
@@ -67,7 +68,7 @@ def test_files_per_rank_are_refused_where_it_says_so(name: str, tmp_path: Path) 
     family, config = FAMILIES[name], FAMILIES[name].whole_config()
     model_class: Any = getattr(transformers, family.hf_class)
     model_class(model_class.config_class(**config)).float().save_pretrained(tmp_path / "model")
-    disk = family_proofs.on_disk(tmp_path / "model")
+    disk = on_disk(tmp_path / "model")
     whole: dict[str, torch.Tensor] = {}
     for key, value in family_proofs.fused(family.stored({**disk, **family.further(disk)}, config)).items():
         named = canonical(key)
