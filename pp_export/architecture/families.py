@@ -15,11 +15,14 @@ from typing import Any
 from pp_export.architecture import table_files
 
 LOGITS, REARRANGED, PUBLISHED = "logits of megatron-core", "model laid out anew", "published sizes"
+INDEX = "reference's index"
 KINDS: Mapping[str, str] = {
     LOGITS: "megatron-core computes the logits of a checkpoint that it wrote, and the exported model gives"
     " the same",
     REARRANGED: "a random model of transformers, laid out as Megatron stores it by code that knows no table,"
     " comes back with the same bytes and logits",
+    INDEX: "transformers doesn't have the class: a folder with the names that other loaders know comes back"
+    " with the same bytes, held to its own index",
     PUBLISHED: "for the sizes of a real member, names and shapes are those of the class, one to one",
 }
 """Kinds of proof, the strongest first."""

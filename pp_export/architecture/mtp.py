@@ -112,7 +112,10 @@ def rows(section: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> lis
     """
     if "refused" in section:
         return []
-    outer = [{"megatron": _MTP + name, "hf": hf} for name, hf in section["outer"].items()]
+    outer = [
+        {"megatron": _MTP + name, **(hf if isinstance(hf, Mapping) else {"hf": hf})}
+        for name, hf in section["outer"].items()
+    ]
     inner = section["inner"]
     names = inner.get("names", {})
     return outer + [
@@ -156,8 +159,11 @@ def _faults_of_rows(section: Mapping[str, Any]) -> list[str]:
     outer, copies = section.get("outer"), section.get("copies", {})
     if set(section) - _KEYS or not (count is None or isinstance(count, str)):
         return [f"mtp: {dict(section)!r} is not {{count: KEY, outer: ..., inner: ..., copies: ...}}"]
-    if not (isinstance(outer, dict) and _are_texts(outer)):
-        return ["mtp: `outer` must give a Hugging Face name for each tensor outside of the inner layer"]
+    if not (isinstance(outer, dict) and all(map(_is_outer, outer.items()))):
+        return [
+            "mtp: `outer` must give a Hugging Face name for each tensor outside of the inner layer, or"
+            " {hf: NAME, transform: NAME}"
+        ]
     if not (isinstance(inner, dict) and _are_prefixes(inner)):
         return ["mtp: `inner` must be {megatron: PREFIX., hf: PREFIX., names: {NAME: OTHER}}"]
     if not (isinstance(copies, dict) and _are_texts(copies)):
@@ -165,6 +171,12 @@ def _faults_of_rows(section: Mapping[str, Any]) -> list[str]:
     known = {"mtp", *(hole for hole, of in NUMBERS.items() if of == ("mtp",))}
     unknown = {hole for name in copies for hole in HOLE.findall(name)} - known
     return [f"mtp: copies: unknown hole {{{hole}}}" for hole in sorted(unknown)]
+
+
+def _is_outer(entry: tuple[Any, Any]) -> bool:
+    name, hf = entry
+    texts = hf if isinstance(hf, dict) and set(hf) == {"hf", "transform"} else {name: hf}
+    return isinstance(name, str) and _are_texts(texts)
 
 
 def _are_prefixes(inner: Mapping[str, Any]) -> bool:

@@ -94,6 +94,17 @@ def _transpose(shape: Shape, sizes: Sizes) -> Geometry:
     return Geometry({"": output}, (Move(View.of(shape), "", View.of(output).transpose()),))
 
 
+def _swap_halves(shape: Shape, sizes: Sizes) -> Geometry:
+    """The right half of the columns before the left one: of a projection of two inputs that a class takes the
+    other way round (vLLM's mimo_mtp: `input_proj`).
+    """
+    if len(shape) != 2 or shape[1] % 2:
+        raise _misfit("swap_halves", shape, "two dims, an even number of columns")
+    half, whole = shape[1] // 2, View.of(shape)
+    left, right = whole.narrow(1, 0, half), whole.narrow(1, half, half)
+    return Geometry({"": shape}, (Move(left, "", right), Move(right, "", left)))
+
+
 def _one_row(shape: Shape, sizes: Sizes) -> Geometry:
     """[columns] to [1, columns] (transformers' ernie4_5_moe: `e_score_correction_bias`)."""
     if len(shape) != 1:
@@ -302,6 +313,7 @@ TRANSFORMS = {
         Transform("copy", ("",), _copy),
         Transform("transpose", ("",), _transpose),
         Transform("one_row", ("",), _one_row),
+        Transform("swap_halves", ("",), _swap_halves),
         Transform("vocabulary", ("",), _vocabulary, drops=True),
         Transform("split_qkv", ("q", "k", "v"), _split_qkv, needs=_HEADS),
         Transform("split_gated_qkv", ("q", "k", "v"), _split_gated_qkv, needs=_HEADS),

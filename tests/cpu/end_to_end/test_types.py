@@ -34,11 +34,11 @@ def large(value: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "torch.float16", "float16"])
-def test_a_number_that_becomes_infinite_is_refused(tmp_path: Path, dtype: str) -> None:
+def test_a_number_that_becomes_infinite_is_refused(tmp_path: Path, dtype: Any) -> None:
     """The tensor, how many and the largest are told; nothing stays."""
-    pair = write_pair(tmp_path, tensors=large(70_000.0))
+    pair: dict[str, Any] = write_pair(tmp_path, tensors=large(70_000.0))
     with remembering(), pytest.raises(OptionError, match="become infinite in float16") as caught:
-        pp_export.export_checkpoint(**pair, dtype=dtype)  # type: ignore[arg-type]
+        pp_export.export_checkpoint(**pair, dtype=dtype)
     assert caught.value.where["tensor"] == DOWN
     assert str(caught.value.got).startswith("2 of ")
     assert "70000" in str(caught.value.got)
@@ -52,7 +52,7 @@ def test_overflow_may_be_allowed_and_is_counted(tmp_path: Path) -> None:
     )
     assert dict(report.not_finite) == {DOWN: 2}
     values = on_disk(Path(report.output))[DOWN]
-    assert (values[2, 5], values[3, 4]) == (torch.inf, -torch.inf)
+    assert (float(values[2, 5]), float(values[3, 4])) == (torch.inf, -torch.inf)
     assert int(values.isinf().sum()) == 2
 
 
@@ -88,7 +88,7 @@ def test_patterns_decide_before_the_default(tmp_path: Path) -> None:
 def test_a_job_file_may_have_a_mapping(tmp_path: Path) -> None:
     """The same bytes from a mapping, in its order, as from a text."""
     pair: dict[str, Any] = write_pair(tmp_path, tensors=large(3.0))
-    kinds = {"text": "lm_head.*=fp32,*=bf16", "mapping": {"lm_head.*": "fp32", "*": "bf16"}}
+    kinds: dict[str, Any] = {"text": "lm_head.*=fp32,*=bf16", "mapping": {"lm_head.*": "fp32", "*": "bf16"}}
     for kind, dtype_of in kinds.items():
         with remembering():
             pp_export.export_checkpoint(**{**pair, "output": tmp_path / kind}, dtype_of=dtype_of)

@@ -22,6 +22,8 @@ from pp_export.steps import limits
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import RememberedDefinition, export_here
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.index_families import INDEX_FAMILIES
+from tests.fixtures.multimodal import MULTIMODAL
 from tests.fixtures.processes import run_python, torchrun
 
 Made = Callable[[str], Path]
@@ -98,12 +100,13 @@ def test_every_class_has_a_card_of_what_is_proved() -> None:
     what the cards say.
     """
     tests = Path(__file__).parents[3]
-    for family in families.families():
-        assert {families.LOGITS, families.REARRANGED} & {card["proof"] for card in family.proofs}, family
+    for family in (*families.families(), *families.multimodal()):
+        strong = {families.LOGITS, families.REARRANGED, families.INDEX}
+        assert strong & {card["proof"] for card in family.proofs}, family
         for card in family.proofs:
             file, _, test = card["test"].partition("::")
             assert f"def {test.partition('[')[0]}(" in (tests / file).read_text()
-            assert card.get("model", "") in {"", *FAMILIES}
+            assert card.get("model", "") in {"", *FAMILIES, *INDEX_FAMILIES, *MULTIMODAL}
     assert family_proofs.PAGE.read_text() == family_proofs.page()
 
 
