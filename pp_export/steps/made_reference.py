@@ -114,7 +114,9 @@ def trained_of(args: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = settings.derive(args)
     endless = settings.derive({**args, "seq_length": None, "max_position_embeddings": None})
-    return {**found, "windows": replace(found["windows"], value=endless["windows"].value)}
+    windows = endless["windows"].value
+    has_none = isinstance(windows, list) and not any(windows)
+    return {**found, "windows": replace(found["windows"], value=None if has_none else windows)}
 
 
 def _vocabulary(args: Mapping[str, Any], options: TargetOptions, tokenizer: TokenizerFacts) -> Told:
@@ -125,12 +127,21 @@ def _vocabulary(args: Mapping[str, Any], options: TargetOptions, tokenizer: Toke
         return Told(options.vocab_size, "option: --vocab-size")
     if vocabulary.is_count(args.get("vocab_size")):
         return Told(args["vocab_size"], "args: vocab_size")
-    if tokenizer.num_ids:
-        return Told(tokenizer.num_ids, f"tokenizer: {tokenizer.ids.file}")
+    padded, ids = args.get("padded_vocab_size"), tokenizer.num_ids
+    if ids and vocabulary.rows_for(ids, args) not in (None, padded):
+        raise AccountingError(
+            "the tokenizer has another number of ids than the vocabulary that was trained",
+            expected=f"a number that pads to {padded} rows",
+            got=f"{ids} ids ({tokenizer.ids.file}), which pad to {vocabulary.rows_for(ids, args)}",
+            advice="pass --vocab-size, the number of rows that are tokens (as the model was trained), or the"
+            " tokenizer of the training",
+        )
+    if ids:
+        return Told(ids, f"tokenizer: {tokenizer.ids.file}")
     raise AccountingError(
         "the embedding may be padded and its true vocabulary size is not known",
         expected="vocab_size in the training args, or a tokenizer that lists its ids",
-        got=f"padded_vocab_size {args.get('padded_vocab_size')}",
+        got=f"padded_vocab_size {padded}",
         advice="pass --vocab-size, or --tokenizer with a folder that has a tokenizer.json",
     )
 

@@ -1,5 +1,5 @@
-"""Claims of `pp_export.architecture.rope_parameters`: what latent attention multiplies its scores by is said so
-that the class multiplies by it.
+"""Claims of `pp_export.architecture.rope_parameters`: what latent attention multiplies its scores by is said
+so that the class multiplies by it.
 """
 
 from __future__ import annotations
