@@ -89,7 +89,7 @@ def make_reference(begun: Beginning, catalog: Catalog, options: TargetOptions) -
         base,
         config=made.config,
         origins=made.origins,
-        notes=(_MADE, *base.notes, *_notes(base.tokenizer)),
+        notes=(_MADE, *base.notes, *_notes(base.tokenizer, told)),
         left=(*base.left, *_left(base)),
     )
 
@@ -168,11 +168,15 @@ def _named_tokenizer(args: Mapping[str, Any], *, code: bool) -> Reference | None
     return replace(found, notes=(note, *found.notes))
 
 
-def _notes(tokenizer: TokenizerFacts) -> list[str]:
+def _notes(tokenizer: TokenizerFacts, vocabulary_told: Told) -> list[str]:
     missing = [key for key in _TOKENS[:2] if key not in tokenizer.named]
-    if not missing:
-        return []
-    return [f"config.json: {' and '.join(missing)} are null, because nothing says them."]
+    notes = [f"config.json: {key} is null, because nothing says it." for key in missing]
+    if vocabulary_told.origin.startswith("tokenizer"):
+        notes.append(
+            f"The vocabulary is as large as the tokenizer has ids, {vocabulary_told.value:,}, because the"
+            " training args don't count it."
+        )
+    return notes
 
 
 def _left(base: Reference) -> list[str]:

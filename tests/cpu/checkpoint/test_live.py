@@ -69,7 +69,12 @@ def root(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path
             folder = str(reference("qwen2"))
             cases += [Case("qwen2", "tp2pp2", folder, str(root / fault), "ddp", fault) for fault in FAULTS]
             cases.append(Case("qwen2", "tp2pp2", folder, str(root / "option"), options={"dtype": "int4"}))
-            alone = {"reference": None, "architecture": "Qwen2ForCausalLM", "tokenizer": folder}
+            alone = {
+                "reference": None,
+                "architecture": "Qwen2ForCausalLM",
+                "tokenizer": folder,
+                "vocab_size": 250,
+            }
             cases.append(Case("qwen2", "tp2pp2", "", str(root / "made"), options=alone))
             few = {"leaders_per_stage": 2, "show_progress": True}
             cases.append(Case("qwen2", "tp2", folder, str(root / "few"), options=few))

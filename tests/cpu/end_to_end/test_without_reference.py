@@ -120,7 +120,7 @@ def test_the_tokenizer_is_copied_byte_for_byte(pair: Options, tmp_path: Path) ->
     config = json.loads(made["config.json"])
     assert (config["eos_token_id"], config["bos_token_id"]) == (7, None)
     assert done.config_origins["eos_token_id"] == "tokenizer: tokenizer_config.json"
-    assert any("bos_token_id are null" in note for note in done.notes)
+    assert any("bos_token_id is null" in note for note in done.notes)
 
 
 def test_the_args_name_a_tokenizer(pair: Options, tmp_path: Path) -> None:
