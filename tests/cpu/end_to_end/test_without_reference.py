@@ -160,6 +160,14 @@ def _no_config(pair: Options) -> None:
     pair["config_as_reference"] = True
 
 
+def _taking(pair: Options) -> None:
+    pair["take_missing_from_reference"] = "*"
+
+
+def _with_images(pair: Options) -> None:
+    pair["architecture"] = "Mistral3ForConditionalGeneration"
+
+
 def _no_class(pair: Options) -> None:
     pair["architecture"] = None
 
@@ -192,8 +200,10 @@ def _few_tokens(pair: Options) -> None:
     ("change", "kind", "said"),
     [
         (_no_config, OptionError, "needs a --reference"),
+        (_taking, OptionError, "--take-missing-from-reference needs a --reference"),
         (_no_class, OptionError, "nothing says which class"),
         (_unserved, RuleError, "no architecture table serves"),
+        (_with_images, RuleError, "more than a language model"),
         (_both, OptionError, "without a reference"),
         (_no_tokenizer, ReferenceFolderError, "has no tokenizer"),
         (_nowhere, ReferenceFolderError, "doesn't exist"),
