@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def export_checkpoint(
     checkpoint: Folder,
     *,
-    reference: Folder,
+    reference: Folder | None = None,
     output: Folder,
     background: Literal[False] = False,
     **options: Unpack[ExportKeywords],
@@ -44,7 +44,7 @@ def export_checkpoint(
 def export_checkpoint(
     checkpoint: Folder,
     *,
-    reference: Folder,
+    reference: Folder | None = None,
     output: Folder,
     background: Literal[True],
     **options: Unpack[ExportKeywords],
@@ -54,7 +54,7 @@ def export_checkpoint(
 def export_checkpoint(
     checkpoint: Folder,
     *,
-    reference: Folder,
+    reference: Folder | None = None,
     output: Folder,
     background: bool = False,
     **options: Unpack[ExportKeywords],
@@ -63,8 +63,9 @@ def export_checkpoint(
 
     Called by one process (one rank of a job, or any other), which need not be part of any group.
     `checkpoint` is the root with the tracker file, or an iteration folder; `reference` the model's Hugging
-    Face folder. `options` are the fields of `ExportOptions`: sizes are bytes or texts such as `5GB`, times
-    are seconds.
+    Face folder, without which config.json is made of the training args, as far as they determine it, for the
+    class that the option `architecture` names. `options` are the fields of `ExportOptions`: sizes are bytes
+    or texts such as `5GB`, times are seconds.
 
     Returns the report when the folder is published. In the background the work is done by a process of its
     own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for
@@ -102,7 +103,7 @@ def export_checkpoint(
 def export_model(
     model: Sequence[torch.nn.Module] | torch.nn.Module,
     *,
-    reference: Folder,
+    reference: Folder | None = None,
     output: Folder,
     show_progress: bool = False,
     **options: Unpack[TargetKeywords],
@@ -111,8 +112,9 @@ def export_model(
 
     Called by all ranks of the default process group, which share a filesystem, or by one process without a
     group. `model` is this rank's list of model parts, one per virtual pipeline stage, wrapped or not.
-    `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`, times are seconds;
-    all ranks that hold values lead shards, unless `leaders_per_stage` bounds them.
+    Without a `reference`, config.json is made of what the model says of itself, for the class that the option
+    `architecture` names. `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`,
+    times are seconds; all ranks that hold values lead shards, unless `leaders_per_stage` bounds them.
 
     Nothing of the training state is changed; host memory is taken for the shards in flight only. The files
     are those that an export of the checkpoint gives that the same job would save. Returns the report when
@@ -150,7 +152,7 @@ def export_model(
 def plan(
     checkpoint: Folder,
     *,
-    reference: Folder,
+    reference: Folder | None = None,
     output: Folder | None = None,
     world_size: int = 1,
     nodes: int | None = None,

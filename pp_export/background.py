@@ -35,7 +35,7 @@ class BackgroundExport:
         self._log = self._folder / "log"
         self._outcome: ExportReport | ExportError | None = None
         job = {name: value for name, value in options.to_json().items() if value is not None}
-        for name in ("checkpoint", "reference", "output", "architecture", "html"):
+        for name in ("checkpoint", "reference", "tokenizer", "output", "architecture", "html"):
             if name in job and (name != "architecture" or job[name].endswith((".yaml", ".yml"))):
                 job[name] = str(Path(job[name]).absolute())  # the child works elsewhere
         job["report"] = str(self._report)

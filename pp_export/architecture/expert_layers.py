@@ -19,6 +19,7 @@ STEP, DENSE, FIRST_DENSE = "decoder_sparse_step", "mlp_only_layers", "first_k_de
 TYPES = "mlp_layer_types"
 NUMBERS, INTERVAL = "moe_layers", "interleave_moe_layer_step"
 RANGE = ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index")
+METHOD, _LIMITED, _GREEDY = "topk_method", "group_limited_greedy", "greedy"
 _DENSE, _SPARSE = "dense", "sparse"
 _EITHER = ((TYPES, FIRST_DENSE), (FIRST_DENSE, TYPES))
 
@@ -131,6 +132,17 @@ def write_groups(_: Config, value: Any) -> dict[str, Any] | None:
     """The keys that say them; one group is none."""
     count, chosen = value or (1, 1)
     return {"n_group": count, "topk_group": chosen} if count else None
+
+
+def groups_by_method(config: Config) -> Any:
+    """The same where a method says that they count, as DeepSeek-V2's routers need to be told."""
+    return groups(config) if config.get(METHOD) == _LIMITED else None
+
+
+def write_groups_by_method(config: Config, value: Any) -> dict[str, Any] | None:
+    """The keys that say them, and the method."""
+    keys = write_groups(config, value)
+    return None if keys is None else {**keys, METHOD: _LIMITED if value else _GREEDY}
 
 
 def shared_size(config: Config, key: str = "n_shared_experts") -> Any:

@@ -35,6 +35,11 @@ READINGS: Mapping[str, Reading] = {
         expert_layers.statements_of_interval,
     ),
     "router_groups": Reading(("n_group", "topk_group"), expert_layers.groups, expert_layers.write_groups),
+    "router_groups_by_method": Reading(
+        (expert_layers.METHOD, "n_group", "topk_group"),
+        expert_layers.groups_by_method,
+        expert_layers.write_groups_by_method,
+    ),
     "shared_experts": _shared_experts("n_shared_experts"),
     "num_shared_experts": _shared_experts("num_shared_experts"),
     "moe_num_shared_experts": _shared_experts("moe_num_shared_experts"),

@@ -36,6 +36,7 @@ def with_head(table: Mapping[str, Any], class_name: str) -> dict[str, Any]:
         **table,
         "serves": [class_name],
         "config": {setting: entry for setting, entry in table["config"].items() if setting != "tied"},
+        "shown": {**table["shown"], "num_labels": {"rows_of": f"{_OUTPUT}weight"}},
         "rules": rows + score,
         "mtp": {"refused": "a model with this head predicts no tokens"},
     }

@@ -170,6 +170,11 @@ def _latent_scale(config: Config) -> Any:
     return rope_parameters.score_factor(rope_parameters.stated(config))
 
 
+def _write_latent_scale(config: Config, value: Any) -> dict[str, Any] | None:
+    said = rope_parameters.with_score_factor(rope_parameters.stated(config), value)
+    return None if said is None else _spelled_rope(config, said)
+
+
 def _partial_rotary_of(key: str) -> Reading:
     """The part of each head that rotates, all of it where a config says nothing; a class also takes it from a
     `key` of its own. It is written inside of `rope_parameters`,
@@ -285,6 +290,7 @@ READINGS: Mapping[str, Reading] = {
     "attn_logit_softcapping": _or_none("attn_logit_softcapping"),
     "final_logit_softcapping": _or_none("final_logit_softcapping"),
     "attention_value_scale": _or_none("attention_value_scale"),
+    "clip_qkv": _or_none("clip_qkv"),
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
@@ -353,7 +359,7 @@ READINGS: Mapping[str, Reading] = {
         (), lambda _: "rope", lambda *_: None, agree=lambda a, b: {a, b} <= {"rope", "mrope"}
     ),
     "without_effect": Reading((), lambda _: None, lambda *_: None, agree=lambda a, b: True),
-    "latent_scale": Reading((), _latent_scale, lambda *_: None),
+    "latent_scale": Reading((), _latent_scale, _write_latent_scale),
     "attention_chunks": Reading(
         (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
     ),

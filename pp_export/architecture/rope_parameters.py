@@ -116,6 +116,27 @@ def score_factor(parameters: Mapping[str, Any]) -> float:
     return _mscale(float(parameters["factor"]), by) ** 2 if kind != "default" and by else 1.0
 
 
+def with_score_factor(parameters: Mapping[str, Any], value: float) -> dict[str, Any] | None:
+    """The same parameters, where they also say what latent attention multiplies its scores by; None where
+    positions aren't scaled, so that they can't.
+
+    Loaders of release 4 take what angles are multiplied by from both scales too: where both can be said, they
+    stand for the factor.
+    """
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    factor = float(parameters.get("factor") or 1)
+    if kind == "default" or factor <= 1 or value < 1:
+        return None
+    own = {key: of for key, of in parameters.items() if key not in ("mscale", "mscale_all_dim")}
+    of_angles = canonical(parameters).get("attention_factor", 1.0)
+    denominator = _by(factor, math.sqrt(value))
+    numerator = _by(factor, of_angles * math.sqrt(value))
+    if denominator > 0 and numerator > 0:
+        own.pop("attention_factor", None)
+        return {**own, "mscale": numerator, "mscale_all_dim": denominator}
+    return {**own, "attention_factor": of_angles, "mscale_all_dim": denominator}
+
+
 def can_say(parameters: Any) -> bool:
     """Whether a config can say these parameters, of a type that is known here."""
     return isinstance(parameters, Mapping) and parameters.get("rope_type") in _READ
@@ -131,6 +152,11 @@ def _attention_factor(factor: float, given: Mapping[str, Any]) -> float:
     if numerator and denominator:
         return _mscale(factor, numerator) / _mscale(factor, denominator)
     return _mscale(factor, 1.0)
+
+
+def _by(factor: float, scale: float) -> float:
+    """What `_mscale` makes a `scale` of, to within its last digits."""
+    return round((scale - 1) / (0.1 * math.log(factor)), 9)
 
 
 def _mscale(factor: float, by: float) -> float:

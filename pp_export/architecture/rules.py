@@ -77,22 +77,52 @@ class Required:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Where a key of config.json comes from that tensors show: a `setting`, whether there is a tensor of any
+    of some `rows`, or the length of the tensor `rows_of`.
+    """
+
+    setting: str = ""
+    rows: tuple[str, ...] = ()
+    rows_of: str = ""
+
+    @classmethod
+    def of_entry(cls, entry: Any) -> Shown | None:
+        """What a line of a table's `shown` says; None where it says nothing of this."""
+        if isinstance(entry, str):
+            return cls(setting=entry)
+        if not isinstance(entry, Mapping) or len(entry) != 1:
+            return None
+        rows, rows_of = entry.get("row"), entry.get("rows_of")
+        rows = [rows] if isinstance(rows, str) else rows
+        if isinstance(rows_of, str):
+            return cls(rows_of=rows_of)
+        if isinstance(rows, list) and rows and all(isinstance(row, str) for row in rows):
+            return cls(rows=tuple(rows))
+        return None
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A checked table. `table` is its content with everything that it extends, as JSON: what other ranks
     get.
 
     Of the settings of a model, `readings` are compared with config.json, `requires` must have one value,
-    `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks.
-    `mtp` is None where the class is not known to have MTP layers, `within` where the class is the language
-    model alone. Readings and `defaults` are of the language model's config, names of the whole.
+    `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks,
+    `shown` keys that tensors show, so that nothing is compared with them. `model_type` is what config.json
+    says of all classes that it `serves`. `mtp` is None where the class is not known to have MTP layers,
+    `within` where the class is the language model alone. Readings, `defaults` and `shown` are of the language
+    model's config, names of the whole.
     """
 
     name: str
     serves: tuple[str, ...]
+    model_type: str | None
     readings: Mapping[str, Reading] = field(repr=False)
     requires: Mapping[str, Required]
     tells: Mapping[str, str] = field(repr=False)
     defaults: Mapping[str, Any] = field(repr=False)
+    shown: Mapping[str, Shown] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
     mtp: Mtp | None = field(repr=False)
     within: Within | None = field(repr=False)
@@ -129,15 +159,20 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
         rows = [_renamed(row, within) for row in rows]
     rules = [rule for row in rows if (rule := _rule(row, units, findings)) is not None]
     findings += _ambiguities(rules) + _unknown_readings(table["config"])
+    shown = {key: Shown.of_entry(entry) for key, entry in table["shown"].items()}
+    patterns = {rule.megatron for rule in rules}
+    findings += _shown_faults(shown, patterns)
     if findings:
         raise RuleError("the architecture table is wrong", where={"table": file or name}, findings=findings)
     return Architecture(
         name,
         tuple(table["serves"]),
+        table["model_type"],
         {setting: of_entry(entry) for setting, entry in table["config"].items()},
         {setting: _required(entry) for setting, entry in table["requires"].items()},
         table["tells"],
         table["defaults"],
+        {key: found for key, found in shown.items() if found is not None},
         tuple(rules),
         _mtp(section, rules, within) if "outer" in section else None,
         within,
@@ -168,6 +203,15 @@ def with_rows(inherited: Iterable[Any], own: Iterable[Any]) -> list[Any]:
     own = list(own)
     replaced = {row.get("megatron") for row in own}
     return [row for row in inherited if row["megatron"] not in replaced] + own
+
+
+def _shown_faults(shown: Mapping[str, Shown | None], patterns: set[str]) -> list[str]:
+    known = "a setting, {row: PATTERN or a list of them} or {rows_of: TENSOR}"
+    faults = [f"shown: {key} must be {known}" for key, found in shown.items() if found is None]
+    rows = [(key, row) for key, found in shown.items() if found is not None for row in found.rows]
+    return faults + [
+        f"shown: {key}: no row is {row}" for key, row in rows if patterns and row not in patterns
+    ]
 
 
 def _required(entry: Any) -> Required:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture import heads
-from pp_export.architecture.rules import Architecture, checked, with_rows
+from pp_export.architecture.rules import Architecture, Required, checked, with_rows
 from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import RuleError
 from pp_export.core.plain_yaml import YamlError
@@ -24,8 +24,8 @@ _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
 _UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
 _MULTIMODAL = resources.files("pp_export.architecture") / "multimodal.yaml"
 _BASE = "megatron"
-_SETTINGS = {"config", "requires", "tells", "defaults"}
-_TABLE_KEYS = _SETTINGS | {"serves", "extends", "units", "rules", "mtp", "within"}
+_SETTINGS = {"config", "requires", "tells", "defaults", "shown"}
+_TABLE_KEYS = _SETTINGS | {"serves", "model_type", "extends", "units", "rules", "mtp", "within"}
 
 
 def packaged() -> dict[str, str]:
@@ -96,6 +96,23 @@ def _within(class_name: str, config: Mapping[str, Any]) -> Architecture:
     return checked(found, {**_merged(found, ()), "serves": [class_name], "within": entry["within"]}, found)
 
 
+def named(name: str) -> Architecture:
+    """The table in the file `name`, with or without its ending, if there is one; else the packaged one of
+    that name, or for that class.
+    """
+    file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+    if file == name or Path(file).is_file():
+        return load(file)
+    return load(name) if name in _packaged_names() else for_class(name)
+
+
+def usual() -> Mapping[str, Required]:
+    """What models of Megatron do where no arg tells otherwise: the values that the table of all of them
+    requires.
+    """
+    return load(_BASE).requires
+
+
 def nearest(class_name: str) -> list[str]:
     """Packaged tables of classes with names like this one, the likest first."""
     tables_of = {heads.root_of(served): table for served, table in packaged().items()}
@@ -136,7 +153,8 @@ def load(table: str) -> Architecture:
 
 def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
     """The table with everything it extends: rows with the same pattern replace, a setting's line in `config`
-    or `requires` whatever either said of it; `units` and `mtp` replace all of the base's.
+    or `requires` whatever either said of it; `units` and `mtp` replace all of the base's. What it `serves`,
+    and their `model_type`, are its own.
     """
     if table in below:
         raise RuleError("architecture tables extend each other in a circle", got=" -> ".join((*below, table)))
@@ -151,6 +169,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
 
     return {
         "serves": list(value.get("serves", ())),
+        "model_type": value.get("model_type"),
         "config": {setting: entry for setting, entry in merged("config").items() if entry is not None},
         "requires": merged("requires"),
         "tells": {**base.get("tells", {}), **value.get("tells", {})},
@@ -158,6 +177,11 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
             key: default
             for key, default in {**base.get("defaults", {}), **value.get("defaults", {})}.items()
             if default is not None
+        },
+        "shown": {
+            key: of
+            for key, of in {**base.get("shown", {}), **value.get("shown", {})}.items()
+            if of is not None
         },
         "units": value.get("units", base.get("units", [])),
         "mtp": value.get("mtp", base.get("mtp", {})),
@@ -212,7 +236,7 @@ def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
     shapes = {
         **dict.fromkeys((*_SETTINGS, "mtp", "within"), dict),
         **dict.fromkeys(("units", "rules", "serves"), list),
-        "extends": str,
+        **dict.fromkeys(("extends", "model_type"), str),
     }
     for key, kind in shapes.items():
         if key in value and not isinstance(value[key], kind):

@@ -97,6 +97,12 @@ def says_padding(args: Mapping[str, Any]) -> bool:
     return any(is_count(count) for count in counts)
 
 
+def rows_for(size: int, args: Mapping[str, Any]) -> int | None:
+    """How many rows Megatron makes of a vocabulary; None where the training args don't tell how it pads."""
+    multiple = _multiple(args)
+    return math.ceil(size / multiple) * multiple if multiple else None
+
+
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether `value` is a positive whole number."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

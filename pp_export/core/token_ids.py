@@ -98,6 +98,35 @@ def special_ids(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def named_ids(files: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Key of config.json -> the id or ids of the token that begins, ends or pads, and the file that says it:
+    generation_config.json by its number, else tokenizer_config.json by its text. What neither says is left
+    out.
+    """
+    ids = _ids_by_text(files)
+    found: dict[str, tuple[Any, str]] = {}
+    for name in ("bos", "eos", "pad"):
+        key = f"{name}_token_id"
+        number = _object(files.get(GENERATION_CONFIG)).get(key)
+        token = _object(files.get(TOKENIZER_CONFIG)).get(f"{name}_token")
+        text = token if isinstance(token, str) else _object(token).get("content")
+        if is_count(number) or (_list(number) and all(map(is_count, _list(number)))):
+            found[key] = (number, GENERATION_CONFIG)
+        elif isinstance(text, str) and text in ids:
+            found[key] = (ids[text], TOKENIZER_CONFIG)
+    return found
+
+
+def _ids_by_text(files: Mapping[str, Any]) -> dict[str, int]:
+    """Every token that the values of `ID_FILES` list; of two with one text, the one that was added."""
+    words = _object(_object(files.get(TOKENIZER)).get("model")).get("vocab")
+    everything = {text: number for number, text in enumerate(_list(words)) if isinstance(text, str)}
+    everything |= {**_object(files.get("vocab.json")), **_object(words)}
+    for name in ID_FILES:
+        everything |= dict(_added(name, files.get(name)))
+    return {text: number for text, number in everything.items() if is_count(number)}
+
+
 def vocab_size_of(config: Mapping[str, Any]) -> int | None:
     """The vocab_size of the language model that a config.json describes; None where it says none."""
     sizes = [

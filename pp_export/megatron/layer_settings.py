@@ -13,7 +13,17 @@ from pp_export.megatron import rope
 from pp_export.megatron.derivation import Args, Derivations, is_count, is_layers, known
 
 SETTINGS = Derivations()
-SETTINGS.plain("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "rotary_base")
+SETTINGS.plain("hidden_size", "ffn_hidden_size", "num_attention_heads", "rotary_base")
+
+
+@SETTINGS.of("num_layers", "hybrid_layer_pattern", "hybrid_override_pattern")
+def _num_layers(args: Args) -> Any:
+    """As said; hybrid models of newer releases say it in their pattern alone."""
+    pattern = args.get("hybrid_layer_pattern") or args.get("hybrid_override_pattern")
+    said = args.get("num_layers")
+    if said is None and isinstance(pattern, str):
+        return len(pattern.partition("/")[0].replace("|", ""))
+    return known(said)
 
 
 @SETTINGS.of("num_query_groups", "group_query_attention", "num_attention_heads")

@@ -37,6 +37,8 @@ class ResultKeywords(TypedDict, total=False):
 class TargetKeywords(ResultKeywords, total=False):
     """What the result is and how it is made: what `export_model` takes."""
 
+    tokenizer: Folder | None
+
     overwrite: bool
     parents: bool
     leaders_per_stage: str | int

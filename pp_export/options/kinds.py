@@ -186,10 +186,14 @@ class ResultOptions(Options):
         None,
     )
     vocab_size: int | None = _option(
-        "true vocabulary size; default: the reference config.json's", None, positive=True
+        "true vocabulary size; default: the reference config.json's, else as args or tokenizer say",
+        None,
+        positive=True,
     )
     architecture: str | None = _option(
-        "architecture table (a .yaml file); default: the packaged one for the class", None
+        "architecture table: a .yaml file, or the class or the name of a packaged one; default: the packaged"
+        " one for the reference's class",
+        None,
     )
     config_from: str = _option(
         "what decides where config.json and the training args say different functions: the reference, so"
@@ -297,8 +301,15 @@ class RunOptions(Options):
 class TargetOptions(RunOptions, ResultOptions):
     """The options of every export, whatever its source: what and how, and of which model."""
 
-    reference: Path = _option(
-        "Hugging Face folder of the model: config.json, tokenizer; weights are not needed"
+    reference: Path | None = _option(
+        "Hugging Face folder of the model: config.json, tokenizer; weights are not needed. Without one,"
+        " config.json is made of the training args for the class that --architecture names",
+        None,
+    )
+    tokenizer: Path | None = _option(
+        "folder whose tokenizer is copied where there is no reference; default: the one that the training"
+        " args name, if it is here",
+        None,
     )
 
 

@@ -24,12 +24,14 @@ def read_weight_map(folder: Path) -> dict[str, str] | None:
     return indexed
 
 
-def read_specs(folder: Path, weight_map: Mapping[str, str] | None) -> dict[str, TensorSpec] | None:
+def read_specs(folder: Path | None, weight_map: Mapping[str, str] | None) -> dict[str, TensorSpec] | None:
     """Shape and element type of the tensors of `weight_map`, from the headers of their files.
 
-    None where there is no map, or where a file that it names is absent.
+    None where there is no folder or map, or where a file that it names is absent.
     """
-    if weight_map is None or not all(os.path.lexists(folder / file) for file in set(weight_map.values())):
+    if folder is None or weight_map is None:
+        return None
+    if not all(os.path.lexists(folder / file) for file in set(weight_map.values())):
         return None
     headers = {file: _read_header(folder, file) for file in sorted(set(weight_map.values()))}
     specs, findings = {}, []

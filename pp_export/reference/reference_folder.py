@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+ -]*")
 
 @dataclass(frozen=True)
 class Reference:
-    """What a reference folder says, and what of it goes into the export."""
+    """What a reference folder says, and what of it goes into the export; or what stands for one, where none
+    was given.
+    """
 
-    folder: Path
+    folder: Path | None
+    """None where there is none, and so nothing to copy."""
     config: Mapping[str, Any]
     """config.json, without `auto_map` where code is left out."""
     assets: tuple[str, ...]
@@ -63,6 +67,18 @@ class Reference:
     """New content of the assets that lose their `auto_map`; all others are copied byte for byte."""
     tokenizer: TokenizerFacts = TokenizerFacts()
     """What its files say of ids and special tokens; its notes are in `notes`."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each key of a config.json that was made comes from; empty where it is the reference's own."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether config.json was made of the training args."""
+        return bool(self.origins)
+
+    @property
+    def config_file(self) -> Path | str:
+        """Where config.json is, for messages."""
+        return CONFIG if self.folder is None or self.is_made else self.folder / CONFIG
 
 
 def read_reference(folder: Path, *, code: bool = True) -> Reference:
@@ -71,13 +87,27 @@ def read_reference(folder: Path, *, code: bool = True) -> Reference:
     With `code`, the folder's Python files are assets if an `auto_map` refers to code. Without, none is, and
     `auto_map` is taken out of every config file, since it would refer to files that aren't there.
     """
+    with _readable(folder, "reference"):
+        return _read(folder, read_json(folder, CONFIG), code)
+
+
+def read_tokenizer_folder(folder: Path, *, code: bool = True) -> Reference:
+    """Read a folder for its tokenizer, and what else is copied beside one; its config.json and weights, if
+    it has any, say nothing. Raises ReferenceFolderError where it isn't safe to copy from.
+    """
+    with _readable(folder, "tokenizer"):
+        return _read(folder, None, code)
+
+
+@contextmanager
+def _readable(folder: Path, whose: str) -> Iterator[None]:
     try:
         if not folder.is_dir():
-            raise ReferenceFolderError("the reference folder doesn't exist", where={"reference": folder})
-        return _read(folder, code)
+            raise ReferenceFolderError(f"the {whose} folder doesn't exist", where={whose: folder})
+        yield
     except OSError as error:
         raise ReferenceFolderError(
-            f"the reference folder can't be read: {error.strerror}", where={"file": error.filename}
+            f"the {whose} folder can't be read: {error.strerror}", where={"file": error.filename}
         ) from error
 
 
@@ -87,7 +117,7 @@ def copy_assets(reference: Reference, staging: Path) -> None:
         if name in reference.rewritten:
             write_file(staging / name, [reference.rewritten[name]])
             continue
-        source = real_file(reference.folder, name)
+        source = _source_of(reference, name)
         try:
             copy_file(source, staging / name)
         except OSError as error:
@@ -102,7 +132,7 @@ def digests_of(reference: Reference) -> dict[str, str]:
         if name in reference.rewritten:
             found[name] = tensor_digest(reference.rewritten[name])
             continue
-        path = real_file(reference.folder, name)
+        path = _source_of(reference, name)
         try:
             found[name] = tensor_digest(path.read_bytes())
         except OSError as error:
@@ -111,8 +141,14 @@ def digests_of(reference: Reference) -> dict[str, str]:
     return found
 
 
-def _read(folder: Path, code: bool) -> Reference:
-    config = read_json(folder, CONFIG)
+def _source_of(reference: Reference, name: str) -> Path:
+    assert reference.folder is not None, "what is copied lies somewhere"
+    return real_file(reference.folder, name)
+
+
+def _read(folder: Path, own: dict[str, Any] | None, code: bool) -> Reference:
+    """What a folder says; without its `own` config.json it is one of a tokenizer."""
+    config = own or {}
     assets, left = _sort_entries(folder)
     scripts = [name for name in assets if name.endswith(".py")]
     configs = {CONFIG: config}
@@ -132,13 +168,13 @@ def _read(folder: Path, code: bool) -> Reference:
     templates = [name for name in assets if name.endswith(".jinja") or name.startswith("chat_template.")]
     if templates:
         notes.append(f"{', '.join(templates)}: copied and never rendered here; loaders do render templates.")
-    tokenizer = read_tokenizer(folder, assets, config)
+    tokenizer = read_tokenizer(folder, assets, config, "reference" if own is not None else "tokenizer folder")
     return Reference(
         folder=folder,
         config=config,
         assets=tuple(assets),
         left=tuple(left),
-        weights=read_weight_map(folder),
+        weights=None if own is None else read_weight_map(folder),
         notes=(*notes, *tokenizer.notes),
         tokenizer=tokenizer,
         rewritten={name: to_bytes(value) for name, value in stripped.items()},

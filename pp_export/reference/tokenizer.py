@@ -21,6 +21,7 @@ from pp_export.core.token_ids import (
     TokenIds,
     chat_templates,
     is_tokenizer_file,
+    named_ids,
     special_ids,
     template_notes,
     token_ids,
@@ -35,6 +36,10 @@ class TokenizerFacts:
     files: tuple[str, ...] = ()
     """The files that hold a vocabulary and can be read; without any, there is no tokenizer."""
     ids: TokenIds = TokenIds()
+    named: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """Key of config.json -> the id, or ids, of a special token, and the file beside config.json that says
+    it.
+    """
     special: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """`file: key` -> the ids that config.json or generation_config.json names."""
     notes: tuple[str, ...] = ()
@@ -53,8 +58,13 @@ class TokenizerFacts:
         return self.ids.num_ids
 
 
-def read_tokenizer(folder: Path, assets: Sequence[str], config: Mapping[str, Any]) -> TokenizerFacts:
-    """The facts of a reference folder of which `assets` are copied; each file is read once."""
+NO_TOKENIZER = "There is no tokenizer in the export: none was given with --tokenizer."
+
+
+def read_tokenizer(
+    folder: Path, assets: Sequence[str], config: Mapping[str, Any], whose: str = "reference"
+) -> TokenizerFacts:
+    """The facts of a folder, of `whose` kind, of which `assets` are copied; each file is read once."""
     values: dict[str, Any] = {CONFIG: config}
     notes = []
     for name in assets:
@@ -72,10 +82,10 @@ def read_tokenizer(folder: Path, assets: Sequence[str], config: Mapping[str, Any
         name for name in assets if is_tokenizer_file(name) and (name in values or name not in ID_FILES)
     )
     if not files:
-        notes.append("The reference has no tokenizer, so the export has none.")
+        notes.append(f"The {whose} has no tokenizer, so the export has none.")
     if GENERATION_CONFIG not in assets:
         notes.append(
-            f"The reference has no {GENERATION_CONFIG}: generation will end and sample as {CONFIG} and the"
+            f"The {whose} has no {GENERATION_CONFIG}: generation will end and sample as {CONFIG} and the"
             " loader's defaults say."
         )
     notes += [f"{sentence}." for sentence in template_notes(chat_templates(values))]
@@ -84,7 +94,7 @@ def read_tokenizer(folder: Path, assets: Sequence[str], config: Mapping[str, Any
         for name in (CONFIG, GENERATION_CONFIG)
         for key, ids in special_ids(values.get(name, {})).items()
     }
-    return TokenizerFacts(files, token_ids(values), special, tuple(notes))
+    return TokenizerFacts(files, token_ids(values), named_ids(values), special, tuple(notes))
 
 
 def token_id_notes(facts: TokenizerFacts, vocab_size: int) -> list[str]:
@@ -115,13 +125,16 @@ def token_id_notes(facts: TokenizerFacts, vocab_size: int) -> list[str]:
     return notes
 
 
-def check_tokenizer(facts: TokenizerFacts, folder: Path) -> None:
-    """Raise where there is no tokenizer: for `--require-tokenizer`."""
+def check_tokenizer(facts: TokenizerFacts, folder: Path | None) -> None:
+    """Raise where there is no tokenizer in the reference, or in what stands for it: for
+    `--require-tokenizer`.
+    """
     if not facts.is_there:
         raise ReferenceFolderError(
-            "the reference has no tokenizer",
-            where={"reference": folder},
+            "the reference has no tokenizer" if folder is not None else "no tokenizer is given",
+            where={} if folder is None else {"reference": folder},
             expected="tokenizer.json, or another file that holds a vocabulary, that can be read",
-            advice="copy the tokenizer's files into the reference folder, or leave --require-tokenizer out",
+            advice="copy the tokenizer's files into the folder of --reference or --tokenizer, or leave"
+            " --require-tokenizer out",
             findings=facts.notes,
         )

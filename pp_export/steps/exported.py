@@ -12,8 +12,8 @@ from pp_export.core import file_names
 from pp_export.core.errors import TargetError, VerificationError
 from pp_export.disk.publish import holds_weights
 from pp_export.options.kinds import ExportOptions, flag
-from pp_export.reference.reference_folder import read_reference
 from pp_export.steps.inputs import inputs_digest
+from pp_export.steps.made_reference import reference_of
 from pp_export.steps.provenance import told_options
 from pp_export.verification import verify_folder
 
@@ -57,7 +57,7 @@ def _without_manifest(output: Path) -> list[str]:
 def _differences(output: Path, options: ExportOptions) -> list[str]:
     told: dict[str, Any] = json.loads((output / file_names.MANIFEST).read_bytes())["provenance"]
     catalog = describe_checkpoint(options.checkpoint, options.iteration)
-    reference = read_reference(options.reference, code=options.code)
+    reference = reference_of(options, catalog)
     before, now = told["options"], told_options(options)
     found = [
         f"it was made with --{flag(name)} {before.get(name)}, asked for is {value}"

@@ -106,6 +106,7 @@ def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     return Completed(
         corrections=model.config.corrections,
         additions=model.config.additions,
+        origins=model.config.origins,
         assets=reference.assets,
         left=reference.left,
         notes=reference.notes,

@@ -38,6 +38,7 @@ def with_reference(catalog: Catalog, reference: Reference, patterns: str | None)
             where={"reference": reference.folder, "asked for": patterns},
             advice="give a reference folder with its safetensors files",
         )
+    assert reference.folder is not None, "weights lie somewhere"
     chosen = _fitting(weights, [pattern.strip() for pattern in patterns.split(",")])
     items, tensors = list(catalog.stored_items), list(catalog.tensors)
     is_live = catalog.holders is not None

@@ -107,8 +107,9 @@ def read_inputs(
     called on rank 0 only. No tensor byte is read.
     """
     pending.check()
-    asked = options.take_missing_from_reference
-    catalog = with_reference(source.describe(announced), pending.reference, asked)
+    catalog = source.describe(announced)
+    pending.hear(catalog)
+    catalog = with_reference(catalog, pending.reference, options.take_missing_from_reference)
     found = settle_model(catalog, pending, options, wait=wait)
     return ExportInputs(
         catalog,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pp_export.architecture import accounting, meaning, vocabulary
@@ -37,6 +37,7 @@ from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
 from pp_export.steps.expected import Resized, mtp_notes, tensors_of
+from pp_export.steps.made_reference import origin_of
 from pp_export.steps.pending import PendingInputs, question_of
 
 Config = Mapping[str, Any]
@@ -47,12 +48,14 @@ Ask = Callable[[Config], Answer | None]
 @dataclass(frozen=True)
 class FinalConfig:
     """The bytes of the export's config.json, and a sentence for each change to the reference's and for each
-    key that says outright what the reference leaves open, or says in another spelling.
+    key that says outright what the reference leaves open, or says in another spelling. Where it was made of
+    the training args, there are `origins` instead: key -> where its value comes from.
     """
 
     image: bytes
     corrections: tuple[str, ...] = ()
     additions: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
     check_names(architecture, catalog.specs)
     args = catalog.description.args
     trained = None if args is None else settings.derive(args)
-    correct = options.config_from == "checkpoint"
+    correct = _corrects(options, reference)
     language = language_config(architecture.within, reference.config)
     meaning.settle(architecture, trained, language, None, correct=correct, provisional=True)
     depths = Depths.of(catalog.specs)
@@ -172,7 +175,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     first = answer = ask(question)
     definition, within = None if first is None else first.definition, architecture.within
     library = None if definition is None else language_config(within, definition.config)
-    correct = options.config_from == "checkpoint"
+    correct = _corrects(options, reference)
     language = language_config(within, reference.config)
     settled = meaning.settle(architecture, stated.trained, language, library, correct=correct)
     final = question_of(with_language_config(within, reference.config, settled.config), size)
@@ -206,6 +209,11 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     )
     is_cached = answer is not None and answer.definition is not None and answer.is_cached
     return Settled(sizes, account, SettledModel(stated, settled, config, tuple(unknown), notes, is_cached))
+
+
+def _corrects(options: ResultOptions, reference: Reference) -> bool:
+    """Whether config.json may be corrected: not where it was made, and so must say what was trained."""
+    return options.config_from == "checkpoint" and not reference.is_made
 
 
 def _is_answered(final: Config, question: Config, library: Config | None) -> bool:
@@ -282,6 +290,9 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
         mtp_key=None if mtp is None else mtp.count,
         both_spellings=not options.config_as_reference,
     )
+    if reference.is_made:
+        origins = {key: origin_of(key, reference) for key in config}
+        return FinalConfig(_bounded(reference, config_json.to_bytes(config)), origins=origins)
     if not options.config_as_reference:
         spelled = _placed(meaning.changes(language, settled), within)
         added = _placed(meaning.additions(language, settled), within)
@@ -289,12 +300,13 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
             _bounded(reference, config_json.to_bytes(config)), (*spelled, *corrections), tuple(added)
         )
     corrections += _placed(meaning.overruled(architecture, language, settled.config), within)
+    assert reference.folder is not None
     if read_json(reference.folder, CONFIG) != reference.config:
         corrections.append("config.json: auto_map is removed, because code is left out.")
     if corrections:
         raise ReferenceFolderError(
             "config.json can't stay as it is in the reference",
-            where={"file": reference.folder / CONFIG},
+            where={"file": reference.config_file},
             findings=corrections,
             advice="leave --config-as-reference out, or give a reference of which all of this is true",
         )
@@ -323,7 +335,7 @@ def _bounded(reference: Reference, config: bytes) -> bytes:
     if len(config) > MAX_CONFIG_BYTES:
         raise ReferenceFolderError(
             "config.json is larger than such a file can be",
-            where={"file": reference.folder / CONFIG},
+            where={"file": reference.config_file},
             expected=f"at most {MAX_CONFIG_BYTES:,} bytes, with a line for each value",
             got=f"{len(config):,} bytes",
         )

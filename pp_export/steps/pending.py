@@ -13,14 +13,16 @@ from typing import Any
 from pp_export.architecture import meaning, table_files
 from pp_export.architecture.multimodal import language_config, with_language_config
 from pp_export.architecture.rules import Architecture
-from pp_export.core.errors import RuleError
+from pp_export.checkpoint.catalog import Catalog
+from pp_export.core.errors import OptionError, RuleError
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.reference import config_json
 from pp_export.reference.definition_cache import Answer
 from pp_export.reference.pending_definition import PendingDefinition
-from pp_export.reference.reference_folder import read_reference
+from pp_export.reference.reference_folder import Reference, read_reference
 from pp_export.reference.tokenizer import check_tokenizer
+from pp_export.steps.made_reference import Beginning, begin, make_reference
 
 Config = Mapping[str, Any]
 
@@ -30,24 +32,31 @@ _LOOK_SECONDS = 0.02
 class PendingInputs:
     """The reference, and the questions about its model that were asked so far; on rank 0 only.
 
-    A child takes seconds, so the first question is asked before everything else that takes time. What is
-    wrong with the reference is raised by `check`, at a point where all ranks hear it.
+    A child takes seconds, so the first question is asked before everything else that takes time; where no
+    reference is given, as soon as `hear` has made what stands for it. What is wrong with the reference is
+    raised by `check`, at a point where all ranks hear it.
     """
+
+    reference: Reference
+    architecture: Architecture
+    question: Config
+    """The config.json of the export, as far as the reference alone tells it."""
 
     def __init__(self, options: TargetOptions) -> None:
         self._error: Exception | None = None
-        self._cache = options.cache
+        self._options = options
+        self._begun: Beginning | None = None
         self._asked: dict[str, PendingDefinition] = {}
         try:
-            self.reference = read_reference(options.reference, code=options.code)
+            if options.reference is None:
+                self._begun = begin(options)
+                return
+            if options.tokenizer is not None:
+                raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
+            reference = read_reference(options.reference, code=options.code)
             if options.require_tokenizer:
-                check_tokenizer(self.reference.tokenizer, self.reference.folder)
-            self.architecture = _architecture(self.reference.config, options.architecture)
-            within, config = self.architecture.within, self.reference.config
-            language = meaning.spelled_out(self.architecture, language_config(within, config))
-            self.question = question_of(with_language_config(within, config, language), options.vocab_size)
-            """The config.json of the export, as far as the reference alone tells it."""
-            self._of(self.question)
+                check_tokenizer(reference.tokenizer, reference.folder)
+            self._ask(reference, _architecture(reference.config, options.architecture))
         except Exception as error:  # noqa: BLE001  raised by `check`
             self._error = error
         except BaseException:  # a signal: nobody will have this object to end its children
@@ -63,6 +72,21 @@ class PendingInputs:
         """Raise what is wrong with the reference."""
         if self._error is not None:
             raise self._error
+
+    def hear(self, catalog: Catalog) -> None:
+        """Where no reference is given, make what stands for it of the checkpoint's own args, and ask; raises
+        what they don't determine.
+        """
+        if self._begun is not None:
+            self._ask(make_reference(self._begun, catalog, self._options), self._begun.architecture)
+
+    def _ask(self, reference: Reference, architecture: Architecture) -> None:
+        self.reference, self.architecture = reference, architecture
+        within, config = architecture.within, reference.config
+        language = meaning.spelled_out(architecture, language_config(within, config))
+        asked = with_language_config(within, config, language)
+        self.question = question_of(asked, self._options.vocab_size)
+        self._of(self.question)
 
     def known(self, question: Config) -> Answer | None:
         """What the definition of a config.json is, as soon as that is known; None until then. The first
@@ -96,7 +120,7 @@ class PendingInputs:
     def _of(self, question: Config) -> PendingDefinition:
         key = json.dumps(question, sort_keys=True)
         if key not in self._asked:
-            self._asked[key] = PendingDefinition.start(question, cache=self._cache)
+            self._asked[key] = PendingDefinition.start(question, cache=self._options.cache)
         return self._asked[key]
 
 
@@ -130,7 +154,7 @@ def table_file(table: str) -> str:
 def _architecture(config: Mapping[str, Any], table: str | None) -> Architecture:
     """The user's table, or the packaged one for the class that config.json names."""
     if table is not None:
-        return table_files.load(table_file(table))
+        return table_files.named(table)
     classes = config.get("architectures")
     if not isinstance(classes, list) or len(classes) != 1:
         raise RuleError(

@@ -70,7 +70,8 @@ class PlanReport:
     """What an export would do. `backend` is what is expected to carry values between ranks, for the
     `backend_reason`; None where none are sent. A rank has `threads`, and so at most one shard more in flight,
     as far as `memory_limit` (bytes) allows; `shards_in_flight` are the most of any rank. `total_size` is in
-    bytes of tensors, without the files' headers.
+    bytes of tensors, without the files' headers. `config_origins` tells of each key of a config.json that is
+    made without a reference where its value comes from.
     """
 
     architecture: str
@@ -85,6 +86,7 @@ class PlanReport:
     args_unknown: tuple[str, ...]
     config_corrections: tuple[str, ...]
     config_additions: tuple[str, ...]
+    config_origins: Mapping[str, str]
     notes: tuple[str, ...]
     total_size: int
     total_parameters: int
@@ -174,6 +176,7 @@ def plan_report(
         args_unknown=model.args_unknown,
         config_corrections=model.config.corrections,
         config_additions=model.config.additions,
+        config_origins=dict(model.config.origins),
         notes=(
             *inputs.catalog.description.notes,
             *model.notes,

@@ -92,7 +92,7 @@ class Measured:
 class Completed:
     """What rank 0 found while it completed the folder: how config.json was corrected and what was added to
     it, which files of the reference were copied and which were left, which weights hold how many NaNs and
-    infinities, and what else a user should know.
+    infinities, what else a user should know, and where the values of a config.json come from that was made.
     """
 
     corrections: tuple[str, ...] = ()
@@ -101,6 +101,7 @@ class Completed:
     left: tuple[str, ...] = ()
     not_finite: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,8 @@ class ExportReport:
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
-    `kept_bytes` of the files are those of an earlier run (`--resume`).
+    `config_origins` tells of each key of a config.json that was made without a reference where its value
+    comes from. `kept_bytes` of the files are those of an earlier run (`--resume`).
     `backend` is what carried values between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
     `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
@@ -151,6 +153,7 @@ class ExportReport:
     links: tuple[Mapping[str, int], ...]
     config_corrections: tuple[str, ...]
     config_additions: tuple[str, ...]
+    config_origins: Mapping[str, str]
     assets_copied: tuple[str, ...]
     assets_left: tuple[str, ...]
     notes: tuple[str, ...]
@@ -270,6 +273,7 @@ def succeeded(
         ),
         config_corrections=completed.corrections,
         config_additions=completed.additions,
+        config_origins=dict(completed.origins),
         assets_copied=completed.assets,
         assets_left=completed.left,
         notes=(

@@ -51,7 +51,7 @@ class Target:
             self.folder,
             overwrite=options.overwrite,
             beside=options.beside,
-            sources=[*sources, options.reference, *_working_directory()],
+            sources=[*sources, *_given(options.reference, options.tokenizer), *_working_directory()],
         )
 
     def claim(self) -> None:
@@ -77,6 +77,10 @@ class Target:
         except TargetError:
             return []
         return [f"{each}; {each.life()[1]} (pp_export clean {self.folder.parent})" for each in found]
+
+
+def _given(*folders: Path | None) -> list[Path]:
+    return [folder for folder in folders if folder is not None]
 
 
 def _working_directory() -> list[Path]:

@@ -57,7 +57,7 @@ def print_export(report: ExportReport) -> None:
         "source": _CHECKED[report.source_checked],
         "export": f"{seconds['export']:.1f} s, {rate}/s",
         "verified": verified,
-        "config.json": _config(report.config_corrections, report.config_additions),
+        "config.json": _config(report),
         "sent": _sent(report),
         "peak memory": f"{peaks} (anonymous, per rank)",
     }
@@ -137,10 +137,14 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
 
 
-def _config(corrections: Sequence[str], additions: Sequence[str]) -> str:
-    keys = [sentence.removeprefix("config.json: ").partition(" ")[0] for sentence in additions]
+def _config(report: ExportReport | PlanReport) -> str:
+    if report.config_origins:
+        kinds = Counter(origin.partition(":")[0] for origin in report.config_origins.values())
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        return f"made of the training args, without a reference; values by origin: {counts}"
+    keys = [sentence.removeprefix("config.json: ").partition(" ")[0] for sentence in report.config_additions]
     added = [f"said outright, or for other loaders too: {', '.join(keys)}"] if keys else []
-    return "; ".join([*corrections, *added]) or "as in the reference"
+    return "; ".join([*report.config_corrections, *added]) or "as in the reference"
 
 
 def _not_finite(counts: Mapping[str, int]) -> str:
@@ -183,7 +187,7 @@ def print_plan(report: PlanReport) -> None:
     lines = {
         "accounted": f"{_accounted(report.expected_from, report.expected_cached)}; dropped: {dropped}",
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
-        "config.json": _config(report.config_corrections, report.config_additions),
+        "config.json": _config(report),
         **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},
     }
     for name, text in lines.items():

@@ -15,6 +15,8 @@ from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 
 FOUR = {"num_hidden_layers": 4, "moe_intermediate_size": 8}
 DENSE, SPARSE = "dense", "sparse"
+GROUPS = {"n_group": 8, "topk_group": 3}
+LIMITED = {"topk_method": "group_limited_greedy"}
 RANGE = {"moe_layer_interval": 1, "moe_layer_start_index": 1, "moe_layer_end_index": -1}
 
 
@@ -39,6 +41,9 @@ RANGE = {"moe_layer_interval": 1, "moe_layer_start_index": 1, "moe_layer_end_ind
         ("layers_of_range", {**RANGE, "moe_layer_interval": 2}, [0, 1, 0, 1]),
         ("layers_of_range", {**RANGE, "moe_layer_interval": 0}, UNKNOWN),
         ("layers_of_range", {}, UNKNOWN),
+        ("router_groups_by_method", {**GROUPS, **LIMITED}, [8, 3]),
+        ("router_groups_by_method", {**GROUPS, "topk_method": "greedy"}, None),
+        ("router_groups_by_method", LIMITED, None),
         ("shared_experts", {"n_shared_experts": 2}, 16),
         ("num_shared_experts", {"num_shared_experts": 3}, 24),
         ("moe_num_shared_experts", {"moe_num_shared_experts": 0}, None),
@@ -71,6 +76,8 @@ def test_what_a_config_says(reading: str, config: dict[str, Any], value: Any) ->
         ),
         ("layers_of_range", [1, 0, 1, 1], None),
         ("layers_of_range", [0, 0, 0, 0], None),
+        ("router_groups_by_method", [8, 3], {**GROUPS, **LIMITED}),
+        ("router_groups_by_method", None, {"n_group": 1, "topk_group": 1, "topk_method": "greedy"}),
         ("num_shared_experts", 16, {"num_shared_experts": 2}),
         ("num_shared_experts", 12, None),
         ("shared_intermediate_size", None, {"shared_intermediate_size": 0}),

@@ -19,6 +19,7 @@ import pp_export
 from pp_export.checkpoint import live
 from pp_export.core import file_names
 from pp_export.core.errors import CheckpointError
+from pp_export.reference.definition import define
 from tests.cpu.conftest import Reference
 from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.live import Case
@@ -45,6 +46,8 @@ GOOD = {
     ),
 }
 FAULTS = ("describe@2", "read@3", "connect@1", "round@2", "round@0", "last@3", "freeze@1", "freeze@0")
+OTHERWISE = {"transformers_version", "max_window_layers"}
+"""Values of a config object that change nothing where no layer has a window."""
 Found = Callable[[str], list[dict[str, Any]]]
 
 
@@ -66,6 +69,13 @@ def root(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path
             folder = str(reference("qwen2"))
             cases += [Case("qwen2", "tp2pp2", folder, str(root / fault), "ddp", fault) for fault in FAULTS]
             cases.append(Case("qwen2", "tp2pp2", folder, str(root / "option"), options={"dtype": "int4"}))
+            alone = {
+                "reference": None,
+                "architecture": "Qwen2ForCausalLM",
+                "tokenizer": folder,
+                "vocab_size": 250,
+            }
+            cases.append(Case("qwen2", "tp2pp2", "", str(root / "made"), options=alone))
             few = {"leaders_per_stage": 2, "show_progress": True}
             cases.append(Case("qwen2", "tp2", folder, str(root / "few"), options=few))
         file = root / f"cases-{num_ranks}.json"
@@ -131,6 +141,23 @@ def test_leaders_can_be_few(found: Found) -> None:
     """
     assert found("few")[0]["leaders"] == [0, 2]
     assert all(rank["changed"] == [] for rank in found("few"))
+
+
+def test_a_model_says_what_config_json_is(root: Path, found: Found) -> None:
+    """Without a reference, the bytes of all weights and the tokenizer are those of the export with one, and
+    transformers understands the same model.
+    """
+    assert [rank.get("error") for rank in found("made")] == [None] * 4
+    with_one, made = (files_of(root / name / "live") for name in (name_of("qwen2", "tp2pp2"), "made"))
+    assert made.keys() == with_one.keys()
+    own = {file_names.CONFIG, file_names.MANIFEST, file_names.SUMS}
+    assert {name for name in made if made[name] != with_one[name]} <= own
+    definitions = [define(json.loads(files[file_names.CONFIG])) for files in (made, with_one)]
+    assert definitions[0] is not None
+    assert definitions[1] is not None
+    assert definitions[0].tensors == definitions[1].tensors
+    values = [{k: v for k, v in each.config.items() if k not in OTHERWISE} for each in definitions if each]
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -97,7 +97,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
         "auto_map": {"AutoConfig": "other--a.B"},
         "text_config": {"vocab_size": 1000, "dtype": "float32"},
     }
-    (options.reference / "config.json").write_text(json.dumps(config))
+    (reference_of(options) / "config.json").write_text(json.dumps(config))
     for name, value in (
         ("generation_config.json", {"eos_token_id": [1, 2], "temperature": 0.5}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<a>"}}, "chat_template": "x"}),
@@ -106,13 +106,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> ExportOptions:
             {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "c"}]},
         ),
     ):
-        (options.reference / name).write_text(json.dumps(value))
+        (reference_of(options) / name).write_text(json.dumps(value))
     return options
+
+
+def reference_of(job: ExportOptions) -> Path:
+    assert job.reference is not None
+    return job.reference
 
 
 def plan_with(job: ExportOptions, name: str, data: bytes) -> PlanReport | None:
     """The plan with a file of the reference replaced; None where that is refused."""
-    path, kept = job.reference / name, job.reference.parent / name
+    path, kept = reference_of(job) / name, reference_of(job).parent / name
     with suppress(FileNotFoundError):
         shutil.copyfile(path, kept)
     try:
@@ -135,14 +140,14 @@ FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "toke
 @given(mutations(), st.sampled_from(FILES))
 def test_bytes_of_references(job: ExportOptions, mutate: Any, name: str) -> None:
     """Damaged bytes in a JSON file of the reference: a plan of the same tensors, or an ExportError."""
-    plan_with(job, name, mutate((job.reference / name).read_bytes()))
+    plan_with(job, name, mutate((reference_of(job) / name).read_bytes()))
 
 
 @FUZZ
 @given(json_mutations(), st.sampled_from(FILES))
 def test_values_in_references(job: ExportOptions, mutate: Any, name: str) -> None:
     """Any value anywhere in them."""
-    value = mutate(json.loads((job.reference / name).read_bytes()))
+    value = mutate(json.loads((reference_of(job) / name).read_bytes()))
     data = json.dumps(value).encode()
     report = plan_with(job, name, data)
     if report is not None and name == "config.json":
@@ -162,5 +167,5 @@ def test_indexes_of_references(job: ExportOptions, change: Callable[[Any], Any],
 
 def test_the_fuzzed_job_has_a_plan(job: ExportOptions) -> None:
     """Without damage there is a plan, so that the tests above are about more than refusals."""
-    (job.reference / "config.json").write_text(json.dumps(toy_qwen2.CONFIG))
+    (reference_of(job) / "config.json").write_text(json.dumps(toy_qwen2.CONFIG))
     assert plan_with(job, "note.txt", b"") is not None

@@ -222,7 +222,7 @@ def test_every_option_has_one_purpose() -> None:
     """
     what, where_from, how = map(names_of, (ResultOptions, SourceOptions, RunOptions))
     assert len(what | where_from | how) == len(what) + len(where_from) + len(how)
-    assert names_of(TargetOptions) == what | how | {"reference"}
+    assert names_of(TargetOptions) == what | how | {"reference", "tokenizer"}
     of_files = {"resume", "pipeline_parallel", "tensor_parallel", "expert_parallel"}
     assert names_of(ExportOptions) == names_of(TargetOptions) | where_from | of_files
 

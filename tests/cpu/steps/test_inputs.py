@@ -93,6 +93,8 @@ class Pending:
 
     def check(self) -> None: ...
 
+    def hear(self, catalog: object) -> None: ...
+
     def known(self, question: Mapping[str, Any]) -> Answer:
         self._meanwhile()
         return Answer(None)
