@@ -33,7 +33,7 @@ def _linear_layers(args: Args) -> Any:
     if variant != "gated_delta_net":
         return None if "experimental_attention_variant" in args else UNKNOWN
     if isinstance(how, (list, tuple)):
-        return [int(bool(is_linear)) for is_linear in how]
+        return [int(bool(is_linear)) for is_linear in how] if any(how) else None
     if not is_count(how) or how < 1 or not is_layers(layers):
         return UNKNOWN
     return [int(not is_nth(layer, how)) for layer in range(layers)]

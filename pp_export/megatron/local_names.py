@@ -35,7 +35,7 @@ class Split(enum.Enum):
 
 
 _LAYER = re.compile(
-    r"(decoder|mtp)\.layers\.(\d+)\.(?:(?:transformer_layer|mtp_model_layer)\.(?!layers\.))?(.+)"
+    r"(decoder|mtp)\.layers\.(\d+)\.(?:(?:transformer_layer|mtp_model_layer)\.(?:layers\.\d+\.)?)?(.+)"
 )
 _MTP_INNER = re.compile(r"^(mtp\.layers\.\d+\.)mtp_model_layer\.(?!layers\.)")
 _EXPERT = re.compile(r"^(.+\.mlp\.experts)\.(.+)$")
@@ -56,6 +56,7 @@ _INSIDE = {
     r"self_attention\.linear_(?:qkv|q_proj|q_up_proj|kv_up_proj)\.(?:weight|bias)": Split.ROWS,
     r"self_attention\.core_attention\.softmax_offset": Split.ROWS,
     r"self_attention\.linear_(?:q|kv)_down_proj\.weight": Split.LATENT,
+    r"self_attention\.core_attention\.indexer\.(?:linear_\w+\.weight|k_norm\.(?:weight|bias))": Split.COPIES,
     r"self_attention\.linear_proj\.weight": Split.COLUMNS,
     r"self_attention\.linear_proj\.bias": Split.COPIES,
     _MLP + r"linear_fc1\.(?:weight|bias)": Split.FC1,

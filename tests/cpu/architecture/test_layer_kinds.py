@@ -127,6 +127,11 @@ HYBRID = {"hybrid_override_pattern": "MM"}
         ("delta_net_modules", {**GDN, "tuner_type": "full"}, "ms-swift"),
         ("delta_net_modules", {"experimental_attention_variant": "dsa"}, UNUSED),
         ("delta_net_modules", {}, UNKNOWN),
+        (
+            "linear_layers",
+            {"experimental_attention_variant": "gated_delta_net", "linear_attention_freq": [0, 0]},
+            None,
+        ),
         ("is_hybrid", {"hybrid_override_pattern": None, "hybrid_attention_ratio": 0.0}, False),
         ("is_hybrid", {"hybrid_attention_ratio": 0.1}, True),
         ("hybrid_layers", {"hybrid_layer_pattern": "M*|-E/*-/*-"}, "M*-E"),

@@ -29,10 +29,9 @@ from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures import decoders, family_proofs
 from tests.fixtures.exports import export_here, files_of, remembering
 from tests.fixtures.families import FAMILIES
-from tests.fixtures.family_proofs import on_disk
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.releases import transformers_5
-from tests.fixtures.stored import write_stored
+from tests.fixtures.stored import on_disk, write_stored
 
 pytestmark = transformers_5
 TOY = (

@@ -64,6 +64,10 @@ SPLITS = {
     "decoder.layers.3.self_attention.dt_bias": ROWS,
     "decoder.layers.3.self_attention.out_norm.weight": COPIES,
     "decoder.layers.3.self_attention.out_proj.weight": COLUMNS,
+    "decoder.layers.3.self_attention.core_attention.indexer.linear_wq_b.weight": COPIES,
+    "decoder.layers.3.self_attention.core_attention.indexer.k_norm.bias": COPIES,
+    "mtp.layers.0.mtp_model_layer.layers.1.mlp.linear_fc1.weight": FC1,
+    "mtp.layers.0.mtp_model_layer.layers.1.mixer.in_proj.weight": Split.SECTIONS,
     "mtp.layers.0.enorm.weight": COPIES,
     "mtp.layers.0.hnorm.weight": COPIES,
     "mtp.layers.0.eh_proj.weight": ROWS,
@@ -79,7 +83,6 @@ UNKNOWN = [
     "decoder.layers.3.mlp.experts.local_experts.0.linear_fc1.weight",
     "decoder.layers.3.mlp.experts.weight1",
     "decoder.layers.3.eh_proj.weight",
-    "mtp.layers.0.mtp_model_layer.layers.0.mlp.linear_fc1.weight",
     "encoder.layers.0.self_attention.linear_qkv.weight",
     "vision_model.decoder.layers.0.mlp.linear_fc1.weight",
 ]

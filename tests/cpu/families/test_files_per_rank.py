@@ -1,10 +1,10 @@
-"""Claims: norms over all queries and all keys come out of files per rank as they went in, whether a rank has
-all of them or those of its own heads.
+"""Claims: every family comes out of one file per rank as it went in, with tensors and experts cut among
+ranks, and norms over all queries and all keys, whether a rank has all of them or those of its own heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from pp_export.checkpoint.canonical_names import canonical
 from pp_export.core.errors import AccountingError
+from pp_export.steps import limits
 from tests.fixtures import family_proofs
 from tests.fixtures.exports import export_here
 from tests.fixtures.families import FAMILIES
@@ -21,35 +22,58 @@ from tests.fixtures.releases import transformers_5
 from tests.fixtures.stored import on_disk
 
 pytestmark = transformers_5
-RUN = Run(layers=[[[0, 1, 2]]], tp=2, experts="te_grouped")
+NAMES = [
+    name
+    for name, family in FAMILIES.items()
+    # Their sections are cut by tests/cpu/checkpoint/test_sections.py.
+    if not {"linear_num_key_heads", "mamba_num_heads"} & family.config.keys()
+    and not any(limit.kind == limits.FORMAT for limit in limits.by_class()[family.hf_class])
+]
+ALL_HEADS = ("olmo2", "olmo3", "olmoe", "minimax_m2")
 
 
-def written(name: str, run: Run, folder: Path) -> Path:
-    """A family's model in `folder / model`, its reference, and its checkpoint, which is returned."""
+def written(name: str, folder: Path, *, tp: int = 2, norms_are_cut: bool = False) -> Path:
+    """A family's model in `folder / model`, its reference, and its checkpoint, which is returned: `tp` tensor
+    parallel ranks, of which two share the experts.
+    """
     family = FAMILIES[name]
     family_proofs.write_model(family, folder)
     disk, config = on_disk(folder / "model"), family.whole_config()
     whole: dict[str, torch.Tensor] = {}
-    for key, value in family.stored(disk, config).items():
+    for key, value in family_proofs.fused(family.stored(disk, config)).items():
         named = canonical(key)
         parts = value.flatten(0, named.num_stacked - 1) if named.num_stacked else value[None]
         whole |= dict(zip(named.names(tuple(value.shape)), parts, strict=True))
+    experts = {int(number) for number in re.findall(r"\.experts\.(\d+)\.", " ".join(whole))}
+    layers = list(range(config["num_hidden_layers"]))
+    run = Run(
+        layers=[[layers]],
+        tp=tp,
+        ep=2 if experts else 1,
+        experts="te_grouped",
+        norms_are_cut=norms_are_cut,
+    )
     sizes: dict[str, Any] = {
-        "tensor_model_parallel_size": run.tp,
+        "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": 1,
+        "expert_model_parallel_size": run.ep,
         "expert_tensor_parallel_size": run.etp,
+        "num_experts": len(experts) or None,
+        "untie_embeddings_and_output_weights": "output_layer.weight" in whole,
         "padded_vocab_size": whole["embedding.word_embeddings.weight"].shape[0],
-        "num_experts": config.get("num_experts", config.get("num_local_experts")),
         "params_dtype": torch.float32,
     }
     return write_ranks(folder / "iter_0000010", run, family.whole_args() | sizes, whole)
 
 
-@pytest.mark.parametrize("cut", [True, False])
-@pytest.mark.parametrize("name", ["olmo2", "olmo3", "olmoe", "minimax_m2"])
-def test_all_rows_of_a_norm_come_back(name: str, cut: bool, tmp_path: Path) -> None:
-    """By their number it is known which of the two they are."""
-    checkpoint = written(name, replace(RUN, norms_are_cut=cut), tmp_path)
+@pytest.mark.parametrize(
+    ("name", "cut"), [*((name, False) for name in NAMES), *((name, True) for name in ALL_HEADS)]
+)
+def test_the_model_comes_back(name: str, cut: bool, tmp_path: Path) -> None:
+    """Every tensor has the bytes that it had before it was cut. By the number of its rows it is known whether
+    a norm was.
+    """
+    checkpoint = written(name, tmp_path, norms_are_cut=cut)
     output = tmp_path / "export"
     export_here(checkpoint=checkpoint, reference=tmp_path / "reference", output=output)
     truth, exported = on_disk(tmp_path / "model"), on_disk(output)
@@ -59,7 +83,7 @@ def test_all_rows_of_a_norm_come_back(name: str, cut: bool, tmp_path: Path) -> N
 
 def test_norms_of_one_head_per_rank_are_not_taken_for_parts(tmp_path: Path) -> None:
     """With as many ranks as heads a part looks like a norm of each head: refused in classes with others."""
-    checkpoint = written("olmo2", replace(RUN, tp=4, norms_are_cut=True), tmp_path)
+    checkpoint = written("olmo2", tmp_path, tp=4, norms_are_cut=True)
     with pytest.raises(AccountingError) as caught:
         export_here(checkpoint=checkpoint, reference=tmp_path / "reference", output=tmp_path / "export")
     assert any("q_norm.weight: the model expects shape [32]" in finding for finding in caught.value.findings)
