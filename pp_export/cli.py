@@ -212,10 +212,13 @@ def _diff(arguments: argparse.Namespace) -> int:
             arguments.second,
             quick=arguments.quick,
             threads=arguments.threads,
+            atol=arguments.atol,
+            rtol=arguments.rtol,
+            ulps=arguments.ulps,
             on_bytes=on_bytes,
         )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
-    return 0 if result.identical else 1
+    return 0 if result.ok else 1
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:

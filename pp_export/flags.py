@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("second", type=Path)
     diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
     diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
+    diff.add_argument("--atol", type=float, default=0.0, help="absolute error that an element may have")
+    diff.add_argument("--rtol", type=float, default=0.0, help="and error relative to the larger of both")
+    diff.add_argument("--ulps", type=float, default=0.0, help="or so many values of its type")
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
     logits.add_argument("folder", type=Path)

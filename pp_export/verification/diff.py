@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import OptionError
-from pp_export.verification.side_by_side import Pair, ValueDifference, compare
+from pp_export.verification.side_by_side import EXACT, Pair, Tolerance, ValueDifference, compare
 from pp_export.verification.weights import recorded_digests, tensors_of
 
 
@@ -38,6 +39,15 @@ class Difference:
     num_equal: int
     num_equal_by_digest: int
     num_bytes_read: int
+    tolerance: Tolerance = EXACT
+
+    @property
+    def ok(self) -> bool:
+        """Whether both have the same names, shapes and dtypes, and values that differ by no more than the
+        tolerance.
+        """
+        is_same = not (self.only_in_a or self.only_in_b or self.other_spec)
+        return is_same and not any(value.num_outside for value in self.other_values)
 
     @property
     def identical(self) -> bool:
@@ -53,7 +63,7 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values, as `pp_export diff --json` gives it; see `schemas/diff.json`."""
-        return {"schema_version": 1, **asdict(self), "identical": self.identical}
+        return {"schema_version": 1, **asdict(self), "identical": self.identical, "ok": self.ok}
 
 
 def diff_folders(
@@ -62,6 +72,7 @@ def diff_folders(
     *,
     quick: bool = False,
     threads: int = 1,
+    tolerance: Tolerance = EXACT,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Difference:
     """Compare every tensor of `a` and `b`, `threads` pieces of a few MiB at a time.
@@ -69,11 +80,13 @@ def diff_folders(
     All bytes are read: a digest tells what a file held when it was written, not what it holds. `quick` takes
     its word where the manifests of both folders record the digest of a tensor, and reads only where they
     record different ones. `on_bytes` is told the size of every read, by one thread at a time; what it raises
-    ends the comparison. Raises OptionError for less than one thread, and VerificationError where a folder
-    can't be read.
+    ends the comparison. Raises OptionError for less than one thread or a tolerance that is none, and
+    VerificationError where a folder can't be read.
     """
     if threads < 1:
         raise OptionError("a comparison needs at least one thread", got=threads)
+    if not all(0 <= value < math.inf for value in astuple(tolerance)):
+        raise OptionError("no such tolerance", expected="finite numbers, 0 or more", got=tolerance)
     left, right = tensors_of(Path(a)), tensors_of(Path(b))
     common = sorted(left.keys() & right.keys())
     other_spec = [
@@ -87,7 +100,7 @@ def diff_folders(
         recorded = recorded_digests(Path(a), left).items() & recorded_digests(Path(b), right).items()
         names = {name for name, _ in recorded}
         to_read = [pair for pair in pairs if pair.name not in names]
-    other_values, num_bytes_read = compare(to_read, threads, on_bytes)
+    other_values, num_bytes_read = compare(to_read, threads, on_bytes, tolerance)
     return Difference(
         a=str(a),
         b=str(b),
@@ -98,4 +111,5 @@ def diff_folders(
         num_equal=len(pairs) - len(other_values),
         num_equal_by_digest=len(pairs) - len(to_read),
         num_bytes_read=num_bytes_read,
+        tolerance=tolerance,
     )

@@ -74,6 +74,27 @@ def numbers(bits: Bits, dtype: str) -> Numbers:
         return values.astype(numpy.complex128 if dtype.startswith("C") else numpy.float64)
 
 
+def steps_between(bits_a: Bits, bits_b: Bits, dtype: str) -> Numbers | None:
+    """How many values of the type each element of one side is from that of the other (float64): an ULP is
+    one step. Zeros of both signs are one value. None for complex numbers, which have no order.
+    """
+    import numpy
+
+    if dtype.startswith("C"):
+        return None
+    if "F" not in dtype or dtype == "F8_E8M0":  # bits grow with the values
+        signed = bits_a.dtype.str.replace("u", "i") if dtype.startswith("I") else bits_a.dtype.str
+        a, b = bits_a.view(signed), bits_b.view(signed)
+        return numpy.where(a > b, bits_a - bits_b, bits_b - bits_a).astype(numpy.float64)
+    sign = 1 << (bits_of(dtype) - 1)
+    sizes = [bits & bits.dtype.type(sign - 1) for bits in (bits_a, bits_b)]
+    apart = numpy.where(sizes[0] > sizes[1], sizes[0] - sizes[1], sizes[1] - sizes[0])
+    is_same_side = (bits_a ^ bits_b) < sign
+    across = sizes[0].astype(numpy.float64) + sizes[1]
+    steps: Numbers = numpy.where(is_same_side, apart, across)
+    return steps
+
+
 @cache
 def _small_floats(dtype: str) -> Numbers:
     """The value of every code of a type of at most eight bits."""

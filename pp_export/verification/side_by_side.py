@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pp_export.verification.elements import elements, numbers
+from pp_export.verification.elements import elements, numbers, steps_between
 from pp_export.verification.reading import UncachedFile, make_buffer
 from pp_export.verification.weights import StoredTensor, unreadable
 
@@ -26,18 +27,41 @@ BLOCK_BYTES = 3 << 17
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What elements may differ by: `absolute` plus `relative` of the larger of both, or `ulps` values of
+    their type.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    ulps: float = 0.0
+
+    @property
+    def is_exact(self) -> bool:
+        return not (self.absolute or self.relative or self.ulps)
+
+
+EXACT = Tolerance()
+
+
+@dataclass(frozen=True)
 class ValueDifference:
     """A tensor of equal dtype and shape whose bits differ.
 
-    `max_abs_error` is over the differing elements whose error is a finite number; `num_not_finite` counts the
-    others, where a side is NaN or infinite. -0.0 and 0.0 differ, with error 0.
+    The largest errors are over the differing elements whose error is a finite number: absolute, relative to
+    the larger of both sides, and in units in the last place (None for complex numbers). `num_not_finite`
+    counts the others, where a side is NaN or infinite. -0.0 and 0.0 differ, with error 0. `num_outside` are
+    those that differ by more than the tolerance; NaNs of other bits are within any, but not within none.
     """
 
     name: str
     num_elements: int
     num_different: int
     num_not_finite: int
+    num_outside: int
     max_abs_error: float
+    max_rel_error: float
+    max_ulp_error: float | None
 
 
 @dataclass(frozen=True)
@@ -82,14 +106,17 @@ class _Found:
 
     num_different: int
     num_not_finite: int
+    num_outside: int
     max_abs_error: float
+    max_rel_error: float
+    max_ulp_error: float | None
 
 
 def compare(
-    pairs: Sequence[Pair], threads: int, on_bytes: OnBytes | None
+    pairs: Sequence[Pair], threads: int, on_bytes: OnBytes | None, tolerance: Tolerance = EXACT
 ) -> tuple[list[ValueDifference], int]:
     """The pairs that differ, in their order, and how many bytes were read, of both sides together."""
-    comparison = _Comparison(pairs, on_bytes)
+    comparison = _Comparison(pairs, on_bytes, tolerance)
     with ThreadPoolExecutor(threads, thread_name_prefix="diff") as pool:
         for worker in [pool.submit(comparison.work) for _ in range(threads)]:
             worker.result()
@@ -101,8 +128,9 @@ def compare(
 class _Comparison:
     """The stretches that nobody has compared yet, and what was found so far; shared by threads."""
 
-    def __init__(self, pairs: Sequence[Pair], on_bytes: OnBytes | None) -> None:
+    def __init__(self, pairs: Sequence[Pair], on_bytes: OnBytes | None, tolerance: Tolerance) -> None:
         self._left, self._on_bytes = _stretches(pairs), on_bytes
+        self._tolerance = tolerance
         self._lock = threading.Lock()
         self.found: defaultdict[str, list[_Found]] = defaultdict(list)
         self.num_bytes_read = 0
@@ -138,7 +166,7 @@ class _Comparison:
         for piece in stretch.pieces:
             end = begin + piece.end - piece.begin
             blocks = _blocks_that_differ(a[begin:end], b[begin:end])
-            found = [_difference(*both, piece.pair.a.entry.dtype) for both in blocks]
+            found = [_difference(*both, piece.pair.a.entry.dtype, self._tolerance) for both in blocks]
             if found:
                 with self._lock:
                     self.found[piece.pair.name] += found
@@ -202,24 +230,48 @@ def _blocks_that_differ(a: memoryview, b: memoryview) -> Iterator[tuple[memoryvi
             yield in_a, in_b
 
 
-def _difference(a: memoryview, b: memoryview, dtype: str) -> _Found:
+def _difference(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) -> _Found:
     """How whole elements differ. Errors are computed in float64."""
     import numpy
 
     bits_a, bits_b = elements(a, dtype), elements(b, dtype)
     differs = bits_a != bits_b
+    bits_a, bits_b = bits_a[differs], bits_b[differs]
+    in_a, in_b = numbers(bits_a, dtype), numbers(bits_b, dtype)
+    steps = steps_between(bits_a, bits_b, dtype)
     with numpy.errstate(all="ignore"):  # NaN and infinity are counted
-        errors = numpy.abs(numbers(bits_a[differs], dtype) - numbers(bits_b[differs], dtype))
-    is_finite = numpy.isfinite(errors)
-    largest = errors.max(initial=0.0, where=is_finite)
-    return _Found(int(differs.sum()), int((~is_finite).sum()), float(largest))
+        errors = numpy.abs(in_a - in_b)
+        sizes = numpy.maximum(numpy.abs(in_a), numpy.abs(in_b))
+        relative = numpy.where(errors > 0, errors / sizes, 0.0)
+        is_finite = numpy.isfinite(errors)
+        is_within = is_finite & (errors <= tolerance.absolute + tolerance.relative * sizes)
+        if steps is not None:
+            is_within |= is_finite & (steps <= tolerance.ulps)
+        is_within |= numpy.isnan(in_a) & numpy.isnan(in_b)
+    num_within = 0 if tolerance.is_exact else int(is_within.sum())
+
+    def largest(values: Any) -> float:
+        return float(values.max(initial=0.0, where=is_finite))
+
+    return _Found(
+        len(bits_a),
+        int((~is_finite).sum()),
+        len(bits_a) - num_within,
+        largest(errors),
+        largest(relative),
+        None if steps is None else largest(steps),
+    )
 
 
 def _summed(pair: Pair, found: Sequence[_Found]) -> ValueDifference:
+    steps = [each.max_ulp_error for each in found if each.max_ulp_error is not None]
     return ValueDifference(
         pair.name,
         pair.a.entry.num_elements,
         sum(each.num_different for each in found),
         sum(each.num_not_finite for each in found),
+        sum(each.num_outside for each in found),
         max(each.max_abs_error for each in found),
+        max(each.max_rel_error for each in found),
+        max(steps, default=None),
     )

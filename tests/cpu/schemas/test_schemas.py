@@ -135,7 +135,7 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     check("compare_logits", COMPARISON.to_json())
     faults = tuple(Fault(kind, "f", tensor, "text") for kind in KINDS for tensor in (None, "t"))
     check("verify", Verification("x", faults, 1, 2, 3, "subset 1/2 and load", False, ("note",)).to_json())
-    values = (ValueDifference("v", 4, 3, 1, 0.5),)
+    values = (ValueDifference("v", 4, 3, 1, 2, 0.5, 0.1, 7), ValueDifference("c", 4, 3, 1, 2, 0.5, 0.1, None))
     specs = (SpecDifference("s", "F32[1]", "F16[1]"),)
     check("diff", Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24).to_json())
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from pp_export.core.errors import OptionError, VerificationError
 from pp_export.verification import diff, reading, side_by_side
 from pp_export.verification.diff import SpecDifference, diff_folders
-from pp_export.verification.side_by_side import ValueDifference
+from pp_export.verification.side_by_side import Tolerance, ValueDifference
 from tests.fixtures.damage import flip, in_tensor
 from tests.fixtures.defects import record_edit
 from tests.fixtures.hf_folders import DOWN, MIDDLE, as_stranger, seal
@@ -59,6 +61,13 @@ def make_folder(folder: Path, *files: dict[str, torch.Tensor]) -> Path:
         weight_map |= dict.fromkeys(tensors, f"part-{number}.safetensors")
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def ulps(a: float, b: float) -> int:
+    """How many float64 lie between, by Python's own order of them."""
+    signed: list[int] = [struct.unpack("<q", struct.pack("<d", value))[0] for value in (a, b)]
+    ordered = [value if value >= 0 else -(value & (1 << 63) - 1) for value in signed]
+    return abs(ordered[0] - ordered[1])
 
 
 def single(tmp_path: Path, a: torch.Tensor, b: torch.Tensor) -> ValueDifference:
@@ -128,12 +137,16 @@ def test_error_is_the_largest_over_all_steps(tmp_path: Path, monkeypatch: pytest
     a = torch.randn(1000, dtype=torch.float64)
     b = a.clone()
     b[[3, 500, 999]] += torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64)
-    expected = float((a - b).abs().max())
+    errors = (a - b).abs()
+    expected, relative = float(errors.max()), float((errors / torch.maximum(a.abs(), b.abs())).max())
+    steps = float(max(ulps(*pair) for pair in zip(a.tolist(), b.tolist())))
     for step, block in ((8, 8), (56, 24), (4096, 104), (1 << 20, 1 << 20)):
         monkeypatch.setattr(side_by_side, "STEP_BYTES", step)
         monkeypatch.setattr(side_by_side, "BLOCK_BYTES", block)
         (tmp_path / str(step)).mkdir()
-        assert single(tmp_path / str(step), a, b) == ValueDifference("t", 1000, 3, 0, expected)
+        assert single(tmp_path / str(step), a, b) == ValueDifference(
+            "t", 1000, 3, 0, 3, expected, relative, steps
+        )
 
 
 def test_error_is_exact(tmp_path: Path) -> None:
@@ -147,11 +160,49 @@ def test_values_without_a_difference_in_numbers(tmp_path: Path) -> None:
     a = torch.tensor([1.0, math.nan, math.inf, 0.0, math.inf, math.nan])
     b = torch.tensor([1.5, 2.0, -math.inf, -0.0, math.inf, math.nan])
     only = single(tmp_path, a, b)
-    assert only == ValueDifference("t", 6, 4, 2, 0.5)
+    assert only == ValueDifference("t", 6, 4, 2, 4, 0.5, 1 / 3, 1 << 22)
     largest = torch.finfo(torch.float64).max
     (tmp_path / "x").mkdir()
     pair = [torch.tensor([sign * largest], dtype=torch.float64) for sign in (1, -1)]
-    assert single(tmp_path / "x", *pair) == ValueDifference("t", 1, 1, 1, 0.0)
+    assert single(tmp_path / "x", *pair) == ValueDifference("t", 1, 1, 1, 1, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_units_in_the_last_place_are_values_of_the_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    """So many are counted as torch steps from one value to the next, across zero and powers of two too."""
+    a = torch.tensor([1.0, -1.0, 0.0, 2.0, 1e-7, -0.0], dtype=dtype)
+    for count in (1, 5, 300):
+        b = a.clone()
+        for _ in range(count):
+            b = torch.nextafter(b, torch.full_like(b, -3.0))
+        (tmp_path / str(count)).mkdir()
+        assert single(tmp_path / str(count), a, b).max_ulp_error == count
+
+
+def test_a_tolerance_decides_what_is_ok(tmp_path: Path) -> None:
+    """`atol` plus `rtol` of the larger, or so many ULP: counted are the elements that are outside of both;
+    NaNs of other bits are within any tolerance, an infinity beside a number is within none.
+    """
+    a = torch.tensor([100.0, 1.0, 0.0, math.nan, 7.0])
+    b = torch.tensor([101.0, 1.5, 1e-6, math.nan, 7.0])
+    b.view(torch.int32)[3] += 1
+    folders = make_folder(tmp_path / "a", {"t": a}), make_folder(tmp_path / "b", {"t": b})
+    for tolerance, num_outside in (
+        (Tolerance(), 4),
+        (Tolerance(absolute=1e-5), 2),
+        (Tolerance(relative=0.01), 2),
+        (Tolerance(absolute=1e-5, relative=0.01), 1),
+        (Tolerance(absolute=1.0), 0),
+        (Tolerance(ulps=1 << 22), 1),
+    ):
+        found = diff_folders(*folders, tolerance=tolerance)
+        assert (found.other_values[0].num_outside, found.ok) == (num_outside, num_outside == 0), tolerance
+        assert not found.identical
+    c = make_folder(tmp_path / "c", {"t": torch.tensor([100.0, 1.0, 0.0, math.nan, math.inf])})
+    assert not diff_folders(folders[0], c, tolerance=Tolerance(1e9, 1e9, 1e9)).ok
+    for wrong in (Tolerance(-1.0), Tolerance(math.nan), Tolerance(ulps=math.inf)):
+        with pytest.raises(OptionError, match="no such tolerance"):
+            diff_folders(*folders, tolerance=wrong)
 
 
 def test_index_decides_which_files_count(tmp_path: Path) -> None:
@@ -238,12 +289,15 @@ def test_counts_and_errors_are_those_of_torch(
         bytes_a, bytes_b = (each[name].view(torch.uint8).view(-1, itemsize) for each in (a, b))
         differs = (bytes_a != bytes_b).any(1)
         if differs.any():
-            errors = (a[name].double() - b[name].double()).abs()[differs]
-            finite = errors[errors.isfinite()]
-            largest = float(finite.max()) if finite.numel() else 0.0
-            counts = int(differs.sum()), len(errors) - len(finite)
-            expected.append(ValueDifference(name, a[name].numel(), *counts, largest))
-    assert found.other_values == tuple(expected)
+            in_a, in_b = (each[name].double()[differs] for each in (a, b))
+            errors = (in_a - in_b).abs()
+            is_finite = errors.isfinite()
+            relative = (errors / torch.maximum(in_a.abs(), in_b.abs())).nan_to_num(0)
+            largest = [float(of[is_finite].max()) if is_finite.any() else 0.0 for of in (errors, relative)]
+            num = int(differs.sum())
+            counts = num, num - int(is_finite.sum()), num
+            expected.append((name, a[name].numel(), *counts, *largest))
+    assert [astuple(value)[:-1] for value in found.other_values] == expected
     assert found.num_equal == len(a) - len(expected) >= len(a) // 2
 
 

@@ -185,20 +185,27 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         ("of.a",),
         ("of.b",),
         (SpecDifference("cut", "F32[2]", "F32[3]"),),
-        (ValueDifference("off", 1000, 7, 2, 0.25), ValueDifference("near", 10, 1, 0, 1e-6)),
+        (
+            ValueDifference("near", 10, 1, 0, 1, 1e-6, 1e-5, None),
+            ValueDifference("off", 1000, 7, 2, 7, 0.25, 0.5, 4194304),
+        ),
         5,
         0,
         3 * 10**9,
     )
     tables.print_difference(result)
-    assert capsys.readouterr().out.splitlines() == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
         "ONLY in A: of.a",
         "ONLY in B: of.b",
         "SHAPE or type: cut: F32[2], F32[3]",
-        "VALUES: off: 7 of 1,000 differ, by up to 0.25; 2 not finite",
-        "VALUES: near: 1 of 10 differ, by up to 1e-06",
-        "A and B: different (5 tensors equal; 3 GB read)",
     ]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows == [
+        ["off", "7", "1,000", "2", "0.25", "0.5", "4,194,304"],
+        ["near", "1", "10", "", "1e-06", "1e-05", ""],
+    ]
+    assert lines[-1] == "A and B: different (5 tensors equal; 3 GB read)"
     same = replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=())
     tables.print_difference(same)
     assert capsys.readouterr().out == "A and B: identical (5 tensors equal; 3 GB read)\n"
