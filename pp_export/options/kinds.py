@@ -312,6 +312,20 @@ class TargetOptions(RunOptions, ResultOptions):
         None,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference is not None and self.tokenizer is not None:
+            raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
+        for name in ("config_as_reference", "take_missing_from_reference"):
+            if self.reference is None and getattr(self, name):
+                raise OptionError(f"--{flag(name)} needs a --reference")
+        if self.reference is None and self.architecture is None:
+            raise OptionError(
+                "neither a reference nor an architecture is given, and so no class of the model",
+                expected="--reference DIR, or --architecture with a class, a table's name or a table's file",
+                advice="`pp_export families` lists the classes",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(TargetOptions, SourceOptions):

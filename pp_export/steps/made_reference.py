@@ -15,10 +15,10 @@ from pp_export.architecture.mtp import Depths
 from pp_export.architecture.recognition import check_names
 from pp_export.architecture.rules import Architecture
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.core.errors import AccountingError, OptionError, ReferenceFolderError, RuleError
+from pp_export.core.errors import AccountingError, ReferenceFolderError, RuleError
 from pp_export.core.file_names import CONFIG
 from pp_export.megatron import settings
-from pp_export.options.kinds import TargetOptions, flag
+from pp_export.options.kinds import TargetOptions
 from pp_export.reference.reference_folder import Reference, read_reference, read_tokenizer_folder
 from pp_export.reference.tokenizer import NO_TOKENIZER, TokenizerFacts, check_tokenizer
 
@@ -39,15 +39,7 @@ class Beginning:
 
 def begin(options: TargetOptions) -> Beginning:
     """See what can be seen without the checkpoint; raises what is wrong with it."""
-    for name in ("config_as_reference", "take_missing_from_reference"):
-        if getattr(options, name):
-            raise OptionError(f"--{flag(name)} needs a --reference")
-    if options.architecture is None:
-        raise OptionError(
-            "neither a reference nor an architecture is given, so nothing says which class the model is of",
-            expected="--reference DIR, or --architecture with a class, a table's name or a table's file",
-            advice="`pp_export families` lists the classes",
-        )
+    assert options.architecture is not None
     is_larger = options.architecture in table_files.multimodal()
     architecture = None if is_larger else table_files.named(options.architecture)
     if architecture is None or architecture.within is not None:

@@ -14,7 +14,7 @@ from pp_export.architecture import meaning, table_files
 from pp_export.architecture.multimodal import language_config, with_language_config
 from pp_export.architecture.rules import Architecture
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.core.errors import OptionError, RuleError
+from pp_export.core.errors import RuleError
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.reference import config_json
@@ -51,8 +51,6 @@ class PendingInputs:
             if options.reference is None:
                 self._begun = begin(options)
                 return
-            if options.tokenizer is not None:
-                raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
             reference = read_reference(options.reference, code=options.code)
             if options.require_tokenizer:
                 check_tokenizer(reference.tokenizer, reference.folder)

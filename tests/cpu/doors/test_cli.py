@@ -133,8 +133,8 @@ def test_wrong_flags_are_named_with_the_nearest(run: Run, arguments: list[str], 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["export"], ["options are missing", "--checkpoint", "--reference", "--output"]),
-        (["plan", "--checkpoint", "c"], ["options are missing", "--reference"]),
+        (["export"], ["options are missing", "--checkpoint", "--output"]),
+        (["plan", "--checkpoint", "c"], ["neither a reference nor an architecture", "--reference DIR"]),
         (["export", *FOLDERS, "--set", "tensor_paralel=2"], ["did you mean 'tensor_parallel'?"]),
         (["export", *FOLDERS, "--set", "verify"], ["--set takes key=value"]),
         (["export", *FOLDERS, "--dtype", "int8"], ["--dtype has no such value", "bfloat16", "int8"]),

@@ -200,7 +200,7 @@ def _few_tokens(pair: Options) -> None:
     [
         (_no_config, OptionError, "needs a --reference"),
         (_taking, OptionError, "--take-missing-from-reference needs a --reference"),
-        (_no_class, OptionError, "nothing says which class"),
+        (_no_class, OptionError, "no class of the model"),
         (_unserved, RuleError, "no architecture table serves"),
         (_with_images, RuleError, "more than a language model"),
         (_both, OptionError, "without a reference"),
