@@ -17,7 +17,7 @@ from pp_export.reference.definition import define
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.published_args import PUBLISHED
 from tests.fixtures.releases import transformers_5
-from tests.fixtures.without_reference import PAGE, differences, made_of, needs, row
+from tests.fixtures.without_reference import PAGE, differences, made_of, needs, row, tables
 
 pytestmark = transformers_5
 OTHERWISE = {"llama4": ["attention_chunk_size", "layer_types", "attn_temperature_tuning"]}
@@ -44,10 +44,10 @@ def test_the_published_model_is_made_of_its_args(name: str) -> None:
 def test_every_class_is_made_and_on_the_page() -> None:
     """The page tells of each class which settings args must tell, and no class is without a model."""
     assert [line for line in needs() if line not in PAGE.read_text().splitlines()] == []
-    assert {family.hf_class for family in PUBLISHED.values()} == table_files.packaged().keys()
+    assert {family.hf_class for family in PUBLISHED.values()} == tables().keys()
 
 
-@pytest.mark.parametrize("served", sorted(table_files.packaged()))
+@pytest.mark.parametrize("served", sorted(tables()))
 def test_tables_name_types_and_keys_as_the_library_does(served: str) -> None:
     """`model_type` and every key of `shown` are those of the class."""
     import transformers
