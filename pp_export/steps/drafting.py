@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def draft_table(checkpoint: Path, reference: Path, *, iteration: int | None, ext
         "# `pp_export plan --architecture THIS.yaml` names what is left; equal logits prove it.",
         f"extends: {base_name}",
         f"serves: [{name}]",
+        *(
+            [f"model_type: {json.dumps(kind)}"]
+            if isinstance(kind := found.config.get("model_type"), str)
+            else []
+        ),
         "rules:" if drafted.rows else "rules: []",
         *(line for row in drafted.rows for line in _row(row)),
     ]

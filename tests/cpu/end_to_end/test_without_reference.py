@@ -246,6 +246,31 @@ def test_what_is_exported_is_known_again(pair: Options) -> None:
         is_exported(ExportOptions(**pair))
 
 
+def test_a_run_that_may_be_gone_on_with(pair: Options, tmp_path: Path) -> None:
+    """With --resume, the same bytes."""
+    export_here(**pair)
+    export_here(**{**pair, "output": tmp_path / "resumable"}, resume=True)
+    sums = [(folder / file_names.SUMS).read_bytes() for folder in (pair["output"], tmp_path / "resumable")]
+    assert sums[0] == sums[1]
+
+
+def test_a_head_of_labels(pair: Options, tmp_path: Path) -> None:
+    """A classifier of as many labels as its head has rows loads with all its weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    tensors = decoders.decoder()
+    tensors["output_layer.weight"] = tensors["output_layer.weight"][:3].clone()
+    write_stored(tmp_path / "labels", tensors, decoders.ARGS)
+    options: Options = {"checkpoint": tmp_path / "labels", "architecture": "LlamaForSequenceClassification"}
+    done = export_here(**{**pair, **options})
+    assert done.config_origins["num_labels"] == "tensors"
+    loader: Any = AutoModelForSequenceClassification
+    model, info = loader.from_pretrained(pair["output"], output_loading_info=True)
+    assert (type(model).__name__, model.config.num_labels) == ("LlamaForSequenceClassification", 3)
+    assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
+    assert torch.equal(model.score.weight, tensors["output_layer.weight"])
+
+
 def test_windows_as_long_as_the_sequences_are_said(pair: Options, tmp_path: Path) -> None:
     """What no sequence of the training was long enough to see, longer ones of the answers are."""
     args = decoders.ARGS | {"window_size": (255, 0), "seq_length": 256}
