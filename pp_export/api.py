@@ -88,11 +88,11 @@ def export_checkpoint(
         check_path(chosen)
         return BackgroundExport(chosen)
 
-    from pp_export.checkpoint.folder_source import CheckpointSource
     from pp_export.distributed.alone import alone
     from pp_export.export import export
+    from pp_export.steps.inputs import checkpoint_source
 
-    source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
+    source = checkpoint_source(chosen)
     world = alone(stall_seconds=chosen.stall_seconds)
     try:
         return _reporting(chosen, world, partial(export, source, chosen, world))

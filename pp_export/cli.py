@@ -84,8 +84,8 @@ def _export(arguments: argparse.Namespace) -> int:
             if is_first:
                 # What transformers says of the model may take seconds, and so may the import of torch.
                 pending = PendingInputs.start(options)
-            from pp_export.checkpoint.folder_source import CheckpointSource
             from pp_export.export import export
+            from pp_export.steps.inputs import checkpoint_source
             from pp_export.view.html import write_files
             from pp_export.view.progress import ExportView
             from pp_export.view.tables import print_export
@@ -98,7 +98,7 @@ def _export(arguments: argparse.Namespace) -> int:
             return 1  # the first of them says it for all
         return _fail(error, lambda failure: _write_failure(failure, options, since))
     try:
-        source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
+        source = checkpoint_source(options)
         with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was

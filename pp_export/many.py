@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.core.errors import ExportError, PeerError, StoppedError, StopRequest, as_export_error
 from pp_export.distributed.alone import alone, is_alone
 from pp_export.export import export
@@ -21,6 +20,7 @@ from pp_export.options.iterations import Wanted, options_of
 from pp_export.options.kinds import ExportOptions
 from pp_export.process import signals
 from pp_export.steps.failure import ending_together
+from pp_export.steps.inputs import checkpoint_source
 from pp_export.steps.many_report import FAILED, ManyReport, Outcome
 from pp_export.steps.queue import Queue
 from pp_export.view.many import ManyView
@@ -123,7 +123,7 @@ def _export(
 ) -> Outcome | None:
     """One export; called by all ranks. The outcome of a failure; that of a success is known to the queue."""
     chosen = options_of(options, iteration)
-    source = CheckpointSource(chosen.checkpoint, chosen.iteration, chosen.check_source)
+    source = checkpoint_source(chosen)
     try:
         with view.of(world) as shown:
             done = export(source, chosen, world, on_plan=shown.plan, on_poll=shown.poll)

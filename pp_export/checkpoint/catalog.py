@@ -82,7 +82,8 @@ class Description:
 
     `writer` is what is known of the program and release that wrote it; `layout` holds the parallel sizes of
     the run, in Megatron's words; `notes` are sentences for the user. `format` is what users call it, `reader`
-    the name of the `Format` that opens its files ("" where there are none).
+    the name of the `Format` that opens its files ("" where there are none). `weights` are the `model`'s, or
+    `master`: those of its optimizer.
     """
 
     folder: str
@@ -94,6 +95,7 @@ class Description:
     other: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
     reader: str = ""
+    weights: str = "model"
 
 
 @dataclass(frozen=True)

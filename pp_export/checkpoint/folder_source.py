@@ -18,12 +18,14 @@ from pp_export.core.errors import CheckpointError
 class CheckpointSource:
     """The iteration of `checkpoint` that `iteration` or its tracker file names, in any of the formats.
 
-    With `check_source` the readers compare what they read with the checksums that were stored.
+    With `check_source` the readers compare what they read with the checksums that were stored. With
+    `masters` the optimizer's float32 weights stand for the model's.
     """
 
     checkpoint: Path
     iteration: int | None
     check_source: bool
+    masters: bool = False
 
     is_shared = True
     device = None
@@ -49,7 +51,7 @@ class CheckpointSource:
         return b""
 
     def describe(self, announced: Sequence[bytes]) -> Catalog:
-        return describe_checkpoint(self.checkpoint, self.iteration)
+        return describe_checkpoint(self.checkpoint, self.iteration, masters=self.masters)
 
     def open(self, catalog: Catalog) -> Reader:
         return open_checkpoint(catalog, check_source=self.check_source)

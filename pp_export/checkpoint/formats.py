@@ -15,16 +15,16 @@ from pp_export.core.errors import CheckpointError
 FORMATS: tuple[Format, ...] = (refused.MODELOPT, refused.ADAPTER, LegacyFormat(), DcpFormat())
 
 
-def describe_checkpoint(checkpoint: Path, iteration: int | None) -> Catalog:
+def describe_checkpoint(checkpoint: Path, iteration: int | None, *, masters: bool = False) -> Catalog:
     """What a checkpoint of any format holds, without values; called on rank 0 only.
 
     `checkpoint` is an iteration folder, or the root of several, where `iteration` or the tracker file
-    chooses. Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be
-    exported.
+    chooses. With `masters`, the optimizer's float32 weights stand for the model's. Raises CheckpointError
+    where it is missing, unfinished, damaged or of a kind that can't be exported.
     """
     try:
         folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
-        return format_of(folder).describe(folder)
+        return format_of(folder).describe(folder, masters=masters)
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint can't be read: {error.strerror}",

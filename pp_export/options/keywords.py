@@ -58,6 +58,7 @@ class ExportKeywords(TargetKeywords, total=False):
     """The same, and where a checkpoint's values come from: what `export_checkpoint` and `plan` take."""
 
     iteration: int | None
+    weights: Literal["model", "master"]
     check_source: bool
     resume: bool
     pipeline_parallel: int | None

@@ -149,6 +149,11 @@ class SourceOptions(Options):
         " commas, `latest` and `all`",
         None,
     )
+    weights: str = _option(
+        "the model's weights, or the optimizer's own in float32, where the checkpoint has them by name",
+        "model",
+        choices=("model", "master"),
+    )
     check_source: bool = _option(
         "check the CRC-32 that torch stored with every record while reading it", True
     )

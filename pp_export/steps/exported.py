@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core import file_names
 from pp_export.core.errors import TargetError, VerificationError
 from pp_export.disk.publish import holds_weights
 from pp_export.options.kinds import ExportOptions, flag
-from pp_export.steps.inputs import inputs_digest
+from pp_export.steps.inputs import checkpoint_source, inputs_digest
 from pp_export.steps.made_reference import reference_of
 from pp_export.steps.provenance import told_options
 from pp_export.verification import verify_folder
@@ -56,7 +55,7 @@ def _without_manifest(output: Path) -> list[str]:
 
 def _differences(output: Path, options: ExportOptions) -> list[str]:
     told: dict[str, Any] = json.loads((output / file_names.MANIFEST).read_bytes())["provenance"]
-    catalog = describe_checkpoint(options.checkpoint, options.iteration)
+    catalog = checkpoint_source(options).describe(())
     reference = reference_of(options, catalog)
     before, now = told["options"], told_options(options)
     found = [

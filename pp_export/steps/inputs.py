@@ -13,6 +13,7 @@ from pp_export.architecture.accounting import Account
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.checkpoint.catalog import Catalog
+from pp_export.checkpoint.folder_source import CheckpointSource
 from pp_export.checkpoint.source import Source
 from pp_export.checkpoint.weights_digest import weights_digest
 from pp_export.core.digest import json_digest
@@ -21,7 +22,7 @@ from pp_export.core.version import VERSION
 from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
 from pp_export.distributed.world import World
-from pp_export.options.kinds import ResultOptions, TargetOptions, parse_bytes, parse_leaders
+from pp_export.options.kinds import ResultOptions, SourceOptions, TargetOptions, parse_bytes, parse_leaders
 from pp_export.planning import part_image
 from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
@@ -71,6 +72,13 @@ class Whole:
     inputs: ExportInputs
     plan: ExportPlan
     notes: tuple[str, ...] = ()
+
+
+def checkpoint_source(options: SourceOptions) -> CheckpointSource:
+    """The source that the options name; nothing is looked at yet."""
+    return CheckpointSource(
+        options.checkpoint, options.iteration, options.check_source, masters=options.weights == "master"
+    )
 
 
 def describe(

@@ -122,15 +122,14 @@ def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions, *, here: bo
     Where the export would be made `here`, raises what it would refuse: it is tried what the output allows,
     and nothing is left of that. Otherwise the output says nothing.
     """
-    from pp_export.checkpoint.folder_source import CheckpointSource
     from pp_export.steps import resumption
-    from pp_export.steps.inputs import Whole, plan_export, read_inputs
+    from pp_export.steps.inputs import Whole, checkpoint_source, plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
     from pp_export.steps.preflight import check_here, check_space, target_of_plan
     from pp_export.steps.target import check_path
 
     check_path(options)
-    source = CheckpointSource(options.checkpoint, options.iteration, options.check_source)
+    source = checkpoint_source(options)
     pending = PendingInputs.start(options)
     try:
         if here:

@@ -35,6 +35,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
     decisions = Decisions(inputs.architecture, settings.read_by())
     whole = {
         **_source(source, options.provenance, decisions.describes_model),
+        "weights": source.weights,
         "architecture": inputs.architecture.name,
         "expected_from": inputs.account.truth,
         "dropped": dict(inputs.account.dropped),

@@ -29,16 +29,16 @@ READER = "DCP"
 _ADAPTER = re.compile(r"\.adapters?\.|lora_")
 
 
-def read_catalog(folder: Path) -> Catalog:
+def read_catalog(folder: Path, *, masters: bool = False) -> Catalog:
     """Everything that is stored, without values; called on rank 0 only.
 
-    Every weight is proved to be covered exactly by its stored boxes, and every box to lie inside an existing
-    file.
+    With `masters`, the optimizer's float32 weights in place of the model's. Every weight is proved to be
+    covered exactly by its stored boxes, and every box to lie inside an existing file.
     """
     data = locate.read_small(folder / ".metadata", unpickler.MAX_BYTES)
     metadata = unpickler.load(data, str(folder / ".metadata"))
     try:
-        return _catalog(folder, metadata)
+        return _catalog(folder, metadata, masters)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a pickle of something else leads to
@@ -65,8 +65,8 @@ def _format_name(folder: Path, args: Mapping[str, Any] | None) -> str:
     return str((args or {}).get("ckpt_format") or "plain DCP")
 
 
-def _catalog(folder: Path, metadata: Any) -> Catalog:
-    stored = StoredEntries(metadata)
+def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
+    stored = StoredEntries(metadata, masters=masters)
     is_by_megatron = any(key.startswith(training_args.COMMON_STATE) for key in stored.items)
     is_sharded_by_megatron = (folder / "metadata.json").is_file()  # torch_dist
     if is_by_megatron and not is_sharded_by_megatron:
@@ -83,10 +83,10 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
     found = training_args.read(folder, stored.items)
     # Bridge undoes the interleaving when it saves.
     interleave = training_args.interleave_of(None if found.is_disentangled else found.args)
-    prefix = framework_prefix(stored.tensors)
+    prefix = framework_prefix(stored.stands_for.values())
     parts: defaultdict[str, dict[str | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
-        name, part = spelled(key.removeprefix(prefix))
+        name, part = spelled(stored.stands_for[key].removeprefix(prefix))
         if part in parts[name]:
             raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
         parts[name][part] = stored.tensor(key, name)
@@ -101,8 +101,9 @@ def _catalog(folder: Path, metadata: Any) -> Catalog:
         args=found.args,
         layout=found.layout,
         other=stored.other,
-        notes=(*found.notes, *notes, *locate.renamed(folder, found.iteration)),
+        notes=(*found.notes, *stored.notes, *notes, *locate.renamed(folder, found.iteration)),
         reader=READER,
+        weights="master" if masters else "model",
     )
     catalog = Catalog(description, tuple(stored.files), tuple(stored.stored_items), tensors)
     catalog.check_names()

@@ -28,9 +28,9 @@ class DcpFormat:
             return True
         return (folder / ".metadata").is_file() and not (folder / "common.pt").exists()
 
-    def describe(self, folder: Path) -> Catalog:
+    def describe(self, folder: Path, *, masters: bool = False) -> Catalog:
         _check_finished(folder)
-        return dcp_catalog.read_catalog(folder)
+        return dcp_catalog.read_catalog(folder, masters=masters)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> Reader:
         from pp_export.checkpoint.file_reader import FileReader  # who only describes needs none

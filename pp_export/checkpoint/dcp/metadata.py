@@ -19,6 +19,10 @@ from pp_export.core.tensors import Box, check_coverage
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.distcp")
 _KEY = re.compile(r"[A-Za-z0-9_.\-]+")
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
+_MASTER = re.compile(_OPTIMIZER.pattern + r"state\.(?:fp32_param|param)\.(?P<key>.+)")
+"""As megatron/core/optimizer stores the float32 weights that it updates, in their own shapes."""
+_ADVICE = "save with --dist-ckpt-optim-fully-reshardable, or leave --weights master out"
+_MAX_SHOWN = 5
 
 
 class StoredInfo(NamedTuple):
@@ -33,10 +37,11 @@ class StoredInfo(NamedTuple):
 class StoredEntries:
     """The entries of `.metadata`, sorted into tensors of the model (by key), items that are no tensors, and
     the rest. `infos` says by (key, offset) where each of them lies; `files` and `stored_items` are those of
-    the tensors that were asked for.
+    the tensors that were asked for. With `masters`, the optimizer's float32 weights stand for those of the
+    model that it has; `stands_for` says by key which one a tensor is, and `notes` what the optimizer lacks.
     """
 
-    def __init__(self, metadata: Any) -> None:
+    def __init__(self, metadata: Any, *, masters: bool = False) -> None:
         self.infos = dict(map(_info, metadata.storage_data.items()))
         self._shapes = _shapes_before_flattening(metadata)
         self._boxes: dict[Box, Box] = {}  # of a million, most are equal to another
@@ -56,6 +61,43 @@ class StoredEntries:
             if not is_tensor and (info := self.infos.get((key, None))) is not None:
                 self.items[key] = (file_name(info.relative_path), int(info.offset), int(info.length))
         self.other = {kind: (len(sizes), sum(sizes)) for kind, sizes in sorted(counted.items())}
+        self.stands_for = {key: key for key in self.tensors}
+        self.notes: tuple[str, ...] = ()
+        if masters:
+            self._take_masters(metadata)
+
+    def _take_masters(self, metadata: Any) -> None:
+        """Put the optimizer's weights in the place of the model's."""
+        held = {}
+        for key, meta in metadata.state_dict_metadata.items():
+            match = _MASTER.match(key)
+            if match is not None and match["key"] in self.tensors and hasattr(meta, "chunks"):
+                held[match["key"]] = key, meta
+        if not held:
+            raise CheckpointError(
+                "the checkpoint holds no float32 weights of an optimizer that can be told by name",
+                expected="optimizer.state.fp32_param.NAME or optimizer.state.param.NAME",
+                got=f"{self.other.get('optimizer', (0, 0))[0]} entries of an optimizer",
+                advice=_ADVICE,
+            )
+        findings = [
+            f"{name}: {list(self.tensors[name].size)} in the model, {list(meta.size)} in the optimizer"
+            for name, (_, meta) in held.items()
+            if tuple(meta.size) != tuple(self.tensors[name].size)
+        ]
+        if findings:
+            raise CheckpointError(
+                "the optimizer's weights have other shapes than the model's: they are stored flat",
+                advice=_ADVICE,
+                findings=findings,
+            )
+        others = sorted(self.tensors.keys() - held.keys())
+        for name, (key, meta) in held.items():
+            del self.tensors[name], self.stands_for[name]
+            self.tensors[key], self.stands_for[key] = meta, name
+        told = ", ".join(others[:_MAX_SHOWN]) + (", ..." if len(others) > _MAX_SHOWN else "")
+        left = f"; {len(others)} that it doesn't train are the model's: {told}" if others else ""
+        self.notes = (f"{len(held)} tensors are the optimizer's own weights (--weights master){left}.",)
 
     def tensor(self, key: str, name: str) -> StoredTensor:
         """The tensor stored under `key`, called `name`, with its boxes proved to fill it."""
