@@ -15,6 +15,7 @@ from pp_export.architecture.own_names import Model
 from pp_export.core import dtypes
 from pp_export.core.file_names import SINGLE_WEIGHTS
 from pp_export.core.tensors import TensorSpec
+from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.output_files import (
     LAYERS,
     REFERENCE,
@@ -24,7 +25,10 @@ from pp_export.planning.output_files import (
     missing_in,
     output_files,
 )
-from tests.cpu.planning.test_planner import DENSE, settle
+from pp_export.planning.planner import make_plan
+from pp_export.planning.rank_grid import RankGrid
+from tests.cpu.planning.test_assign_holders import Job
+from tests.cpu.planning.test_planner import DENSE, MOE, settle
 
 NAMES = [
     *("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"),
@@ -107,3 +111,29 @@ def test_the_files_of_a_reference() -> None:
     assert len(missing_in(account, known)) == len(NAMES) - 4
     nothing = output_files(account, 1, Layout(REFERENCE, {"x": "only.safetensors"}))
     assert list(found(nothing)) == ["only.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [SIZE, REFERENCE])
+def test_files_are_those_of_any_ranks(kind: str) -> None:
+    """Whoever reads or holds the values: one rank, grids, and jobs of which each holds some; also where
+    tensors of one source, and of several layers, are in one file and in several.
+    """
+    account = settle(MOE)
+    numbers = random.Random(4)
+    weight_map = {name: f"f{numbers.randrange(5)}.safetensors" for name in account.outputs}
+    layout = Layout(kind, weight_map if kind == REFERENCE else {})
+    expected = [(file.name, set(file.tensors)) for file in output_files(account, 1500, layout)]
+
+    def files_of(plan: ExportPlan) -> list[tuple[str, set[str]]]:
+        """Each file, of all its ranges."""
+        return [(r[0].file, {p.name for each in r for p in each.tensors}) for r in plan.files]
+
+    for ranks in (1, 3, RankGrid((2, 2)), RankGrid((1, 1), 2, 2)):
+        size = ranks if isinstance(ranks, int) else ranks.world_size
+        grid = None if isinstance(ranks, int) else ranks
+        plan = make_plan(account, MOE.slices(2), size, max_shard_bytes=1500, layout=layout, grid=grid)
+        assert files_of(plan) == expected
+    for job in (Job(tensor=2, pipeline=3), Job(replicas=2, expert=2, pipeline=2)):
+        slices, holders = job.holders(MOE)
+        plan = make_plan(account, slices, job.num_ranks, max_shard_bytes=1500, layout=layout, holders=holders)
+        assert files_of(plan) == expected
