@@ -47,16 +47,15 @@ def shapes(num_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors of a model in Qwen2-1.5B's shape, with so many layers and a tied head."""
     yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
     for layer in range(num_layers):
-        for name, *shape in (
-            *((f"self_attn.{each}_proj.bias", rows) for each, rows in (("q", HIDDEN), ("k", KV), ("v", KV))),
-            *((f"self_attn.{n}_proj.weight", r, HIDDEN) for n, r in (("q", HIDDEN), ("k", KV), ("v", KV))),
-            ("self_attn.o_proj.weight", HIDDEN, HIDDEN),
-            *((f"mlp.{each}_proj.weight", FFN, HIDDEN) for each in ("gate", "up")),
-            ("mlp.down_proj.weight", HIDDEN, FFN),
-            ("input_layernorm.weight", HIDDEN),
-            ("post_attention_layernorm.weight", HIDDEN),
-        ):
-            yield f"model.layers.{layer}.{name}", tuple(shape)
+        for name, rows in (("q", HIDDEN), ("k", KV), ("v", KV)):
+            yield f"model.layers.{layer}.self_attn.{name}_proj.bias", (rows,)
+            yield f"model.layers.{layer}.self_attn.{name}_proj.weight", (rows, HIDDEN)
+        yield f"model.layers.{layer}.self_attn.o_proj.weight", (HIDDEN, HIDDEN)
+        for name in ("gate", "up"):
+            yield f"model.layers.{layer}.mlp.{name}_proj.weight", (FFN, HIDDEN)
+        yield f"model.layers.{layer}.mlp.down_proj.weight", (HIDDEN, FFN)
+        for name in ("input", "post_attention"):
+            yield f"model.layers.{layer}.{name}_layernorm.weight", (HIDDEN,)
     yield "model.norm.weight", (HIDDEN,)
 
 

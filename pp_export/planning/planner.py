@@ -85,7 +85,8 @@ def make_plan(
             cut_ranges(FileLayout(file.name, arrange(file.tensors)), ties_of, fair_share),
         )
     ]
-    sources_of = [_sources(account, names) for _, names, _ in parts]
+    # A tensor without elements is stored nowhere.
+    sources_of = [[s for s in _sources(account, names) if slices[s]] for _, names, _ in parts]
     contents = [
         FileContent(file.unit, range_.data_bytes, _ordered(sources, slices))
         for (file, _, range_), sources in zip(parts, sources_of)

@@ -45,17 +45,17 @@ def parts_of(value: Any, archive: Archive) -> list[Part] | None:
 
     Raises CheckpointError where it isn't as torch writes it, or is cut in a way that isn't known.
     """
-    whole = _whole(value)
-    if whole is None:
-        stored = archive.view(value)
-        return None if stored is None else [Part(stored.view.shape, _box_of_all(stored.view.shape), stored)]
-    kind, shape, state = whole
     try:
+        whole = _whole(value)
+        if whole is None:
+            stored = archive.view(value)
+            return None if stored is None else [Part(stored.view.shape, _whole_box(stored), stored)]
+        kind, shape, state = whole
         found = list(_of_dtensor(shape, state) if kind == "DTensor" else _of_sharded_tensor(state))
     except CheckpointError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"a stored {kind} is not what torch writes: {error}") from error
+    except Exception as error:  # whatever a pickle of something else leads to
+        raise CheckpointError(f"a distributed tensor is not what torch writes: {error!r}") from error
     parts = []
     for box, tensor in found:
         stored = archive.view(tensor)
@@ -174,5 +174,5 @@ def _fields(state: Any) -> Mapping[str, Any]:
     return dict(state)
 
 
-def _box_of_all(shape: Shape) -> Box:
-    return Box((0,) * len(shape), shape)
+def _whole_box(stored: StoredView) -> Box:
+    return Box((0,) * len(stored.view.shape), stored.view.shape)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
 
+import pp_export
 from pp_export.checkpoint.hf_shards.placements import Placement, local_box
 from pp_export.checkpoint.hf_shards.saved_names import kind_of_other, saved_names
+from pp_export.checkpoint.hf_shards.source import RankSavedSource
 from pp_export.checkpoint.hf_shards.steps_of_runs import step_of
-from pp_export.core.errors import CheckpointError
+from pp_export.core.errors import CheckpointError, ExportError
 from pp_export.core.tensors import Box, check_coverage
+from tests.cpu.conftest import RankSaves
+from tests.fixtures.write_rank_shards import tensors_of
 
 WEIGHTS = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "lm_head.weight")
 
@@ -159,3 +167,48 @@ def test_cuts_that_are_not_known_are_refused() -> None:
     with pytest.raises(CheckpointError, match="a way that isn't known"):
         local_box((8,), (2, 4), (0, 0), [Placement(0, 3), Placement(0)])
     assert math.prod(local_box((8,), (2, 4), (0, 0), [Placement(0, 4), Placement(0)]).shape) == 1
+
+
+# --- files of others
+
+
+@pytest.mark.parametrize("kind", ["hf_odd", "verl", "verl_fsdp1", "dcp_plain"])
+def test_damaged_files_end_in_one_error(rank_saves: RankSaves, kind: str, tmp_path: Path) -> None:
+    """Bytes that changed in headers and pickles are refused or meant as they stand; nothing else happens."""
+    folder = Path(shutil.copytree(rank_saves.save("qwen2", kind), tmp_path / "save"))
+    ours = {"hf_odd": "shard-*", "verl": "model_world*", "verl_fsdp1": "model_world*", "dcp_plain": ".meta*"}
+    path = sorted(folder.glob(ours[kind]))[0]
+    whole = path.read_bytes()
+    begin = whole.find(b"data.pkl") + 20 if kind.startswith("verl") else 0
+    source = RankSavedSource(folder, check_source=True, num_ranks=4 if kind == "hf_odd" else None)
+    refused = 0
+    for seed in range(120):
+        numbers = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(numbers.randint(1, 3)):
+            data[begin + numbers.randrange(min(3000, len(data) - begin))] = numbers.randrange(256)
+        path.write_bytes(data)
+        try:
+            source.describe([])
+        except ExportError:
+            refused += 1
+    assert refused > 20
+    path.write_bytes(whole)
+    source.describe([])
+
+
+def test_tensors_without_elements_are_kept(tmp_path: Path) -> None:
+    """They have no bytes anywhere, and are in the result."""
+    info = {name: {"saved_offsets": [0, 0]} for name in ("layers.0.empty", "layers.0.full")}
+    tensors = {"layers.0.empty": torch.zeros(0, 4), "layers.0.full": torch.ones(2, 3)}
+    for number, names in enumerate((["layers.0.empty"], ["layers.0.empty", "layers.0.full"]), start=1):
+        (tmp_path / f"in-{number}").mkdir()
+        save_file(
+            {name: tensors[name] for name in names},
+            tmp_path / f"in-{number}" / "shard-00001-model-00001-of-00001.safetensors",
+            metadata={"DCP_SHARDING_INFO": json.dumps({name: info[name] for name in names})},
+        )
+    pp_export.consolidate(tmp_path / "in-2", output=tmp_path / "out", input_ranks=1)
+    made = tensors_of(tmp_path / "out")
+    assert {name: value.shape for name, value in made.items()} == {n: t.shape for n, t in tensors.items()}
+    assert torch.equal(made["layers.0.full"], tensors["layers.0.full"])
