@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="counted ones, after one that isn't")
     parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--processes", type=int, nargs="+", default=WORLD_SIZES, choices=WORLD_SIZES)
     parser.add_argument("--cache", type=Path, default=checkpoint.default_cache())
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     _ensure(source, layers)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="runs-", dir=options.cache) as folder:
-        variants = _variants(source, Path(folder).absolute())
+        variants = _variants(source, Path(folder).absolute(), options.processes)
         for number in range(options.rounds + 1):
             for variant in variants:
                 measure.clean(variant)
@@ -185,10 +186,10 @@ def _merge(tool: str, source: Path, output: Path) -> None:
         dist.destroy_process_group()
 
 
-def _variants(source: Path, folder: Path) -> list[Variant]:
-    """The tools, by one and by two processes; all write below `folder`."""
+def _variants(source: Path, folder: Path, sizes: Sequence[int]) -> list[Variant]:
+    """The tools, by so many processes each; all write below `folder`."""
     variants = []
-    for size in WORLD_SIZES:
+    for size in sizes:
         launcher = [sys.executable, "-m"]
         if size > 1:
             launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m"]
