@@ -39,6 +39,9 @@ class ConsolidateOptions(TargetOptions):
         False,
     )
 
+    def __post_init__(self) -> None:
+        super(TargetOptions, self).__post_init__()  # without a reference no class is needed either
+
 
 OF_MEGATRON = (
     *("mtp", "take_missing_from_reference", "vocab_size", "architecture", "config_from", "tokenizer"),

@@ -15,7 +15,7 @@ from pp_export.architecture.multimodal import language_config, with_language_con
 from pp_export.architecture.rules import Architecture
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.hf_shards.source import own_reference
-from pp_export.core.errors import RuleError
+from pp_export.core.errors import OptionError, RuleError
 from pp_export.distributed.world import World
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import TargetOptions
@@ -88,6 +88,8 @@ class PendingInputs:
         """The folder that is named, else the one that lies with the input, else nothing."""
         folder = options.reference or own_reference(options.input)
         if folder is None:
+            if options.config_as_reference:
+                raise OptionError("--config-as-reference needs a --reference")
             self.reference, self.architecture = Reference.nothing(), own_names.architecture("")
             self.question = {}
             return
