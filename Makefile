@@ -115,6 +115,7 @@ bench: $(READY) ## measure against the usual converter, cp and a bare exchange (
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.exchange
 	$(BIN)/python -m bench.resume
+	$(BIN)/python -m bench.consolidate
 
 bench-gpu: $(READY) ## measure exports of a model on a GPU against the machine (skipped without a GPU; under 5 minutes)
 	$(BIN)/python -m bench.gpu

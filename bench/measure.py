@@ -56,7 +56,8 @@ def clean(variant: Variant) -> None:
 
 def run(variant: Variant, number: int, log: Path) -> Run:
     """Measure the whole process, from before it is started until it has ended. Its output goes to `log`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
     own_before, all_before = _own_cpu_seconds(), _all_cpu_seconds()
     disk_before = _disk_seconds(log.parent)
     with log.open("wb") as output:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         verify,
     )
     from pp_export.background import BackgroundExport
+    from pp_export.consolidation import consolidate, write_consolidate_script
     from pp_export.core.errors import ExportError
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.plan_report import PlanReport
@@ -41,6 +42,7 @@ __all__ = [
     "Verification",
     "__version__",
     "compare_logits",
+    "consolidate",
     "diff",
     "export_checkpoint",
     "export_model",
@@ -48,6 +50,7 @@ __all__ = [
     "plan",
     "record_logits",
     "verify",
+    "write_consolidate_script",
 ]
 
 _HOMES = {
@@ -60,6 +63,7 @@ _HOMES = {
     "PlanReport": "steps.plan_report",
     "Verification": "verification",
     "compare_logits": "api",
+    "consolidate": "consolidation",
     "diff": "api",
     "export_checkpoint": "api",
     "export_model": "api",
@@ -67,6 +71,7 @@ _HOMES = {
     "plan": "api",
     "record_logits": "api",
     "verify": "api",
+    "write_consolidate_script": "consolidation",
 }
 
 

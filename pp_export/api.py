@@ -95,7 +95,7 @@ def export_checkpoint(
     source = checkpoint_source(chosen)
     world = alone(stall_seconds=chosen.stall_seconds)
     try:
-        return _reporting(chosen, world, partial(export, source, chosen, world))
+        return reporting(chosen, world, partial(export, source, chosen, world))
     finally:
         world.close()
 
@@ -142,7 +142,7 @@ def export_model(
             shown = JobProgress(world, verifies=chosen.verify)
         source = ModelSource(_parts(model))
         callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
-        return _reporting(chosen, world, partial(export, source, chosen, world, **callbacks))
+        return reporting(chosen, world, partial(export, source, chosen, world, **callbacks))
     finally:
         if shown is not None:
             shown.close()
@@ -354,7 +354,7 @@ def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
         return error
 
 
-def _reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:
+def reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:
     """Do an export and write its report, of success or failure, and its page, where the options ask for
     them; by one rank.
     """

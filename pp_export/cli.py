@@ -14,19 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pp_export import flags
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
+from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
-from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions
+from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
 from pp_export.options.values import options_from
 from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
+    from pp_export.checkpoint.source import Source
     from pp_export.distributed.world import World
+
+Kind = TypeVar("Kind", bound=TargetOptions)
 
 _GIVEN_IN = "job file, --set and flags"
 
@@ -64,19 +68,52 @@ def _fail(error: BaseException, write: Callable[[ExportError], None] = lambda _:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    wanted, values = wanted_from(flags.values_of(arguments), watch=arguments.watch)
-    options, since = options_from(values, _GIVEN_IN, ExportOptions), time.time()
-    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
-    is_first = os.environ.get("RANK", "0") == "0"
-    pending = None
+    wanted, values = wanted_from(flags.values_of(arguments, ExportOptions), watch=arguments.watch)
+    options = options_from(values, _GIVEN_IN, ExportOptions)
+    if wanted is None:
+        told = f"exporting {options.checkpoint} to {options.output}"
+        return _run(options, _checkpoint_source, told, as_json=arguments.json)
+    since = time.time()
+    os.environ["OMP_NUM_THREADS"] = "1"  # as for one
     try:
         launch.check_launch(os.environ)
-        if wanted is not None:
-            from pp_export.many import run_many
+        from pp_export.many import run_many
 
-            return run_many(wanted, options, as_json=arguments.json)
+        return run_many(wanted, options, as_json=arguments.json)
+    except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
+        return _fail_alone(error, options, since)
+
+
+def _consolidate(arguments: argparse.Namespace) -> int:
+    values = flags.values_of(arguments, ConsolidateOptions)
+    options = options_from(values, _GIVEN_IN, ConsolidateOptions)
+    told = f"consolidating {options.input} to {options.output}"
+    return _run(options, _ranks_source, told, as_json=arguments.json)
+
+
+def _checkpoint_source(options: ExportOptions) -> Source:
+    from pp_export.steps.inputs import checkpoint_source
+
+    return checkpoint_source(options)
+
+
+def _ranks_source(options: ConsolidateOptions) -> Source:
+    from pp_export.checkpoint.hf_shards.source import RankSavedSource
+
+    return RankSavedSource(options.input, options.check_source, options.input_ranks)
+
+
+def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, as_json: bool) -> int:
+    """Export what `source_of` gives, as one of the ranks that a launcher started, or alone; `told` is logged
+    first.
+    """
+    since, pending = time.time(), None
+    os.environ["OMP_NUM_THREADS"] = "1"  # copies come from threads of ours; torch's would spin beside them
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        launch.check_launch(os.environ)
         if is_first:
-            log.logger.info("exporting %s to %s", options.checkpoint, options.output)
+            log.logger.info("%s", told)
         with _importing():
             from pp_export.steps import ending
             from pp_export.steps.pending import PendingInputs
@@ -85,20 +122,17 @@ def _export(arguments: argparse.Namespace) -> int:
                 # What transformers says of the model may take seconds, and so may the import of torch.
                 pending = PendingInputs.start(options)
             from pp_export.export import export
-            from pp_export.steps.inputs import checkpoint_source
             from pp_export.view.html import write_files
             from pp_export.view.progress import ExportView
             from pp_export.view.tables import print_export
 
+            source = source_of(options)
             world = _join(options.stall_seconds)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
         if pending is not None:
             pending.cancel()
-        if isinstance(error, LaunchError) and not launch.is_first(os.environ):
-            return 1  # the first of them says it for all
-        return _fail(error, lambda failure: _write_failure(failure, options, since))
+        return _fail_alone(error, options, since)
     try:
-        source = checkpoint_source(options)
         with ExportView(world, verifies=options.verify) as view:
             done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
@@ -107,12 +141,19 @@ def _export(arguments: argparse.Namespace) -> int:
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
         done = write_files(options, done)
-        _print(done.to_json(), arguments.json, lambda: print_export(done))
+        _print(done.to_json(), as_json, lambda: print_export(done))
     world.close()
     return 0
 
 
-def _write_failure(failure: ExportError, options: ExportOptions, since: float) -> None:
+def _fail_alone(error: BaseException, options: TargetOptions, since: float) -> int:
+    """The exit status after what ended this process before it has met the others."""
+    if isinstance(error, LaunchError) and not launch.is_first(os.environ):
+        return 1  # the first of them says it for all
+    return _fail(error, lambda failure: _write_failure(failure, options, since))
+
+
+def _write_failure(failure: ExportError, options: TargetOptions, since: float) -> None:
     with suppress(ImportError):  # which may be what failed
         from pp_export.steps import report
 
@@ -147,7 +188,7 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    wanted, values = wanted_from(flags.values_of(arguments), watch=False)
+    wanted, values = wanted_from(flags.values_of(arguments, ExportOptions), watch=False)
     has_output = values.get("output") is not None
     options = options_from(
         values if has_output else {**values, "output": NO_OUTPUT}, _GIVEN_IN, ExportOptions
@@ -292,6 +333,7 @@ def _print(value: dict[str, Any], as_json: bool, show: Callable[[], None]) -> No
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
+    "consolidate": _consolidate,
     "plan": _plan,
     "inspect": _inspect,
     "verify": _verify,

@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pp_export.core.errors import OptionError
+from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
     ClusterOptions,
     ExportOptions,
@@ -63,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
         " signal comes",
     )
 
+    consolidate = commands.add_parser(
+        "consolidate", help="make one folder of what ranks have saved under Hugging Face names"
+    )
+    _add_consolidate_options(consolidate)
+
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
     _add_export_options(plan)
     _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
@@ -111,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
 
     families = commands.add_parser("families", help="the model classes that are served, and their proofs")
 
-    for command in (export, plan, inspect, verify, diff, logits, families):
+    for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole
 
@@ -120,12 +126,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     """A flag per field of ExportOptions, by purpose, plus the job file; flags go before the job file's
     values.
     """
-    parser.add_argument(
-        "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
-    )
+    _add_job(parser)
     groups: dict[type[Options], Any] = {
         purpose: parser.add_argument_group(title)
         for purpose, title in (
@@ -138,9 +139,36 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     _add_flags(groups, ExportOptions)
 
 
-def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None:
+def _add_consolidate_options(parser: argparse.ArgumentParser) -> None:
+    """The same for a consolidation."""
+    _add_job(parser)
+    groups: dict[type[Options], Any] = {
+        purpose: parser.add_argument_group(title)
+        for purpose, title in (
+            (ResultOptions, "what the result is"),
+            (RunOptions, "how it is made"),
+            (ConsolidateOptions, "where from"),
+        )
+    }
+    _add_flags(groups, ConsolidateOptions, without=OF_MEGATRON)
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the job file"
+    )
+
+
+def _add_flags(
+    groups: Mapping[type[Options], Any], kind: type[Options], without: Collection[str] = ()
+) -> None:
     """A flag per field, in the group of its purpose."""
     for option in dataclasses.fields(kind):
+        if option.name in without:
+            continue
         is_switch = isinstance(option.default, bool)
         known: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if is_switch else {"metavar": "VALUE"}
@@ -154,17 +182,19 @@ def _add_flags(groups: Mapping[type[Options], Any], kind: type[Options]) -> None
         groups[purpose].add_argument(f"--{flag(option.name)}", default=None, help=text, **known)
 
 
-def values_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def values_of(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
     """What the job file, --set, and flags say, the later over the earlier."""
-    names = [option.name for option in dataclasses.fields(ExportOptions)]
+    without = OF_MEGATRON if kind is ConsolidateOptions else ()
+    names = [option.name for option in dataclasses.fields(kind) if option.name not in without]
     values = read_job(arguments.job) if arguments.job else {}
     check_keys(values, names, str(arguments.job))
     values.update(parse_setting(text) for text in arguments.set)
-    values.update(given(arguments, ExportOptions))
+    values.update(given(arguments, kind))
+    check_keys(values, names, "flags and --set")
     return values
 
 
 def given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
     """The flags of a kind of options that were given."""
     names = (option.name for option in dataclasses.fields(kind))
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}

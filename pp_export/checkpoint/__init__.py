@@ -10,7 +10,7 @@
 
 Geometry of training ends here: whatever is stacked, cut, interleaved or counted from 0 on each stage is
 settled, and everything above speaks canonical names. `source` is the page that a new input follows, `formats`
-the list of those there are.
+the list of those there are, `hf_shards` what a consolidation reads.
 
 Imports `core`, `megatron` and `torch_file`; imported by `planning` and everything above it.
 """

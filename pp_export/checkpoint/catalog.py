@@ -105,7 +105,9 @@ class Catalog:
     `slices` name items by their position in `stored_items`. `files` lie below the checkpoint's folder, or
     have an absolute path. In a live model `holders` says for each number which ranks hold the items that name
     it; `files` has the same numbers, and "" for what lies in memory, or is empty. With `is_one_file_per_rank`
-    each file is what one rank of the training job held.
+    each file is what one rank of the training job held. With `has_hf_names` the keys are names of Hugging
+    Face, under which nothing is stacked or cut. `infers_shapes` says that tensors are known as far as their
+    boxes reach and no further: what is missing behind the last box nobody stored.
     """
 
     description: Description
@@ -114,6 +116,8 @@ class Catalog:
     tensors: tuple[StoredTensor, ...]
     holders: tuple[tuple[int, ...], ...] | None = None
     is_one_file_per_rank: bool = False
+    has_hf_names: bool = False
+    infers_shapes: bool = False
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -147,7 +151,14 @@ class Catalog:
     @cached_property
     def _keys(self) -> list[CanonicalKey]:
         """What the key of each tensor means."""
+        if self.has_hf_names:
+            return [CanonicalKey(tensor.key, 0) for tensor in self.tensors]
         return [canonical(tensor.key) for tensor in self.tensors]
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether there is anything to compare with what is read."""
+        return not all(item.crc == NO_CRC for item in self.stored_items)
 
     @cached_property
     def key_of_item(self) -> dict[int, str]:
@@ -182,7 +193,7 @@ class Catalog:
         ]
         about = self.description
         value = [
-            [about.folder, about.format, about.reader, self.is_one_file_per_rank],
+            [about.folder, about.format, about.reader, self.is_one_file_per_rank, self.has_hf_names],
             [self.files[file] for file in files] if self.files else [],
             None if self.holders is None else [self.holders[file] for file in files],
             told_rows(places),
@@ -196,7 +207,7 @@ class Catalog:
     def from_bytes(cls, image: bytes) -> Catalog:
         """What `image_of` told."""
         about, names, holders, items, tensors, rows, boxes_told = json.loads(zlib.decompress(image))
-        folder, form, reader, is_one_file_per_rank = about
+        folder, form, reader, is_one_file_per_rank, has_hf_names = about
         made = [Box(tuple(offset), tuple(shape)) for offset, shape in boxes_told]
         boxes: list[list[StoredBox]] = [[] for _ in tensors]
         for tensor, box, item, begin, strides in heard_rows(rows):
@@ -217,6 +228,7 @@ class Catalog:
             ),
             None if holders is None else tuple(map(tuple, holders)),
             is_one_file_per_rank,
+            has_hf_names,
         )
 
     @cached_property

@@ -24,7 +24,17 @@ def describe_checkpoint(checkpoint: Path, iteration: int | None, *, masters: boo
     """
     try:
         folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
-        return format_of(folder).describe(folder, masters=masters)
+        found = format_of(folder)
+        if not masters:
+            return found.describe(folder)
+        if isinstance(found, DcpFormat):
+            return found.describe(folder, masters=True)
+        raise CheckpointError(
+            "of files per rank the optimizer's weights can't be put together",
+            where={"folder": folder},
+            advice="leave --weights master out, or save with --ckpt-format torch_dist"
+            " --dist-ckpt-optim-fully-reshardable",
+        )
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint can't be read: {error.strerror}",

@@ -25,7 +25,7 @@ class RefusedFormat:
     def is_finished(self, folder: Path, latest: int | None) -> bool:
         return True
 
-    def describe(self, folder: Path, *, masters: bool = False) -> NoReturn:
+    def describe(self, folder: Path) -> NoReturn:
         raise CheckpointError(self.what, where={"folder": folder}, advice=self.advice)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> NoReturn:

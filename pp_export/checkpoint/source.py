@@ -68,9 +68,8 @@ class Format(Protocol):
         as the names of files and `latest`, which the root's tracker file names, tell. May raise OSError.
         """
 
-    def describe(self, folder: Path, *, masters: bool = False) -> Catalog:
-        """All weights in `folder` under canonical names; called on rank 0 only. No tensor byte is read. With
-        `masters` those that the optimizer updates, where it keeps them in float32 by name.
+    def describe(self, folder: Path) -> Catalog:
+        """All weights in `folder` under canonical names; called on rank 0 only. No tensor byte is read.
 
         The boxes fill every tensor exactly. `Description.args` are the training args in Megatron-LM's words,
         None where the folder has none. `Catalog.holders` stays None for files. Raises CheckpointError where

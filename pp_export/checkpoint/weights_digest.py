@@ -1,4 +1,6 @@
-"""What tells one save's weights from another's without reading them: some of their CRC-32s."""
+"""What tells one save's weights from another's without reading them: some of their CRC-32s, or some of their
+bytes where none are stored.
+"""
 
 from __future__ import annotations
 

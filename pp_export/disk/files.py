@@ -22,7 +22,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound="OpenFile")
 
 DIRECT_STEP_BYTES = 16 << 20
-FILE_MODE = 0o666
+FILE_MODE, SCRIPT_MODE = 0o666, 0o777
 _DIRECT_BLOCK_BYTES = 4096
 
 
@@ -148,10 +148,10 @@ class NewFile(OpenFile):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         super().__init__(path, temporary, os.O_EXCL, 0, num_bytes, direct=direct)
 
-    def commit(self) -> None:
+    def commit(self, mode: int = FILE_MODE) -> None:
         """Bytes to disk, then the final name. The caller syncs the folder."""
         self._check_complete()
-        self._guard("set mode", os.fchmod, self._fd, FILE_MODE & ~read_umask())
+        self._guard("set mode", os.fchmod, self._fd, mode & ~read_umask())
         self._close_durably()
         self._guard("rename", os.rename, self._temporary, self.path)
 
@@ -161,13 +161,13 @@ class NewFile(OpenFile):
         quietly(os.unlink, self._temporary)
 
 
-def write_file(path: Path, parts: Iterable[Buffer]) -> None:
+def write_file(path: Path, parts: Iterable[Buffer], mode: int = FILE_MODE) -> None:
     """Write a small file whole: temporary name, fsync, rename."""
     parts = list(parts)
     with NewFile(path, sum(memoryview(part).nbytes for part in parts)) as file:
         for part in parts:
             file.write(part)
-        file.commit()
+        file.commit(mode)
 
 
 def copy_file(source: Path, path: Path) -> None:

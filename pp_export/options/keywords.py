@@ -13,31 +13,36 @@ from typing import Literal, TypedDict
 
 Folder = str | Path
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16", "keep", "fp32", "bf16", "fp16"]
+Layout = Literal["auto", "layers", "size", "reference"]
 Contents = Literal["folder", "model", "weights"]
 
 
-class ResultKeywords(TypedDict, total=False):
-    """What the result is."""
+class FolderKeywords(TypedDict, total=False):
+    """What a folder is, whatever it is made of."""
 
     dtype: Dtype
     dtype_of: str | Mapping[str, str] | None
     allow_overflow: bool
-    mtp: Literal["export", "drop", "require"]
-    take_missing_from_reference: str | None
-    vocab_size: int | None
-    architecture: str | None
-    config_from: Literal["reference", "checkpoint"]
     config_as_reference: bool
     provenance: Literal["model", "full", "none"]
+    layout: Layout
     max_shard_size: str | int
     code: bool
     contents: Contents
 
 
-class TargetKeywords(ResultKeywords, total=False):
-    """What the result is and how it is made: what `export_model` takes."""
+class ResultKeywords(FolderKeywords, total=False):
+    """What the result is, of a model of Megatron."""
 
-    tokenizer: Folder | None
+    mtp: Literal["export", "drop", "require"]
+    take_missing_from_reference: str | None
+    vocab_size: int | None
+    architecture: str | None
+    config_from: Literal["reference", "checkpoint"]
+
+
+class RunKeywords(TypedDict, total=False):
+    """How it is made."""
 
     overwrite: bool
     parents: bool
@@ -52,6 +57,20 @@ class TargetKeywords(ResultKeywords, total=False):
     cache: bool
     report: Folder | None
     html: Folder | None
+
+
+class TargetKeywords(ResultKeywords, RunKeywords, total=False):
+    """What the result is and how it is made: what `export_model` takes."""
+
+    tokenizer: Folder | None
+
+
+class ConsolidateKeywords(FolderKeywords, RunKeywords, total=False):
+    """What `consolidate` takes."""
+
+    input_ranks: int | None
+    check_source: bool
+    resume: bool
 
 
 class ExportKeywords(TargetKeywords, total=False):

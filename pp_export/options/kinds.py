@@ -36,6 +36,9 @@ _UNITS = {
 }
 _SIZE = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
 
+WEIGHTS = "weights"
+"""Of the contents: weights and index alone."""
+
 NO_OUTPUT = Path("(no output)")
 """What the options say of a plan for nowhere."""
 
@@ -111,6 +114,10 @@ def _option(
 ) -> Any:
     metadata = {"help": help_text, "choices": choices, "aliases": aliases or {}, "positive": positive}
     return field(default=default, metadata={**metadata, "pairs": pairs})
+
+
+option_of = _option
+"""For kinds of options in modules of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +222,16 @@ class ResultOptions(Options):
         "model",
         choices=("model", "full", "none"),
     )
-    max_shard_size: str = _option("layers above this size are split into several files", "5GB")
+    layout: str = _option(
+        "how the weights are cut into files: layers, a file for each; size, one layer after another up to the"
+        " maximal size; reference, the files of the reference's own weights; auto: layers, or, to"
+        " consolidate, the reference's, and by size where it has none",
+        "auto",
+        choices=("auto", "layers", "size", "reference"),
+    )
+    max_shard_size: str = _option(
+        "files by layer or by size are split above this size, or filled up to it", "5GB"
+    )
     code: bool = _option(
         "copy the Python files that config.json's auto_map names, as data; else strip auto_map", True
     )
@@ -240,7 +256,7 @@ class ResultOptions(Options):
 
     @property
     def weights_only(self) -> bool:
-        return self.contents == "weights"
+        return self.contents == WEIGHTS
 
     @property
     def beside(self) -> bool:

@@ -1,22 +1,20 @@
 """Makes the plan: cuts units into files, large files into ranges, all into buckets, and deals slices and
 shards to ranks.
 
-Files depend on the HF tensors and `max_shard_bytes` only, never on who reads or writes them: the bytes of an
-export are the same for every layout of the checkpoint and every grid of the export.
+Files depend on the HF tensors and the `layout` that is asked for only (`output_files`), never on who reads or
+writes them: the bytes of an export are the same for every layout of the checkpoint and every grid of the
+export.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from operator import attrgetter, itemgetter
-from typing import Any
+from operator import attrgetter
 
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
-from pp_export.core.file_names import numbered_weights
 from pp_export.core.tensors import Slice, TensorSpec
 from pp_export.planning.assign_grid import assign_grid
 from pp_export.planning.assign_holders import Holders, assign_holders
@@ -25,17 +23,18 @@ from pp_export.planning.assignment import FileContent
 from pp_export.planning.capacity import ONE_THREAD, Capacity
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import FileLayout, FileRange, arrange
+from pp_export.planning.output_files import Layout, output_files
 from pp_export.planning.ranges import cut_ranges
 from pp_export.planning.rank_grid import RankGrid
 from pp_export.planning.shard_plan import Bucket, Contribution, ShardPlan
 
 BUCKET_BYTES = 8 << 20
 _TURNS = 1 << 20
+_BY_LAYER = Layout()
 
 Slices = Mapping[str, tuple[Slice, ...]]
 
 _ITEM_AND_BEGIN = attrgetter("item", "begin")
-_DIGITS = re.compile(r"(\d+)")
 
 
 def unit_bytes(account: Account) -> dict[Unit, int]:
@@ -52,6 +51,7 @@ def make_plan(
     world_size: int,
     *,
     max_shard_bytes: int,
+    layout: Layout = _BY_LAYER,
     grid: RankGrid | None = None,
     holders: Holders | None = None,
     leaders_per_stage: int | None = None,
@@ -65,14 +65,7 @@ def make_plan(
     `leaders_per_stage` bounds who leads with a grid or holders; None means all. `basis` and
     `capacity` are those of `ExportPlan`.
     """
-    names_of: defaultdict[Unit, list[str]] = defaultdict(list)
-    for name, unit in account.unit_of.items():
-        names_of[unit].append(name)
-    files = [
-        (unit, tensors)
-        for unit in sorted(names_of)
-        for tensors in _split(account, names_of[unit], max_shard_bytes)
-    ]
+    files = output_files(account, max_shard_bytes, layout)
     encoding_of = {name: encoding for encoding in account.encodings for name in encoding.outputs}
 
     def ties_of(name: str) -> Collection[str]:
@@ -85,19 +78,18 @@ def make_plan(
     num_leaders = 1 if is_bounded else world_size
     fair_share = -(-sum(spec.num_bytes for spec in account.outputs.values()) // num_leaders)
     parts = [
-        (unit, names, range_)
-        for position, (unit, tensors) in enumerate(files, start=1)
+        (file, names, range_)
+        for file in files
         for range_, names in _in_order_of(
-            tensors,
-            cut_ranges(
-                FileLayout(numbered_weights(position, len(files)), arrange(tensors)), ties_of, fair_share
-            ),
+            file.tensors,
+            cut_ranges(FileLayout(file.name, arrange(file.tensors)), ties_of, fair_share),
         )
     ]
-    sources_of = [_sources(account, names) for _, names, _ in parts]
+    # A tensor without elements is stored nowhere.
+    sources_of = [[s for s in _sources(account, names) if slices[s]] for _, names, _ in parts]
     contents = [
-        FileContent(unit, range_.data_bytes, _ordered(sources, slices))
-        for (unit, _, range_), sources in zip(parts, sources_of)
+        FileContent(file.unit, range_.data_bytes, _ordered(sources, slices))
+        for (file, _, range_), sources in zip(parts, sources_of)
     ]
     if holders is not None:
         assignment = assign_holders(contents, holders, leaders_per_stage)
@@ -107,7 +99,7 @@ def make_plan(
         assignment = assign_shared(contents, world_size)
     shards: list[ShardPlan] = []
     number = 0
-    for position, (unit, names, range_) in enumerate(parts):
+    for position, (file, names, range_) in enumerate(parts):
         leader, sources = assignment.leaders[position], sources_of[position]
         encodings = tuple({id(e): e for name in names if (e := encoding_of.get(name)) is not None}.values())
         mapped = {name for e in encodings for name in e.inputs}
@@ -120,7 +112,7 @@ def make_plan(
         shards.append(
             ShardPlan(
                 range=range_,
-                unit=str(unit),
+                unit=file.label,
                 stage=assignment.stage_of[leader],
                 leader=leader,
                 encodings=encodings,
@@ -191,29 +183,6 @@ def _in_turns(
     return [rows[at] for at in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
-def _split(account: Account, names: list[str], max_shard_bytes: int) -> list[dict[str, TensorSpec]]:
-    """The files of the unit that `names` are. HF tensors with a common source stay together, so that it
-    travels to one leader only.
-    """
-    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in names:
-        groups[account.sources_of[name]].append(name)
-    key = itemgetter(0)
-    named = (sorted(((_natural(name), name) for name in group), key=key) for group in groups.values())
-    ordered = [[name for _, name in group] for group in sorted(named, key=lambda group: group[0][0])]
-    files: list[dict[str, TensorSpec]] = [{}]
-    size = 0
-    for together in ordered:
-        group = {name: account.outputs[name] for name in together}
-        group_bytes = sum(spec.num_bytes for spec in group.values())
-        if files[-1] and size + group_bytes > max_shard_bytes:
-            files.append({})
-            size = 0
-        files[-1].update(group)
-        size += group_bytes
-    return files
-
-
 def _in_order_of(
     tensors: Mapping[str, TensorSpec], ranges: Iterable[FileRange]
 ) -> Iterator[tuple[FileRange, list[str]]]:
@@ -221,10 +190,3 @@ def _in_order_of(
     position = {name: number for number, name in enumerate(tensors)}
     for range_ in ranges:
         yield range_, sorted((place.name for place in range_.tensors), key=position.__getitem__)
-
-
-def _natural(name: str) -> list[Any]:
-    """Sort key in which numbers count as numbers: texts and numbers in turn."""
-    parts: list[Any] = _DIGITS.split(name)
-    parts[1::2] = map(int, parts[1::2])
-    return parts

@@ -17,8 +17,8 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pp_export.core.config_keys import LEADS_OUTSIDE, QUANTIZATION, without
@@ -35,14 +35,15 @@ class Definition:
     that the class knows them by.
 
     Tied weights and non-persistent buffers are left out of `tensors`; experts that the class packs in memory
-    have their names on disk.
+    have their names on disk. `tied` are the names that were left out, and those that they are tied to.
     """
 
     tensors: Mapping[str, Shape]
     config: Mapping[str, Any]
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"tensors": dict(self.tensors), "config": dict(self.config)}
+        return {"tensors": dict(self.tensors), "config": dict(self.config), "tied": dict(self.tied)}
 
     @classmethod
     def from_json(cls, value: Any) -> Definition:
@@ -51,9 +52,12 @@ class Definition:
         tensors, config = parts
         if not isinstance(tensors, Mapping) or not isinstance(config, Mapping):
             raise ValueError("it has no tensors and config")
+        tied = value.get("tied", {})
+        if not isinstance(tied, Mapping) or not all(isinstance(name, str) for name in tied.values()):
+            raise ValueError("it doesn't say which names are tied")
         if not all(isinstance(shape, list) and all(map(is_count, shape)) for shape in tensors.values()):
             raise ValueError("it has tensors without a shape")
-        return cls({name: tuple(shape) for name, shape in tensors.items()}, config)
+        return cls({name: tuple(shape) for name, shape in tensors.items()}, config, tied)
 
 
 def define(config: Mapping[str, Any]) -> Definition | None:
@@ -71,7 +75,8 @@ def define(config: Mapping[str, Any]) -> Definition | None:
         if model_class is None:
             return None
         model = _empty_model(model_class, config)
-        return Definition(_tensors_on_disk(model), _values_in_effect(model.config))
+        tied = _tied_away(model)
+        return Definition(_tensors_on_disk(model, tied), _values_in_effect(model.config), tied)
     except Exception as error:
         raise refused(config, _one_line(error)) from error
 
@@ -144,9 +149,9 @@ def _values_in_effect(config: Any) -> dict[str, Any]:
     return {**values, **{alias: values[name] for alias, name in aliases.items() if name in values}}
 
 
-def _tensors_on_disk(model: Any) -> dict[str, Shape]:
+def _tensors_on_disk(model: Any, tied: Collection[str]) -> dict[str, Shape]:
     """The steps of `save_pretrained` between the model and its files."""
-    left_out = _tied_away(model) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    left_out = {*tied} | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     state = {name: value for name, value in model.state_dict().items() if name not in left_out}
     # Releases before 5 have the same names in memory and on disk.
     if importlib.util.find_spec("transformers.core_model_loading") is not None:
@@ -155,8 +160,10 @@ def _tensors_on_disk(model: Any) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in state.items() if hasattr(value, "shape")}
 
 
-def _tied_away(model: Any) -> set[str]:
-    """The names that the class declares as tied, of parameters with several; one name of each remains."""
+def _tied_away(model: Any) -> dict[str, str]:
+    """The names that the class declares as tied, of parameters with several; one name of each remains, to
+    which the others are tied.
+    """
     declared = [
         re.compile(f"{prefix}.{pattern}" if prefix else pattern)
         for prefix, module in model.named_modules()
@@ -165,11 +172,12 @@ def _tied_away(model: Any) -> set[str]:
     groups: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups[id(parameter)].append(name)
-    tied: set[str] = set()
+    tied: dict[str, str] = {}
     for names in groups.values():
         if len(names) > 1:
             matching = sorted(name for name in names if any(pattern.search(name) for pattern in declared))
-            tied.update(matching[: len(names) - 1])
+            away = matching[: len(names) - 1]
+            tied |= dict.fromkeys(away, next(name for name in names if name not in away))
     return tied
 
 

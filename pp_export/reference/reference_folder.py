@@ -80,6 +80,16 @@ class Reference:
         """Where config.json is, for messages."""
         return CONFIG if self.folder is None or self.is_made else self.folder / CONFIG
 
+    @classmethod
+    def nothing(cls) -> Reference:
+        """What there is of a reference where none is named: no config.json and no files."""
+        return cls(None, {}, (), (), None)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a folder."""
+        return bool(self.config)
+
 
 def read_reference(folder: Path, *, code: bool = True) -> Reference:
     """Read a reference folder; raises ReferenceFolderError where it isn't complete and safe to copy from.

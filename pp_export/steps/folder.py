@@ -14,7 +14,7 @@ from pp_export.core import file_names
 from pp_export.core.errors import ExportError, TargetError, VerificationError
 from pp_export.disk import calls, files, folders
 from pp_export.distributed.world import World
-from pp_export.options.kinds import TargetOptions
+from pp_export.options.kinds import WEIGHTS, TargetOptions
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.process import signals
 from pp_export.reference.reference_folder import copy_assets
@@ -81,10 +81,11 @@ def index_folder(
         index.write_index(staging, plan, shards)
         not_finite = {name: count for shard in shards for name, count in shard.not_finite.items()}
         _check_finite(not_finite, options)
-        completed = Completed() if options.weights_only else _add_model_files(staging, inputs)
+        contents = options.contents if inputs.reference.is_there else WEIGHTS
+        completed = Completed() if contents == WEIGHTS else _add_model_files(staging, inputs)
         completed = replace(completed, not_finite=not_finite)
         told = provenance(inputs, plan, options)
-        return IndexedFolder(staging, plan, options.contents, tuple(shards), completed, told)
+        return IndexedFolder(staging, plan, contents, tuple(shards), completed, told)
 
     return world.control.on_first(complete)
 

@@ -26,14 +26,16 @@ from pp_export.options.kinds import ResultOptions, SourceOptions, TargetOptions,
 from pp_export.planning import part_image
 from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
+from pp_export.planning.output_files import LAYERS, REFERENCE, SIZE, Layout
 from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference, digests_of
+from pp_export.steps import model, named_model
 from pp_export.steps.capacity import capacity_of
 from pp_export.steps.from_reference import with_reference
-from pp_export.steps.model import SettledModel, settle_model
+from pp_export.steps.model import SettledModel, settle
 from pp_export.steps.pending import PendingInputs, table_file
 from pp_export.steps.preflight import preflight
 from pp_export.steps.target import Target
@@ -118,7 +120,8 @@ def read_inputs(
     catalog = source.describe(announced)
     pending.hear(catalog)
     catalog = with_reference(catalog, pending.reference, options.take_missing_from_reference)
-    found = settle_model(catalog, pending, options, wait=wait)
+    read_statements = named_model.read_statements if catalog.has_hf_names else model.read_statements
+    found = settle(read_statements(catalog, pending, options), pending, wait=wait)
     return ExportInputs(
         catalog,
         pending.architecture,
@@ -209,6 +212,7 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         catalog.slices,
         world_size,
         max_shard_bytes=parse_bytes(options.max_shard_size),
+        layout=layout_of(options, inputs.reference, is_consolidation=catalog.has_hf_names),
         grid=grid,
         holders=holders,
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
@@ -217,6 +221,26 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
     )
     _check_memory(plan, options)
     return plan
+
+
+def layout_of(options: ResultOptions, reference: Reference, *, is_consolidation: bool) -> Layout:
+    """How the result is cut into files. Raises OptionError where it is to be as a reference that has no
+    weights of its own, nor an index.
+    """
+    kind = options.layout
+    if kind == "auto":
+        with_files = REFERENCE if reference.weights else SIZE
+        kind = with_files if is_consolidation else LAYERS
+    if kind != REFERENCE:
+        return Layout(kind)
+    if not reference.weights:
+        raise OptionError(
+            "--layout reference: the reference has no weights, and no index of any",
+            where={"reference": reference.folder} if reference.is_there else None,
+            expected="model.safetensors.index.json or model.safetensors",
+            advice="add the index (the weights aren't needed), or choose --layout layers or size",
+        )
+    return Layout(REFERENCE, reference.weights)
 
 
 def _check_memory(plan: ExportPlan, options: TargetOptions) -> None:

@@ -8,9 +8,9 @@ the reference's own weights stand for it, and everything is settled again with t
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pp_export.architecture import accounting, meaning, vocabulary
 from pp_export.architecture.accounting import Account, Expected
@@ -74,6 +74,18 @@ class Stated:
     depths: Depths
     num_mtp: int
 
+    def settle(self, question: Config, ask: Ask, planned: Settled | None = None) -> Settled:
+        return _settle(self, question, ask, planned)
+
+
+class Statements(Protocol):
+    """What the files say, of whatever kind of source, before the model's definition is heard."""
+
+    def settle(self, question: Config, ask: Ask, planned: Settled | None = None) -> Settled:
+        """Settle everything with what `ask` answers, first about `question`. The account that was `planned`
+        with is held against the answer. Raises what is refuted, or can't be settled without an answer.
+        """
+
 
 @dataclass(frozen=True)
 class SettledModel:
@@ -83,7 +95,7 @@ class SettledModel:
     config.jsons whose definition is not known yet: as long as there are any, all of this is provisional.
     """
 
-    stated: Stated
+    stated: Statements
     meaning: Meaning
     config: FinalConfig
     args_unknown: tuple[str, ...]
@@ -108,9 +120,13 @@ def settle_model(catalog: Catalog, pending: PendingInputs, options: ResultOption
     What is wrong in the names is said before what is wrong in the sizes, which would follow from it; what
     the files alone show, before anything is waited for.
     """
-    stated = read_statements(catalog, pending, options)
+    return settle(read_statements(catalog, pending, options), pending, wait=wait)
+
+
+def settle(stated: Statements, pending: PendingInputs, *, wait: bool) -> Settled:
+    """The same, of what the files have stated."""
     settled = None if wait else settle_so_far(stated, pending).settled
-    return settled or _settle(stated, pending.question, pending.waited)
+    return settled or stated.settle(pending.question, pending.waited)
 
 
 def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOptions) -> Stated:
@@ -146,7 +162,7 @@ class SoFar:
     awaited: tuple[Config, ...]
 
 
-def settle_so_far(stated: Stated, pending: PendingInputs, planned: Settled | None = None) -> SoFar:
+def settle_so_far(stated: Statements, pending: PendingInputs, planned: Settled | None = None) -> SoFar:
     """Settle without waiting; what is missing is asked. Raises what the answers that are there refute."""
     awaited: list[Config] = []
 
@@ -157,7 +173,7 @@ def settle_so_far(stated: Stated, pending: PendingInputs, planned: Settled | Non
         return answer
 
     try:
-        settled = _settle(stated, pending.question, known, planned)
+        settled = stated.settle(pending.question, known, planned)
     except ExportError:
         if not awaited:
             raise
@@ -230,12 +246,22 @@ def settle_account(
     options: ResultOptions,
 ) -> Account:
     """The account of the checkpoint's tensors against the `expected` ones; the same on every rank."""
-    patterns = tuple((pattern, _type(name)) for pattern, name in parse_types(options.dtype_of))
-    types = Types(_type(options.dtype), patterns, options.allow_overflow)
+    types = types_of(options)
     account = accounting.account(
         architecture, catalog.specs, sizes, expected=expected, types=types, drop_mtp=options.mtp == "drop"
     )
-    if idle := [pattern for pattern, _ in patterns if not fnmatch.filter(account.outputs, pattern)]:
+    return checked_types(account, types)
+
+
+def types_of(options: ResultOptions) -> Types:
+    """The element types that are asked for."""
+    patterns = tuple((pattern, _type(name)) for pattern, name in parse_types(options.dtype_of))
+    return Types(_type(options.dtype), patterns, options.allow_overflow)
+
+
+def checked_types(account: Account, types: Types) -> Account:
+    """The account, if every pattern of `types` fits a tensor of it; OptionError otherwise."""
+    if idle := [pattern for pattern, _ in types.patterns if not fnmatch.filter(account.outputs, pattern)]:
         raise OptionError(
             "--dtype-of has patterns that fit no tensor of the export",
             expected=f"Hugging Face names, such as {next(iter(account.outputs))}",
@@ -293,13 +319,27 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
     if reference.is_made:
         origins = {key: origin_of(key, reference) for key in config}
         return FinalConfig(_bounded(reference, config_json.to_bytes(config)), origins=origins)
+    if options.config_as_reference:
+        corrections += _placed(meaning.overruled(architecture, language, settled.config), within)
+        return final_config(reference, options, config, corrections)
+    spelled = _placed(meaning.changes(language, settled), within)
+    added = _placed(meaning.additions(language, settled), within)
+    return final_config(reference, options, config, [*spelled, *corrections], added)
+
+
+def final_config(
+    reference: Reference,
+    options: ResultOptions,
+    config: Config,
+    corrections: list[str],
+    additions: Iterable[str] = (),
+) -> FinalConfig:
+    """`config` as the export's config.json; the reference's own where that is asked for, which must then need
+    no `corrections`.
+    """
     if not options.config_as_reference:
-        spelled = _placed(meaning.changes(language, settled), within)
-        added = _placed(meaning.additions(language, settled), within)
-        return FinalConfig(
-            _bounded(reference, config_json.to_bytes(config)), (*spelled, *corrections), tuple(added)
-        )
-    corrections += _placed(meaning.overruled(architecture, language, settled.config), within)
+        image = _bounded(reference, config_json.to_bytes(config))
+        return FinalConfig(image, tuple(corrections), tuple(additions))
     assert reference.folder is not None
     if read_json(reference.folder, CONFIG) != reference.config:
         corrections.append("config.json: auto_map is removed, because code is left out.")

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pp_export.architecture import meaning, table_files
+from pp_export.architecture import meaning, own_names, table_files
 from pp_export.architecture.multimodal import language_config, with_language_config
 from pp_export.architecture.rules import Architecture
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.core.errors import RuleError
+from pp_export.checkpoint.hf_shards.source import own_reference
+from pp_export.core.errors import OptionError, RuleError
 from pp_export.distributed.world import World
+from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import TargetOptions
 from pp_export.reference import config_json
+from pp_export.reference.definition import class_name
 from pp_export.reference.definition_cache import Answer
 from pp_export.reference.pending_definition import PendingDefinition
 from pp_export.reference.reference_folder import Reference, read_reference
@@ -48,6 +51,9 @@ class PendingInputs:
         self._begun: Beginning | None = None
         self._asked: dict[str, PendingDefinition] = {}
         try:
+            if isinstance(options, ConsolidateOptions):
+                self._consolidate(options)
+                return
             if options.reference is None:
                 self._begun = begin(options)
                 return
@@ -77,6 +83,18 @@ class PendingInputs:
         """
         if self._begun is not None:
             self._ask(make_reference(self._begun, catalog, self._options), self._begun.architecture)
+
+    def _consolidate(self, options: ConsolidateOptions) -> None:
+        """The folder that is named, else the one that lies with the input, else nothing."""
+        folder = options.reference or own_reference(options.input)
+        if folder is None:
+            if options.config_as_reference:
+                raise OptionError("--config-as-reference needs a --reference")
+            self.reference, self.architecture = Reference.nothing(), own_names.architecture("")
+            self.question = {}
+            return
+        reference = read_reference(folder, code=options.code)
+        self._ask(reference, own_names.architecture(class_name(reference.config)))
 
     def _ask(self, reference: Reference, architecture: Architecture) -> None:
         self.reference, self.architecture = reference, architecture

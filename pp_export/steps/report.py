@@ -15,6 +15,7 @@ from pp_export.core.errors import ExportError, PeerError, StoppedError
 from pp_export.core.json_values import to_json_value
 from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
 from pp_export.disk import files
+from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
 from pp_export.steps.plan_summary import notes_on
@@ -22,6 +23,7 @@ from pp_export.steps.target import is_inside
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
+    from pp_export.checkpoint.catalog import Catalog
     from pp_export.distributed.backends import Backend
     from pp_export.distributed.world import World
     from pp_export.process.recorder import Recorder
@@ -109,7 +111,8 @@ class ExportReport:
     """An export that succeeded, as plain values: `from_json(report.to_json())` is the report again.
 
     Sizes are in bytes, times in seconds, by phase. `dtype` is the element type of most weights, in torch's
-    words, `other_dtypes` those of all others. `source_checked` is None where there was no file to check.
+    words, `other_dtypes` those of all others. `source_checked` is None where there was no file to check,
+    false where files hold no checksums.
     `settings` are the properties of the function that config.json and the training args were held to,
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
@@ -284,12 +287,18 @@ def succeeded(
             *notes_on(plan, is_live=inputs.catalog.holders is not None),
         ),
         verified=options.verify,
-        source_checked=options.check_source if isinstance(options, SourceOptions) else None,
+        source_checked=_source_checked(options, inputs.catalog),
         seconds=dict(seconds),
         peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in measured),
         planned_peak_bytes=tuple(part.peak_bytes for part in plan.parts),
         timeline=_timeline([one.timeline for one in measured if one.timeline is not None], seconds),
     )
+
+
+def _source_checked(options: TargetOptions, catalog: Catalog) -> bool | None:
+    if not isinstance(options, (SourceOptions, ConsolidateOptions)):
+        return None
+    return options.check_source and catalog.has_checksums
 
 
 def _timeline(ranks: Sequence[RankTimeline], seconds: Mapping[str, float]) -> dict[str, Any]:

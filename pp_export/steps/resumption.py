@@ -18,6 +18,7 @@ from pp_export.core.errors import TargetError
 from pp_export.disk import adoption, calls, folders, owner
 from pp_export.disk.owner import Life
 from pp_export.distributed.world import World
+from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, TargetOptions
 from pp_export.planning.kept import Kept
 from pp_export.planning.least_loaded import LeastLoaded
@@ -36,7 +37,7 @@ Checked = tuple[Committed, str | None]
 
 def is_asked(options: TargetOptions) -> bool:
     """Whether a run goes on with what others left, and leaves what others may go on with."""
-    return isinstance(options, ExportOptions) and options.resume
+    return isinstance(options, (ExportOptions, ConsolidateOptions)) and options.resume
 
 
 def make_folder(target: Target, whole: Whole, options: TargetOptions) -> int:

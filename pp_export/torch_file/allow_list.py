@@ -95,6 +95,14 @@ def _attribute(holder: object, name: str) -> Any:
         raise refused("builtins.getattr") from None
 
 
+def _nested(holder: Any, name: object) -> Any:
+    """How protocol 2 pickles a nested class: of those that torch stores with a tensor."""
+    if (getattr(holder, "kind", ""), name) not in _NESTED or not inert.is_kind(holder):
+        raise refused("builtins.getattr")
+    inert.charge(inert.CLASS_BYTES)
+    return inert.kind_of(inert.InertObject, holder.kind, str(name))
+
+
 def _reconstructed(kind: Any, *rest: object) -> Any:
     """How an object of a class with a `__reduce__` of its own pickles, that falls back on `object`'s."""
     if not (inert.is_kind(kind)):
@@ -133,7 +141,7 @@ INERT: dict[str, tuple[str, ...]] = {
     "torch.storage": ("UntypedStorage", "TypedStorage", "_load_from_bytes"),
     "torch._utils": (
         *("_rebuild_tensor_v2", "_rebuild_tensor_v3"),
-        *("_rebuild_parameter", "_rebuild_parameter_with_state"),
+        *("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_wrapper_subclass"),
     ),
     "torch._tensor": ("_rebuild_from_type_v2",),
     "torch._C": ("Generator",),
@@ -145,7 +153,29 @@ INERT: dict[str, tuple[str, ...]] = {
     "torch.distributed.checkpoint.planner": (
         *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
     ),
-    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
+    "torch.distributed._shard.sharded_tensor.metadata": (
+        *("TensorProperties", "MEM_FORMAT_ENCODING", "ShardedTensorMetadata"),
+    ),
+    # What a rank of FSDP holds of a tensor, under the names that releases since 2.0 give it.
+    **{
+        f"torch.distributed.{tensor}": ("DTensor", "DTensorSpec", "TensorMeta", "ShardOrderEntry")
+        for tensor in ("tensor", "tensor._dtensor_spec", "tensor._api", "_tensor", "_tensor.api")
+    },
+    **{
+        f"torch.distributed.{tensor}.placement_types": (
+            *("Shard", "_StridedShard", "Replicate", "Partial", "_Partial", "DTensorSpec", "TensorMeta"),
+        )
+        for tensor in ("tensor", "_tensor")
+    },
+    "torch.distributed._mesh_layout": ("_MeshLayout", "_FlatLayout"),
+    "torch.distributed.device_mesh": ("DeviceMesh",),
+    "torch.distributed._device_mesh": ("DeviceMesh",),
+    "torch.distributed._shard.metadata": ("ShardMetadata",),
+    "torch.distributed._shard.sharded_tensor.api": ("ShardedTensor",),
+    "torch.distributed._shard.sharded_tensor.shard": ("Shard",),
+    "torch.distributed._shard.sharding_spec.chunk_sharding_spec": ("ChunkShardingSpec",),
+    "torch.distributed._shard.sharding_spec.api": ("EnumerableShardingSpec",),
+    "torch.distributed.remote_device": ("_remote_device",),
     "numpy": ("ndarray", "dtype"),
     "numpy.dtypes": ("UInt32DType",),
     "numpy.core.multiarray": ("_reconstruct", "scalar"),
@@ -172,6 +202,12 @@ IN_ARGS: dict[str, tuple[str, ...]] = {
         *("uniform_", "xavier_normal_", "xavier_uniform_", "zeros_"),
     ),
 }
+_NESTED = {("torch.distributed._shard.sharded_tensor.api.ShardedTensor", "ProcessGroupState")}
+FUNCTIONS: dict[tuple[str, str], Function] = {
+    ("builtins", "getattr"): Function("builtins.getattr", _nested),
+}
+"""What a pickle may call that is refused for nearly all arguments; in args, the next ones come first."""
+
 FUNCTIONS_IN_ARGS: dict[tuple[str, str], Function] = {
     ("builtins", "getattr"): Function("builtins.getattr", _attribute, is_foreign=True),
     ("copyreg", "_reconstructor"): Function("copyreg._reconstructor", _reconstructed, is_foreign=True),

@@ -46,6 +46,8 @@ class _AllowListUnpickler(pickle.Unpickler):
         if self._has_args and known in allow_list.FUNCTIONS_IN_ARGS:
             self.foreign.append(None)
             return allow_list.FUNCTIONS_IN_ARGS[known]
+        if known in allow_list.FUNCTIONS:
+            return allow_list.FUNCTIONS[known]
         if self._has_args and allow_list.is_of_args(*known):
             return self._kind(*known, is_foreign=True)
         raise allow_list.refused(f"{'builtins' if module == '__builtin__' else module}.{name}")

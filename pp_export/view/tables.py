@@ -63,6 +63,8 @@ def print_export(report: ExportReport) -> None:
         "sent": _sent(report),
         "peak memory": f"{peaks} (anonymous, per rank)",
     }
+    if not report.settings:
+        del rows["function"]  # a consolidation has no training args to hold it against
     if report.not_finite:
         rows["not finite"] = _not_finite(report.not_finite)
     rows |= {f"note {number}": note for number, note in enumerate(report.notes, start=1)}

@@ -15,6 +15,7 @@ import pytest
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.reference import write_reference
 from tests.fixtures.sharing import alone, of_the_run
+from tests.fixtures.tiny_models import write_tiny_model
 
 _HERE = ("127.", "::1", "localhost", "::ffff:127.", "0.0.0.0", "::", socket.gethostname())
 _REACHED_OUT: list[str] = []
@@ -87,6 +88,16 @@ LAUNCHES = (
 )
 
 
+RANK_SAVES = {
+    "qwen2": (
+        *("hf", "hf_odd", "dcp_plain", "dcp_app", "dcp_model"),
+        *("verl", "verl_hsdp", "verl_tensor_parallel", "verl_fsdp1", "verl_replicated"),
+    ),
+    "qwen2_tied": ("hf", "hf_tied", "dcp_plain", "verl"),
+}
+"""Kinds of `tests.fixtures.write_rank_shards`, by model."""
+
+
 def _note(event: str, args: Any) -> None:
     """Remember who is talked to, or asked for by name, that isn't this host."""
     whom: Any = None
@@ -139,6 +150,40 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         return folder
 
     return find
+
+
+class RankSaves:
+    """What ranks have saved of small models under Hugging Face names, not to be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        with alone(root / "launch.lock"):
+            if not (root / "written").exists():
+                self._write()
+
+    def source(self, model: str) -> Path:
+        """The folder that transformers wrote of a model, from which the ranks have loaded it."""
+        return self._root / "models" / model
+
+    def save(self, model: str, kind: str) -> Path:
+        """A kind of save of a model."""
+        return self._root / "saves" / model / kind
+
+    def _write(self) -> None:
+        commands: list[str] = []
+        for model, kinds in RANK_SAVES.items():
+            write_tiny_model(model, self.source(model))
+            out = str(self._root / "saves" / model)
+            commands += [*(["--"] if commands else []), str(self.source(model)), out, *kinds]
+        command = torchrun(4, "-m", "tests.fixtures.write_rank_shards", *commands)
+        run_python(command, self._root / "launch", timeout_s=300).checked()
+        (self._root / "written").touch()
+
+
+@pytest.fixture(scope="session")
+def rank_saves(tmp_path_factory: pytest.TempPathFactory) -> RankSaves:
+    """Saves of four ranks, by torch and as verl's checkpoint manager makes them."""
+    return RankSaves(of_the_run(tmp_path_factory, "rank_saves"))
 
 
 def _writes(launch: Launch, name: str, layout: str) -> bool:

@@ -35,7 +35,7 @@ FLOORS: tuple[set[str], ...] = (
     {"steps"},
     {"export", "view", "background"},
     {"api", "many", "flags"},
-    {"cli", "integrations", ""},
+    {"cli", "consolidation", "integrations", ""},
     {"__main__"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

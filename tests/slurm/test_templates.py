@@ -17,6 +17,7 @@ import pytest
 
 from bench.gpu.model import SIZES, write_checkpoint
 from pp_export.core import file_names
+from tests.cpu.conftest import RankSaves
 from tests.fixtures.exports import files_of
 from tests.fixtures.processes import ROOT, run_python
 from tests.slurm.cluster import ENDED, Cluster, missing, wait_until
@@ -120,6 +121,25 @@ def test_many_nodes_make_the_same_bytes(cluster: Cluster, jobs: Path, whole: Job
         for folder in (job.output, whole.output)
     )
     assert made == expected
+
+
+def test_a_consolidation_on_one_node_and_on_two(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:
+    """One process on one node, two ranks on each of two: both make what the ranks of the training job had."""
+    (tmp_path / "saves").mkdir()
+    saves = RankSaves(tmp_path / "saves")
+    env = {"INPUT": str(saves.save("qwen2", "hf")), "REFERENCE": str(saves.source("qwen2"))}
+    one = Job(cluster, jobs, "consolidate.sbatch", "consolidated", **env)
+    one.check_complete(tmp_path)
+    two = Job(cluster, jobs, "consolidate.sbatch", "consolidated-by-two", "--nodes=2", **env)
+    two.check_complete(tmp_path)
+    assert [len(job.report["planned_peak_bytes"]) for job in (one, two)] == [1, 4]
+    made, expected, true = (
+        {name: data for name, data in files_of(folder).items() if name.endswith(".safetensors")}
+        for folder in (two.output, one.output, saves.source("qwen2"))
+    )
+    assert made == expected
+    assert made.keys() == true.keys()
+    assert one.litter == two.litter == []
 
 
 def test_a_job_requeued_in_the_middle_goes_on(cluster: Cluster, jobs: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pp_export.checkpoint.catalog import StoredBox, StoredItem, StoredTensor
@@ -36,12 +36,19 @@ class StoredInfo(NamedTuple):
 
 class StoredEntries:
     """The entries of `.metadata`, sorted into tensors of the model (by key), items that are no tensors, and
-    the rest. `infos` says by (key, offset) where each of them lies; `files` and `stored_items` are those of
-    the tensors that were asked for. With `masters`, the optimizer's float32 weights stand for those of the
-    model that it has; `stands_for` says by key which one a tensor is, and `notes` what the optimizer lacks.
+    the rest, as `kind_of_other` says of a key and of whether it is a tensor's: None for the model's. `infos`
+    says by (key, offset) where each of them lies; `files` and `stored_items` are those of the tensors that
+    were asked for. With `masters`, the optimizer's float32 weights stand for those of the model that it has;
+    `stands_for` says by key which one a tensor is, and `notes` what the optimizer lacks.
     """
 
-    def __init__(self, metadata: Any, *, masters: bool = False) -> None:
+    def __init__(
+        self,
+        metadata: Any,
+        kind_of_other: Callable[[str, bool], str | None] | None = None,
+        *,
+        masters: bool = False,
+    ) -> None:
         self.infos = dict(map(_info, metadata.storage_data.items()))
         self._shapes = _shapes_before_flattening(metadata)
         self._boxes: dict[Box, Box] = {}  # of a million, most are equal to another
@@ -52,7 +59,7 @@ class StoredEntries:
         counted: defaultdict[str, list[int]] = defaultdict(list)
         for key, meta in metadata.state_dict_metadata.items():
             is_tensor = meta.kind.endswith(".TensorStorageMetadata")
-            kind = _kind_of_other(key, is_tensor)
+            kind = (kind_of_other or _kind_of_other)(key, is_tensor)
             if kind is None:
                 self.tensors[key] = meta
                 continue
@@ -118,7 +125,8 @@ class StoredEntries:
                 got=f"shape {list(shape)}",
                 advice="load and save it once with the release that wrote it and without FSDP",
             )
-        boxes = tuple(self._box(key, _fields(part), dtype.itemsize) for part in meta.chunks)
+        parts = [part for part in map(_fields, meta.chunks) if 0 not in part["sizes"]]  # FSDP has empty ones
+        boxes = tuple(self._box(key, part, dtype.itemsize) for part in parts)
         check_coverage(key, shape, [stored.box for stored in boxes])
         return StoredTensor(name, shape, dtype, boxes)
 

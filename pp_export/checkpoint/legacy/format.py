@@ -8,7 +8,6 @@ from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.legacy import catalog as legacy_catalog
 from pp_export.checkpoint.locate import iteration_of
 from pp_export.checkpoint.source import Reader
-from pp_export.core.errors import CheckpointError
 
 
 class LegacyFormat:
@@ -24,14 +23,7 @@ class LegacyFormat:
         number = iteration_of(folder)
         return number is not None and latest is not None and number <= latest
 
-    def describe(self, folder: Path, *, masters: bool = False) -> Catalog:
-        if masters:
-            raise CheckpointError(
-                "of files per rank the optimizer's weights can't be put together",
-                where={"folder": folder},
-                advice="leave --weights master out, or save with --ckpt-format torch_dist"
-                " --dist-ckpt-optim-fully-reshardable",
-            )
+    def describe(self, folder: Path) -> Catalog:
         return legacy_catalog.read_catalog(folder)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> Reader:

@@ -18,6 +18,7 @@ import torch
 
 import pp_export
 from pp_export import cli, flags
+from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, flag
 from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
@@ -79,7 +80,9 @@ def folders(checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> lis
 
 def parsed(*arguments: str) -> ExportOptions:
     return options_from(
-        flags.values_of(flags.parser().parse_args(["export", *arguments])), "flags", ExportOptions
+        flags.values_of(flags.parser().parse_args(["export", *arguments]), ExportOptions),
+        "flags",
+        ExportOptions,
     )
 
 
@@ -90,14 +93,21 @@ FOLDERS = ("--checkpoint", "c", "--reference", "r", "--output", "o")
 
 
 def test_every_option_is_a_flag_with_its_help(run: Run) -> None:
-    """The help of export and plan names every field of the options as a flag, with its text and its
-    choices.
+    """The help of export, plan and consolidate names every field of the options as a flag, with its text and
+    its choices; of a consolidation those that are of Megatron are none.
     """
-    for command in ("export", "plan"):
+    for command, kind in (
+        ("export", ExportOptions),
+        ("plan", ExportOptions),
+        ("consolidate", ConsolidateOptions),
+    ):
         shown = run(command, "--help")
         assert shown.status == 0
         text = " ".join(shown.stdout.split())
-        for option in dataclasses.fields(ExportOptions):
+        for option in dataclasses.fields(kind):
+            if kind is ConsolidateOptions and option.name in OF_MEGATRON:
+                assert f"--{flag(option.name)}" not in text
+                continue
             assert f"--{flag(option.name)}" in text
             assert " ".join(option.metadata["help"].split()) in text
         assert "{checkpoint,float32,bfloat16,float16}" in text

@@ -14,7 +14,14 @@ import pytest
 
 from pp_export.core.errors import OptionError
 from pp_export.options import keywords, kinds, values
-from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions, TargetOptions
+from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
+from pp_export.options.kinds import (
+    ExportOptions,
+    ResultOptions,
+    RunOptions,
+    SourceOptions,
+    TargetOptions,
+)
 from pp_export.options.values import options_from
 
 NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "out"}
@@ -244,7 +251,7 @@ def test_the_result_says_nothing_of_where_from_and_how() -> None:
 # --- as keywords
 
 
-NAMED = {"checkpoint", "reference", "output"}  # by the functions themselves
+NAMED = {"checkpoint", "reference", "output", "input"}  # by the functions themselves
 OF_TEXTS = {"max_shard_size", "leaders_per_stage", "memory_limit"}  # texts that may be numbers
 
 
@@ -254,13 +261,15 @@ OF_TEXTS = {"max_shard_size", "leaders_per_stage", "memory_limit"}  # texts that
         (ResultOptions, keywords.ResultKeywords),
         (TargetOptions, keywords.TargetKeywords),
         (ExportOptions, keywords.ExportKeywords),
+        (ConsolidateOptions, keywords.ConsolidateKeywords),
     ],
 )
 def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None:
     """Every option is a keyword of its type: choices are literals, paths may be texts, and texts of sizes and
     counts may be numbers.
     """
-    fields = {option.name: option for option in dataclasses.fields(kind) if option.name not in NAMED}
+    without = {*NAMED, *(OF_MEGATRON if kind is ConsolidateOptions else ())}
+    fields = {option.name: option for option in dataclasses.fields(kind) if option.name not in without}
     hints, wanted = get_type_hints(typed), get_type_hints(kind)
     assert hints.keys() == fields.keys()
     for name, hint in hints.items():

@@ -24,7 +24,7 @@ import pp_export
 from pp_export.architecture import table_files
 from pp_export.architecture.accounting import Account, Expected, Placement, account
 from pp_export.core.tensors import Slice
-from pp_export.planning import planner, rank_plan
+from pp_export.planning import output_files, planner, rank_plan
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.rank_grid import RankGrid
@@ -212,7 +212,7 @@ def test_files_are_full_before_the_next_begins() -> None:
     account_, plan = settle(DENSE), planned(DENSE, max_shard_bytes=limit)
     for shard, following in itertools.pairwise(plan.shards):
         if shard.unit == following.unit:
-            names = sorted((place.name for place in following.tensors), key=planner._natural)
+            names = sorted((place.name for place in following.tensors), key=output_files.natural)
             first = account_.sources_of[names[0]]
             group = sum(p.spec.num_bytes for p in following.tensors if account_.sources_of[p.name] == first)
             assert shard.data_bytes + group > limit

@@ -97,6 +97,9 @@ def test_equals_what_save_pretrained_writes(family: str, tied: bool, saved: Save
     assert tensors_of(config) == written
     assert ("lm_head.weight" in written) is not tied
     assert len(written) >= 20
+    found = define(config)
+    assert found is not None
+    assert found.tied == ({"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
 
 
 def test_dense_layers_among_moe_layers(tmp_path: Path) -> None:

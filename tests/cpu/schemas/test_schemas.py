@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 import pp_export
 from pp_export.core import file_names
 from pp_export.core.errors import OptionError, TargetError
+from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
 from pp_export.steps import limits, report
 from pp_export.steps.checkpoint_report import CheckpointReport
@@ -209,7 +210,7 @@ def test_schemas_name_the_fields_of_the_reports() -> None:
     compared = schema("compare_logits")["properties"]
     assert compared.keys() == {f.name for f in fields(LogitComparison)} | own | {"ok"}
     options = schema("report")["$defs"]["options"]["properties"]
-    assert options.keys() == {f.name for f in fields(ExportOptions)}
+    assert options.keys() == {f.name for kind in (ExportOptions, ConsolidateOptions) for f in fields(kind)}
     result = schema("export_manifest")["$defs"]["result_options"]["properties"]
     assert result.keys() == {f.name for f in fields(ResultOptions)}
     for option in fields(ExportOptions):
