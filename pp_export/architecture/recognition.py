@@ -85,8 +85,7 @@ def check_names(architecture: Architecture, specs: Mapping[str, TensorSpec]) -> 
             where=where,
             expected=_EXPECTED,
             got=f"{next(filter(_NUMBER.search, named), named[0])} ({len(named)} of {len(names)} tensors)",
-            advice="pp_export can't export these yet: use the framework's own converter, or"
-            " torch.distributed.checkpoint.format_utils.dcp_to_torch_save and then save_pretrained",
+            advice="`pp_export consolidate --input DIR` makes one folder of it (docs/consolidate.md)",
             findings=_some(named),
         )
     for kind in _OTHERS:

@@ -63,7 +63,7 @@ def test_hugging_face_names_are_told(prefix: str) -> None:
     error = refused([prefix + name for name in HF], "already have Hugging Face names")
     assert f"of {len(HF)} tensors" in str(error.got)
     assert ".layers.0." in str(error.got)
-    assert "dcp_to_torch_save" in str(error.advice)
+    assert "pp_export consolidate" in str(error.advice)
     assert "vocab" not in str(error)
     assert error.findings[-1] == f"and {int(str(error.got).split('(')[1].split()[0]) - 5} more"
 
