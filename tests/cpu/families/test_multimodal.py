@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pp_export.architecture import table_files
 from pp_export.core.errors import AccountingError, OptionError, ReferenceFolderError, RuleError
 from pp_export.core.file_names import SUMS
 from tests.fixtures.exports import RememberedDefinition, export_here, remembering
+from tests.fixtures.live import Case
+from tests.fixtures.models import MODELS, hf_config
 from tests.fixtures.multimodal import MULTIMODAL, prove
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.stored import Part, on_disk
@@ -175,3 +178,24 @@ def test_a_live_model_is_completed_too(made: Made, tmp_path: Path) -> None:
     live, files = on_disk(tmp_path / "live"), on_disk(tmp_path / "files")
     assert sorted(live) == sorted(files)
     assert all(torch.equal(live[key], files[key]) for key in files)
+
+
+def test_ranks_of_a_live_job_are_completed_too(tmp_path: Path) -> None:
+    """megatron-core's own model on two tensor parallel ranks: rank 0 reads the rest from the reference, and
+    the folder is that of an export of the checkpoint that the job has saved.
+    """
+    case = replace(MULTIMODAL["mistral3"], text=hf_config(MODELS["mistral"]).to_dict())
+    case.model(1).save_pretrained(tmp_path / "reference")
+    taken = {"take_missing_from_reference": case.others}
+    live = Case("mistral", "tp2", str(tmp_path / "reference"), str(tmp_path / "job"), options=taken)
+    (tmp_path / "cases.json").write_text(json.dumps([asdict(live)]))
+    command = torchrun(2, "-m", "tests.fixtures.live", str(tmp_path / "cases.json"))
+    run_python(command, tmp_path / "log", timeout_s=200).checked()
+    ranks = [json.loads((tmp_path / "job" / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank.get("error") for rank in ranks] == [None, None]
+    inputs = {"checkpoint": tmp_path / "job" / "checkpoint", "reference": tmp_path / "reference"}
+    export_here(**inputs, output=tmp_path / "files", **taken)
+    found, expected = on_disk(tmp_path / "job" / "live"), on_disk(tmp_path / "files")
+    assert sorted(found) == sorted(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert sum(not case.is_language(key) for key in found) > 5
