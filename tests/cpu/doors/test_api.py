@@ -409,7 +409,7 @@ def test_importing_the_package_imports_nothing_large() -> None:
 def test_every_public_function_says_how_it_is_called() -> None:
     """Each has a docstring that tells who calls it and what it raises, with an example."""
     functions = [getattr(pp_export, name) for name in pp_export.__all__ if name.islower() and name[0] != "_"]
-    assert len(functions) == 8
+    assert len(functions) == 10
     for function in functions:
         for text in ("Called by", "Error", ">>> "):
             assert text in function.__doc__, function.__name__
