@@ -24,7 +24,10 @@ from pp_export.checkpoint.hf_shards.steps_of_runs import step_of
 from pp_export.core.errors import CheckpointError, ExportError
 from pp_export.core.tensors import Box, check_coverage
 from tests.cpu.conftest import RankSaves
+from tests.fixtures.releases import torch_2_13
 from tests.fixtures.write_rank_shards import tensors_of
+
+pytestmark = torch_2_13
 
 WEIGHTS = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "lm_head.weight")
 
