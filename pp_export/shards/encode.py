@@ -73,7 +73,7 @@ def _cast_one(source: torch.Tensor, target: torch.Tensor) -> int:
         step.copy_(before)
         least, most = step.aminmax()
         if not (least.isfinite() and most.isfinite()):
-            num_lost += int(before[step.isinf()].double().isfinite().sum())
+            num_lost += int((step.isinf() & before.double().isfinite()).sum())
             step.masked_fill_(step.isnan(), torch.nan)
     return num_lost
 
