@@ -85,7 +85,11 @@ def publish_beside(staging: Path, target: Path) -> list[str]:
     names = sorted(found.difference(_OF_ALL))
     gone = [name for name in _OF_ALL if _is_file(target / name)] + sorted(_weights_of(target))
     replaced = [name for name in names if name not in gone and _is_file(target / name)]
-    _write_journal(staging, target, {"new": [*names, *last], "old": [*gone, *replaced]})
+    try:
+        _write_journal(staging, target, {"new": [*names, *last], "old": [*gone, *replaced]})
+    except BaseException:
+        quietly(os.unlink, staging / JOURNAL)  # nothing has moved; it may be there though its rename failed
+        raise
     try:
         _keep(staging, target, gone, replaced)
         _move(staging, target, names, {*gone, *replaced})
