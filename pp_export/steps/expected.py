@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pp_export.architecture import meaning
 from pp_export.architecture.accounting import DEFINITION, INDEX, TABLE, Account, Expected
 from pp_export.architecture.meaning import Meaning
-from pp_export.architecture.multimodal import language_config
 from pp_export.architecture.rules import Architecture
 from pp_export.core.config_keys import QUANTIZATION
 from pp_export.core.tensors import Shape
@@ -38,11 +38,12 @@ class Resized:
 
     @classmethod
     def of(
-        cls, num_layers: int, architecture: Architecture, reference: Reference, settled: Meaning
+        cls, num_layers: int, architecture: Architecture, reference: Mapping[str, Any], settled: Meaning
     ) -> Resized:
-        """What follows from a config.json that was `settled` for a checkpoint with so many layers."""
-        language = language_config(architecture.within, reference.config)
-        before = meaning.num_layers_of(architecture, language) or num_layers
+        """What follows from a config.json that was `settled` for a checkpoint with so many layers, and from
+        the `reference` config of the language model.
+        """
+        before = meaning.num_layers_of(architecture, reference) or num_layers
         readings = [architecture.readings[name] for name in _SIZES if name in architecture.readings]
         sizes = {key for reading in readings for key in reading.keys}
         return cls(num_layers, before, has_other_sizes=not sizes.isdisjoint(settled.corrected))

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
 
 from pp_export.checkpoint.catalog import NO_CRC, Catalog, StoredBox, StoredItem, StoredTensor
@@ -41,24 +42,24 @@ def with_reference(catalog: Catalog, reference: Reference, patterns: str | None)
     assert reference.folder is not None, "weights lie somewhere"
     chosen = _fitting(weights, [pattern.strip() for pattern in patterns.split(",")])
     items, tensors = list(catalog.stored_items), list(catalog.tensors)
-    is_live = catalog.holders is not None
-    names = list(catalog.files) or [""] * len(catalog.holders or ())
-    for file in sorted(set(chosen.values())):
+    holders = catalog.holders
+    names = [""] * len(holders) if holders is not None else list(catalog.files)
+    by_file = groupby(sorted(chosen, key=lambda name: (chosen[name], name)), key=chosen.__getitem__)
+    for file, of_file in by_file:
         path = real_file(reference.folder, file)
         entries, data_begin = _entries(path)
-        for name in sorted(name for name, of in chosen.items() if of == file):
+        for name in of_file:
             entry, dtype = _found(entries, name, path)
             box = StoredBox(Box((0,) * len(entry.shape), entry.shape), len(items))
             items.append(StoredItem(len(names), data_begin + entry.begin, entry.end - entry.begin, NO_CRC))
             tensors.append(StoredTensor(REFERENCE + name, entry.shape, dtype, (box,)))
         names.append(str(path.absolute()))
-    num_more = len(names) - len(catalog.holders or ())
     return replace(
         catalog,
         files=tuple(names),
         stored_items=tuple(items),
         tensors=tuple(tensors),
-        holders=(*(catalog.holders or ()), *((0,),) * num_more) if is_live else None,
+        holders=None if holders is None else (*holders, *((0,),) * (len(names) - len(holders))),
     )
 
 

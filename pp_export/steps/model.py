@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from pp_export.architecture import accounting, meaning, vocabulary
@@ -73,6 +74,11 @@ class Stated:
     vocab_size: int
     depths: Depths
     num_mtp: int
+
+    @cached_property
+    def language(self) -> Config:
+        """The reference's config of the language model."""
+        return language_config(self.architecture.within, self.reference.config)
 
     def settle(self, question: Config, ask: Ask, planned: Settled | None = None) -> Settled:
         return _settle(self, question, ask, planned)
@@ -192,8 +198,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     definition, within = None if first is None else first.definition, architecture.within
     library = None if definition is None else language_config(within, definition.config)
     correct = _corrects(options, reference)
-    language = language_config(within, reference.config)
-    settled = meaning.settle(architecture, stated.trained, language, library, correct=correct)
+    settled = meaning.settle(architecture, stated.trained, stated.language, library, correct=correct)
     final = question_of(with_language_config(within, reference.config, settled.config), size)
     is_unknown = first is not None and first.definition is None  # a class that the library doesn't have
     asked = language_config(within, question)
@@ -207,7 +212,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         vocab_size=size,
         padded_vocab_size=stated.num_rows,
     )
-    resized = Resized.of(stated.depths.num_layers, architecture, reference, settled)
+    resized = Resized.of(stated.depths.num_layers, architecture, stated.language, settled)
     expected = tensors_of(answer, reference, architecture, resized)
     if planned is not None and planned.sizes == sizes:
         account = accounting.held_against(planned.account, architecture, expected)
@@ -303,7 +308,7 @@ def _notes(
 def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalConfig:
     """What the export's config.json is, known before a byte is read."""
     architecture, reference, options = stated.architecture, stated.reference, stated.options
-    within, language = architecture.within, language_config(architecture.within, reference.config)
+    within, language = architecture.within, stated.language
     whole = with_language_config(within, reference.config, settled.config)
     own = reference.config if options.config_as_reference else whole
     says_dtype = not options.config_as_reference or any(key in own for key in config_json.DTYPE_KEYS)
