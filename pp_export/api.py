@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
+    from pp_export.steps.telling import ExportProgress, OnProgress
     from pp_export.verification import Verification
     from pp_export.verification.comparison import LogitComparison
     from pp_export.verification.diff import Difference
@@ -36,6 +37,7 @@ def export_checkpoint(
     reference: Folder | None = None,
     output: Folder,
     background: Literal[False] = False,
+    on_progress: Callable[[ExportProgress], None] | None = None,
     **options: Unpack[ExportKeywords],
 ) -> ExportReport: ...
 
@@ -57,6 +59,7 @@ def export_checkpoint(
     reference: Folder | None = None,
     output: Folder,
     background: bool = False,
+    on_progress: Callable[[ExportProgress], None] | None = None,
     **options: Unpack[ExportKeywords],
 ) -> ExportReport | BackgroundExport:
     """Export a checkpoint folder to the Hugging Face folder `output`.
@@ -68,8 +71,10 @@ def export_checkpoint(
     or texts such as `5GB`, times are seconds.
 
     Returns the report when the folder is published. In the background the work is done by a process of its
-    own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle waits for
-    it and gives the same report. Raises ExportError (OptionError at the call, also in the background);
+    own, on the CPU and with the memory that `plan` shows, while the caller goes on; the handle says how far
+    it is, waits for it and gives the same report. Else `on_progress` is told that, in this thread, at each
+    step and a few times a second; what it raises ends the export. Raises ExportError (OptionError at the
+    call, also in the background);
     `output` is then what it was before.
 
     >>> handle = pp_export.export_checkpoint(
@@ -85,17 +90,21 @@ def export_checkpoint(
         from pp_export.background import BackgroundExport
         from pp_export.steps.target import check_path
 
+        if on_progress is not None:
+            raise OptionError("on_progress is told in the caller's thread; the handle has progress()")
         check_path(chosen)
         return BackgroundExport(chosen)
 
     from pp_export.distributed.alone import alone
     from pp_export.export import export
     from pp_export.steps.inputs import checkpoint_source
+    from pp_export.steps.telling import ignore
 
     source = checkpoint_source(chosen)
     world = alone(stall_seconds=chosen.stall_seconds)
     try:
-        return reporting(chosen, world, partial(export, source, chosen, world))
+        act = partial(export, source, chosen, world, on_progress=on_progress or ignore)
+        return reporting(chosen, world, act)
     finally:
         world.close()
 
@@ -106,6 +115,7 @@ def export_model(
     reference: Folder | None = None,
     output: Folder,
     show_progress: bool = False,
+    on_progress: Callable[[ExportProgress], None] | None = None,
     **options: Unpack[TargetKeywords],
 ) -> ExportReport:
     """Export the model of a running job to the Hugging Face folder `output`.
@@ -115,6 +125,7 @@ def export_model(
     Without a `reference`, config.json is made of what the model says of itself, for the class that the option
     `architecture` names. `options` are the fields of `TargetOptions`: sizes are bytes or texts such as `5GB`,
     times are seconds; all ranks that hold values lead shards, unless `leaders_per_stage` bounds them.
+    `show_progress` shows on rank 0's stderr how far all ranks are, and `on_progress` is told it, on rank 0.
 
     Nothing of the training state is changed; host memory is taken for the shards in flight only. The files
     are those that an export of the checkpoint gives that the same job would save. Returns the report when
@@ -128,7 +139,8 @@ def export_model(
     from pp_export.distributed import process_groups
     from pp_export.export import export
     from pp_export.steps.failure import abort
-    from pp_export.view.in_job import JobProgress
+    from pp_export.steps.telling import ignore
+    from pp_export.view.in_job import JobView
 
     values = {"reference": reference, "output": output, **options}
     chosen = _checked(values)
@@ -139,10 +151,11 @@ def export_model(
         if isinstance(chosen, OptionError):
             raise abort(world, None, chosen)
         if show_progress and world.rank == 0:
-            shown = JobProgress(world, verifies=chosen.verify)
+            shown = JobView()
         source = ModelSource(_parts(model))
-        callbacks: dict[str, Any] = {} if shown is None else {"on_plan": shown.plan, "on_poll": shown.poll}
-        return reporting(chosen, world, partial(export, source, chosen, world, **callbacks))
+        told = [each for each in (shown, on_progress) if each is not None]
+        act = partial(export, source, chosen, world, on_progress=_all_of(told) if told else ignore)
+        return reporting(chosen, world, act)
     finally:
         if shown is not None:
             shown.close()
@@ -352,6 +365,14 @@ def _checked(values: dict[str, Any]) -> TargetOptions | OptionError:
         return options_from(values, "export_model", TargetOptions)
     except OptionError as error:
         return error
+
+
+def _all_of(listeners: Sequence[OnProgress]) -> OnProgress:
+    def tell(now: ExportProgress) -> None:
+        for each in listeners:
+            each(now)
+
+    return tell
 
 
 def reporting(options: TargetOptions, world: World, act: Callable[[], ExportReport]) -> ExportReport:

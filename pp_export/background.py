@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from pp_export.disk import folders
 from pp_export.options.kinds import ExportOptions
 from pp_export.process import child
 from pp_export.steps.report import ExportReport
+from pp_export.steps.telling import ExportProgress
 
-_TAIL_LINES = 20
+_TAIL_LINES, _TAIL_BYTES = 20, 2**16
+_OF_PROGRESS = '{"schema_version": '
 
 
 class BackgroundExport:
@@ -34,6 +37,7 @@ class BackgroundExport:
         self._report = (options.report or self._folder / "report.json").absolute()
         self._log = self._folder / "log"
         self._outcome: ExportReport | ExportError | None = None
+        self._progress = ExportProgress()
         job = {name: value for name, value in options.to_json().items() if value is not None}
         for name in ("checkpoint", "reference", "tokenizer", "output", "architecture", "html"):
             if name in job and (name != "architecture" or job[name].endswith((".yaml", ".yml"))):
@@ -42,7 +46,7 @@ class BackgroundExport:
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pp_export", "export", "/dev/stdin"],
+                    [sys.executable, "-m", "pp_export", "export", "/dev/stdin", "--progress", "json"],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -60,6 +64,20 @@ class BackgroundExport:
             # of bytes that are no text, and of nothing else, YAML makes the same from an escape
             pipe.write(json.dumps(job, ensure_ascii=False).encode(errors="backslashreplace"))
 
+    def progress(self) -> ExportProgress:
+        """How far it is, as it last said; may be called at any time, also when it has ended."""
+        if self._outcome is None:
+            with suppress(OSError):
+                with self._log.open("rb") as log:
+                    log.seek(-min(_TAIL_BYTES, self._log.stat().st_size), os.SEEK_END)
+                    tail = log.read().decode(errors="replace")
+                for line in reversed(tail.splitlines()):
+                    if line.startswith(_OF_PROGRESS):
+                        with suppress(ValueError):  # it is being written
+                            self._progress = ExportProgress.from_json(json.loads(line))
+                            break
+        return self._progress
+
     @property
     def done(self) -> bool:
         """Whether it has ended, well or not."""
@@ -76,6 +94,7 @@ class BackgroundExport:
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"the export of {self.options.checkpoint} still runs") from None
         if self._outcome is None:
+            self.progress()
             self._outcome = self._read_outcome(status)
             self._clean_up()
         if isinstance(self._outcome, ExportError):
@@ -104,7 +123,8 @@ class BackgroundExport:
             """There is no report."""
         lines: list[str] = []
         with suppress(OSError):
-            lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            lines = self._log.read_text(errors="replace").splitlines()
+            lines = [line for line in lines if not line.startswith(_OF_PROGRESS)][-_TAIL_LINES:]
         return ExportError(
             "the export in the background ended without a report",
             where={"checkpoint": self.options.checkpoint},

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = flags.parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
-    log.configure(rank, verbose=options.verbose)
+    level = "debug" if options.verbose else "warning" if options.quiet else options.log_level or "info"
+    log.configure(rank, level)
     signals.install()
     try:
         status = _COMMANDS[options.command](options)
@@ -72,14 +73,14 @@ def _export(arguments: argparse.Namespace) -> int:
     options = options_from(values, _GIVEN_IN, ExportOptions)
     if wanted is None:
         told = f"exporting {options.checkpoint} to {options.output}"
-        return _run(options, _checkpoint_source, told, as_json=arguments.json)
+        return _run(options, _checkpoint_source, told, shown=_shown(arguments), as_json=arguments.json)
     since = time.time()
     os.environ["OMP_NUM_THREADS"] = "1"  # as for one
     try:
         launch.check_launch(os.environ)
         from pp_export.many import run_many
 
-        return run_many(wanted, options, as_json=arguments.json)
+        return run_many(wanted, options, shown=_shown(arguments), as_json=arguments.json)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
         return _fail_alone(error, options, since)
 
@@ -88,7 +89,12 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     values = flags.values_of(arguments, ConsolidateOptions)
     options = options_from(values, _GIVEN_IN, ConsolidateOptions)
     told = f"consolidating {options.input} to {options.output}"
-    return _run(options, _ranks_source, told, as_json=arguments.json)
+    return _run(options, _ranks_source, told, shown=_shown(arguments), as_json=arguments.json)
+
+
+def _shown(arguments: argparse.Namespace) -> str:
+    """How progress is shown."""
+    return "none" if arguments.quiet else str(arguments.progress)
 
 
 def _checkpoint_source(options: ExportOptions) -> Source:
@@ -103,7 +109,7 @@ def _ranks_source(options: ConsolidateOptions) -> Source:
     return RankSavedSource(options.input, options.check_source, options.input_ranks)
 
 
-def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, as_json: bool) -> int:
+def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, shown: str, as_json: bool) -> int:
     """Export what `source_of` gives, as one of the ranks that a launcher started, or alone; `told` is logged
     first.
     """
@@ -123,7 +129,7 @@ def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, as_js
                 pending = PendingInputs.start(options)
             from pp_export.export import export
             from pp_export.view.html import write_files
-            from pp_export.view.progress import ExportView
+            from pp_export.view.progress import shown_by
             from pp_export.view.tables import print_export
 
             source = source_of(options)
@@ -133,8 +139,8 @@ def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, as_js
             pending.cancel()
         return _fail_alone(error, options, since)
     try:
-        with ExportView(world, verifies=options.verify) as view:
-            done = export(source, options, world, pending=pending, on_plan=view.plan, on_poll=view.poll)
+        with shown_by(world.rank, shown) as on_progress:
+            done = export(source, options, world, pending=pending, on_progress=on_progress)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
         ending.end_together(world, error, options, since=since)
         sys.stderr.flush()
@@ -224,10 +230,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     subset = _subset(arguments.subset) if arguments.subset else None
     log.logger.info("verifying %s", arguments.folder)
     from pp_export import api
-    from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_verification
 
-    with bytes_bar("verifying") as on_bytes:
+    with _bytes_shown(arguments, "verified", [arguments.folder]) as on_bytes:
         result = api.verify(
             arguments.folder,
             quick=arguments.quick,
@@ -244,10 +249,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     from pp_export import api
-    from pp_export.view.progress import bytes_bar
     from pp_export.view.tables import print_difference
 
-    with bytes_bar("comparing") as on_bytes:
+    with _bytes_shown(arguments, "compared", [arguments.first, arguments.second]) as on_bytes:
         result = api.diff(
             arguments.first,
             arguments.second,
@@ -260,6 +264,22 @@ def _diff(arguments: argparse.Namespace) -> int:
         )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.ok else 1
+
+
+def _bytes_shown(
+    arguments: argparse.Namespace, what: str, folders: Sequence[Path]
+) -> AbstractContextManager[Callable[[int], None]]:
+    """What shows how many bytes of the weights of some folders were read."""
+    if arguments.quiet:
+        return nullcontext(lambda _: None)
+    from pp_export.view.progress import bytes_shown
+
+    total = 0
+    for file in (file for folder in folders for file in folder.glob("*.safetensors")):
+        with suppress(OSError):  # of which verify and diff say more
+            total += file.stat().st_size
+    is_all = not arguments.quick and getattr(arguments, "subset", None) is None
+    return bytes_shown(what, total if is_all and total else None)
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:

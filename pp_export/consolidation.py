@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from pp_export.options.keywords import ConsolidateKeywords, Folder
     from pp_export.steps.report import ExportReport
+    from pp_export.steps.telling import ExportProgress
 
 
 def consolidate(
@@ -22,6 +24,7 @@ def consolidate(
     *,
     output: Folder,
     reference: Folder | None = None,
+    on_progress: Callable[[ExportProgress], None] | None = None,
     **options: Unpack[ConsolidateKeywords],
 ) -> ExportReport:
     """Make the Hugging Face folder `output` of what the ranks of a job have saved under Hugging Face names.
@@ -32,7 +35,8 @@ def consolidate(
     input, else none: then the folder has weights and index only. `options` are the fields of
     `ConsolidateOptions`: sizes are bytes or texts such as `5GB`, times are seconds.
 
-    Returns the report when the folder is published. Raises ExportError; `output` is then what it was before.
+    `on_progress` is told how far it is, in this thread, at each step and a few times a second. Returns the
+    report when the folder is published. Raises ExportError; `output` is then what it was before.
 
     >>> pp_export.consolidate("/runs/step_100/model", reference="/models/Qwen3-8B", output="/exports/a")
     ExportReport(output='/exports/a', files=5, bytes=16381470720, seconds=12.8)
@@ -41,6 +45,7 @@ def consolidate(
     from pp_export.checkpoint.hf_shards.source import RankSavedSource
     from pp_export.distributed.alone import alone
     from pp_export.export import export
+    from pp_export.steps.telling import ignore
 
     values: dict[str, Any] = {"input": input, "output": output, **options}
     if reference is not None:
@@ -49,7 +54,9 @@ def consolidate(
     source = RankSavedSource(chosen.input, chosen.check_source, chosen.input_ranks)
     world = alone(stall_seconds=chosen.stall_seconds)
     try:
-        return api.reporting(chosen, world, partial(export, source, chosen, world))
+        return api.reporting(
+            chosen, world, partial(export, source, chosen, world, on_progress=on_progress or ignore)
+        )
     finally:
         world.close()
 

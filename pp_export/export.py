@@ -18,27 +18,22 @@ rank 0 hears what the model's own definition says, if that was not known before 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pp_export.checkpoint.source import Source
 from pp_export.core.collector import paused_collector
 from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
-from pp_export.planning.export_plan import ExportPlan
 from pp_export.steps import report, resumption
 from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
-from pp_export.steps.inputs import ExportInputs, agree_on_backend, agree_on_plan, describe, make_whole
+from pp_export.steps.inputs import agree_on_backend, agree_on_plan, describe, make_whole
 from pp_export.steps.pending import PendingInputs, asking
 from pp_export.steps.report import Clock, ExportReport, Measured
 from pp_export.steps.target import Target
+from pp_export.steps.telling import OnProgress, Step, Telling, ignore
 from pp_export.steps.transfer import Transfer
 from pp_export.steps.verification import verify_joined
 from pp_export.steps.workers import Progress
-
-OnPlan = Callable[[ExportInputs, ExportPlan], None]
-OnPoll = Callable[[], None]
 
 
 def export(
@@ -47,15 +42,14 @@ def export(
     world: World,
     *,
     pending: PendingInputs | None = None,
-    on_plan: OnPlan = lambda *_: None,
-    on_poll: OnPoll = lambda: None,
+    on_progress: OnProgress = ignore,
 ) -> ExportReport:
     """Export what `source` has to `options.output`; called by all ranks of `world`, which share a filesystem.
 
     Returns the report (whole on rank 0). If anything fails on any rank, raises the same ExportError on
     every rank; the target is then what it was before, and nothing is left beside it but, if the options say
     so, what a later run may go on with. `pending` is rank 0's, if it was started ahead; it is ended here.
-    `on_plan` (on rank 0 only) and `on_poll` are for showing progress.
+    `on_progress` is told on rank 0 how far all ranks are, at each step and a few times a second.
     """
     target = Target.of(options, world.run_id)
     with (
@@ -65,23 +59,28 @@ def export(
     ):
         clock, progress = Clock(), Progress()
         world.liveness.counters = progress.snapshot
+        telling = Telling(world, on_progress, options.verify)
 
+        telling.step(Step.READING)
         inputs = describe(source, target, options, world, library)  # 1
+        telling.step(Step.PLANNING)
         whole = make_whole(inputs, options, world)  # 2
         staging = make_staging_folder(world, target, whole, options)
         if resumption.is_asked(options):
-            whole = resumption.take_up(world, target, whole, options, progress, on_poll)
+            telling.step(Step.CHECKING)
+            whole = resumption.take_up(world, target, whole, options, progress, telling.poll)
         own = agree_on_plan(whole, options, world)
         backend = agree_on_backend(source, own.plan, whole, options, world)
         confirmation = Confirmation(whole, library)
         if whole is not None:
-            on_plan(whole.inputs, whole.plan)
+            telling.plan(whole.inputs, whole.plan)
         resume_collector()
         clock.lap("plan")
+        telling.step(Step.MOVING)
 
         def poll() -> None:
             confirmation.look()
-            on_poll()
+            telling.poll()
 
         transferring = Transfer(own.plan, world, backend, staging, progress, values_on=source.device)
         with transferring as transfer, source.open(own.catalog) as reader:
@@ -95,16 +94,20 @@ def export(
             transfer.finish(verified, poll)
         clock.lap("export")
 
+        telling.step(Step.CONFIRMING)
         whole = confirmation.wait(world)
+        telling.step(Step.COMPLETING)
         indexed = index_folder(world, staging, whole, options)  # 9
-        digests = verify_joined(world, staging, own.plan, progress, on_poll)
+        digests = verify_joined(world, staging, own.plan, progress, telling.poll)
         facts = Measured.of(world, progress.recorder, transfer.sent, digests)
         measured = [Measured.from_bytes(image) for image in world.control.gather(facts.to_bytes())]
         seal(world, indexed, measured)
         clock.lap("index")
 
+        telling.step(Step.PUBLISHING)
         completed = publish_folder(world, target, indexed, options)  # 10
         clock.lap("publish")
+        telling.step(Step.DONE)
         return report.share(
             world, lambda: report.succeeded(whole, options, backend, completed, measured, clock.laps)
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pp_export.core.errors import OptionError
+from pp_export.core.version import VERSION
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
     ClusterOptions,
@@ -23,6 +24,7 @@ from pp_export.options.kinds import (
     flag,
 )
 from pp_export.options.values import check_keys, parse_setting, read_job
+from pp_export.process import log
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,11 +54,12 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """That of all commands; what it parses has the name of the command as `command`."""
     whole = _Parser(prog="pp_export", description="Megatron-Core checkpoints to Hugging Face folders.")
-    whole.add_argument("--verbose", action="store_true", help="log more")
+    _add_general(whole)
     commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     export = commands.add_parser("export", help="export a checkpoint (under torchrun, or alone)")
     _add_export_options(export)
+    _add_progress(export)
     export.add_argument(
         "--watch",
         action="store_true",
@@ -68,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "consolidate", help="make one folder of what ranks have saved under Hugging Face names"
     )
     _add_consolidate_options(consolidate)
+    _add_progress(consolidate)
 
     plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
     _add_export_options(plan)
@@ -122,6 +126,16 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _add_general(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"pp_export {VERSION}")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--verbose", action="store_true", help="log more")
+    told.add_argument("--quiet", action="store_true", help="no progress, and log warnings and errors only")
+    told.add_argument(
+        "--log-level", choices=list(log.LEVELS), help="log this, and what is worse (default: info)"
+    )
+
+
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     """A flag per field of ExportOptions, by purpose, plus the job file; flags go before the job file's
     values.
@@ -151,6 +165,16 @@ def _add_consolidate_options(parser: argparse.ArgumentParser) -> None:
         )
     }
     _add_flags(groups, ConsolidateOptions, without=OF_MEGATRON)
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress",
+        choices=["auto", "json", "none"],
+        default="auto",
+        help="how far it is, on stderr: drawn on a terminal and in lines elsewhere, or in lines of JSON"
+        " (default: auto)",
+    )
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:

@@ -34,9 +34,9 @@ some of them.
 """
 
 
-def run_many(wanted: Wanted, options: ExportOptions, *, as_json: bool) -> int:
+def run_many(wanted: Wanted, options: ExportOptions, *, shown: str, as_json: bool) -> int:
     """What the command line does, on each rank that a launcher started, or alone; the exit status."""
-    view = ManyView(options, as_json=as_json)
+    view = ManyView(options, shown=shown, as_json=as_json)
     next_world: Callable[[float], World] = lambda seconds: alone(stall_seconds=seconds)  # noqa: E731
     if not is_alone():
         from pp_export.distributed import process_groups
@@ -125,8 +125,8 @@ def _export(
     chosen = options_of(options, iteration)
     source = checkpoint_source(chosen)
     try:
-        with view.of(world) as shown:
-            done = export(source, chosen, world, on_plan=shown.plan, on_poll=shown.poll)
+        with view.of(world) as on_progress:
+            done = export(source, chosen, world, on_progress=on_progress)
     except ExportError as error:
         return Outcome(iteration, str(chosen.output.absolute()), FAILED, error=error)
     if world.rank == 0:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from pp_export.core.errors import ExportError
 from pp_export.process.log import logger
 from pp_export.steps import report
 from pp_export.steps.target import check_path
-from pp_export.view.progress import ExportView
+from pp_export.view.progress import shown_by
 from pp_export.view.tables import print_many
 
 if TYPE_CHECKING:
     from pp_export.distributed.world import World
     from pp_export.options.kinds import ExportOptions
     from pp_export.steps.many_report import ManyReport
+    from pp_export.steps.telling import OnProgress
 
 
 class ManyView:
     """What rank 0 shows; the other ranks show nothing. With `as_json` the report is what is printed."""
 
-    def __init__(self, options: ExportOptions, *, as_json: bool) -> None:
+    def __init__(self, options: ExportOptions, *, shown: str, as_json: bool) -> None:
         check_path(options)
-        self._options, self._as_json = options, as_json
+        self._options, self._shown, self._as_json = options, shown, as_json
 
-    def of(self, world: World) -> ExportView:
+    def of(self, world: World) -> AbstractContextManager[OnProgress]:
         """The view of the next export."""
-        return ExportView(world, verifies=self._options.verify)
+        return shown_by(world.rank, self._shown)
 
     def news(self, so_far: ManyReport) -> None:
         """Write the report, so that it is there also when nobody can end it."""

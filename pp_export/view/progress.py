@@ -1,152 +1,269 @@
-"""How far an export is: a bar for each stage, or for all, on a terminal, else a line now and then."""
+"""How far an export, a verification or a comparison is: on a terminal a few lines that stay up to date, else
+a line now and then, and what is waited for in both.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pp_export.process.log import logger
+from pp_export.steps.telling import ExportProgress, OnProgress, PartProgress, Step, ignore
 from pp_export.view.text import human_bytes, prepare
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.console import RenderableType
+    from rich.live import Live
 
-    from pp_export.distributed.world import World
-    from pp_export.planning.export_plan import ExportPlan
-    from pp_export.steps.inputs import ExportInputs
-
-_BAR_SECONDS, _LINE_SECONDS = 0.2, 5.0
-_MAX_STAGES = 8
+_LINE_SECONDS, _LINES_GET_RARER = 5.0, 20
+_REFRESHES_PER_SECOND = 4
+_WIDE = 100
 
 
 class ExportView:
-    """Rank 0's view of all ranks while bytes move: bars, or now and then lines, per stage, for what is
-    written, and for what is re-read as soon as anything is.
+    """Shows how far an export is: called with what it tells, on rank 0 alone.
+
+    A thread keeps what is shown up to date while the export waits. Not so `in_job`: there everything happens
+    in the calls, and sys.stdout and sys.stderr stay what they are.
     """
 
-    def __init__(self, world: World, *, verifies: bool) -> None:
-        self._world, self._verifies = world, verifies
-        self._plan: ExportPlan | None = None
-        self._parts: list[_Part] = []
-        self._bars = _bars() if world.rank == 0 and sys.stderr.isatty() else None
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._begun = 0.0
-        self._shown = 0.0
+    def __init__(self, *, in_job: bool = False) -> None:
+        self._in_job = in_job
+        self._now = ExportProgress()
+        self._stepped = self._line_at = self._began = time.monotonic()
+        self._live: Live | None = None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._ticker: threading.Thread | None = None
 
     def __enter__(self) -> ExportView:
-        if self._bars is not None:
-            self._bars.start()
+        self._stepped = self._line_at = self._began = time.monotonic()
+        if is_shown():
+            self._live = _live(self._draw, in_job=self._in_job)
+            self._live.start()
+        elif not self._in_job:
+            self._ticker = threading.Thread(target=self._tick, daemon=True, name="pp_export-view")
+            self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        self._stop.set()
+        if self._ticker is not None:
+            self._ticker.join()
+        if self._live is not None:
+            self._live.stop()
 
-    def plan(self, inputs: ExportInputs, plan: ExportPlan) -> None:
-        """The plan is known."""
-        self._plan = plan
-        self._parts = _parts_of(plan, verifies=self._verifies)
-        if self._world.rank == 0:
-            logger.info(
-                "exporting %s: %d tensors, %s, in %d files by %d ranks in %d stages",
-                inputs.architecture.serves[0] if inputs.architecture.serves else inputs.architecture.name,
-                sum(len(shard.tensors) for shard in plan.shards),
-                human_bytes(plan.total_size),
-                len(plan.files),
-                plan.world_size,
-                len(plan.stages),
-            )
+    def __call__(self, now: ExportProgress) -> None:
+        """The export is that far."""
+        if now.about and not self._now.about:
+            logger.info("exporting %s", now.about)
+        if now.step != self._now.step:
+            self._stepped = time.monotonic()
+            if now.step == Step.MOVING:
+                prepare()
+        self._now = now
+        if self._live is None:
+            self._line()
+        elif self._in_job:
+            self._live.refresh()
 
-    def poll(self) -> None:
-        """Called often while bytes move."""
-        now, pause = time.monotonic(), _BAR_SECONDS if self._bars else _LINE_SECONDS
-        if self._world.rank != 0 or self._plan is None or now - self._shown < pause:
-            return
-        begun = self._begun = self._begun or now
-        self._shown = now
-        if begun == now:
-            prepare()
-        if self._bars is None and begun == now:
-            return
-        posted = self._world.liveness.progress_of(range(self._world.size))
-        for part in self._parts:
-            files = sum(posted.get(rank, {}).get("shards", 0) for rank in part.ranks)
-            for phase, counter in (("export", "written"), ("verify", "verified")):
-                done = sum(posted.get(rank, {}).get(counter, 0) for rank in part.ranks)
-                if done or phase == "export":
-                    self._show(part, phase, done, files, now - begun)
+    def _tick(self) -> None:
+        """Lines while nobody calls."""
+        while not self._stop.wait(1.0):
+            self._line()
 
-    def _show(self, part: _Part, phase: str, done: int, num_done: int, seconds: float) -> None:
-        count, total = part.amounts[phase]
-        if not count:
-            return
-        note = f"{num_done} of {count} {part.what}" if phase == "export" else f"{count} shards"
-        if self._bars is None:
-            rate, so_far, whole = map(human_bytes, (done / max(seconds, 1e-3), done, total))
-            logger.info("%s %s: %s of %s, %s/s, %s", phase, part.name, so_far, whole, rate, note)
-            return
-        key = (phase, part.name)
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"{phase} {part.name}", total=total, note=note)
-        self._bars.update(self._tasks[key], completed=done, note=note)
+    def _line(self) -> None:
+        """A line, if it is time for one; where an export takes long they become rarer."""
+        with self._lock:
+            now = time.monotonic()
+            pause = max(_LINE_SECONDS, (now - self._began) / _LINES_GET_RARER)
+            if now - self._line_at >= pause and self._now.step != Step.DONE:
+                self._line_at = now
+                logger.info("%s", line_of(self._now, now - self._stepped))
+
+    def _draw(self) -> RenderableType:
+        return table_of(self._now, time.monotonic() - self._stepped)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Ranks that are shown together, and for each phase how many files, or ranges, and bytes they have."""
+def shown_by(rank: int, kind: str) -> AbstractContextManager[OnProgress]:
+    """What shows progress on rank 0, and nothing on the others: "auto" draws on a terminal and logs lines
+    elsewhere, "json" prints lines of JSON to stderr, "none" shows nothing.
+    """
+    if rank != 0 or kind == "none":
+        return nullcontext(ignore)
+    return nullcontext(_JsonLines()) if kind == "json" else ExportView()
 
-    name: str
-    ranks: Sequence[int]
-    what: str
-    amounts: Mapping[str, tuple[int, int]]
+
+class _JsonLines:
+    """A line of JSON for every step, and one a second meanwhile."""
+
+    def __init__(self) -> None:
+        self._step, self._at = "", 0.0
+
+    def __call__(self, now: ExportProgress) -> None:
+        at = time.monotonic()
+        if now.step != self._step or at - self._at >= 1:
+            self._step, self._at = now.step, at
+            sys.stderr.write(json.dumps(now.to_json()) + "\n")
+            sys.stderr.flush()
 
 
-def _parts_of(plan: ExportPlan, *, verifies: bool) -> list[_Part]:
-    """The stages of a plan, or all ranks together, where stages are many or ranks of none verify."""
-    verifiers = plan.verifiers()
-    groups = {f"stage {number}": ranks for number, ranks in enumerate(plan.stages)}
-    if len(groups) > _MAX_STAGES or not set(verifiers) <= {rank for ranks in plan.stages for rank in ranks}:
-        groups = {"all": tuple(range(plan.world_size))}
-    name_of = {rank: name for name, ranks in groups.items() for rank in ranks}
-    sizes: dict[tuple[str, str], list[int]] = {
-        (name, phase): [] for name in groups for phase in ("export", "verify")
-    }
-    for shard in plan.to_make:
-        sizes[name_of[shard.leader], "export"].append(shard.num_bytes)
-    for ranges, rank in zip(plan.files, verifiers):
-        num_bytes = ranges[0].range.file_bytes
-        if ranges[0].file in plan.kept.files:
-            continue
-        if verifies or len(ranges) > 1:  # the SHA-256 of a file of several ranges is known only then
-            sizes[name_of[rank], "verify"].append(num_bytes)
-    what = "shards" if len(plan.shards) == len(plan.files) else "ranges of shards"
-    return [
-        _Part(name, ranks, what, {phase: (len(s), sum(s)) for (of, phase), s in sizes.items() if of == name})
-        for name, ranks in groups.items()
+def line_of(now: ExportProgress, waited: float) -> str:
+    """All stages in one line, for logs."""
+    if not now.parts or now.step in (Step.COMPLETING, Step.PUBLISHING, Step.CONFIRMING):
+        return f"{now.step}, for {waited:.0f} s"
+    total = now.total
+    told = [
+        f"{human_bytes(total.written)} of {human_bytes(total.to_write)} written",
+        f"{human_bytes(now.bytes_per_second)}/s",
+        f"{total.files} of {total.num_files} {now.files_are}",
     ]
+    if total.to_verify:
+        told.append(f"{human_bytes(total.verified)} of {human_bytes(total.to_verify)} verified")
+    if now.seconds_left is not None:
+        told.append(f"{_clock(now.seconds_left)} left")
+    return ", ".join(told)
+
+
+def table_of(now: ExportProgress, waited: float) -> RenderableType:
+    """What a terminal shows: what is waited for, then all bytes, then those of each stage if there are
+    several. For 80 columns and more.
+    """
+    from rich.console import Group
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    step = Text(f"{now.step}{f', for {waited:.0f} s' if waited >= 1 and now.step != Step.MOVING else ''}")
+    head = Text(now.step) if now.step == Step.DONE else Spinner("dots", step)
+    if not now.parts:
+        return head
+    total, left = now.total, "" if now.seconds_left is None else f"{_clock(now.seconds_left)} left"
+    rate = f"{human_bytes(now.bytes_per_second)}/s"
+    pace = f"{_clock(now.seconds)} {left}".strip()
+    lines = [
+        (
+            "written",
+            total.written,
+            total.to_write,
+            rate,
+            pace,
+            f"{total.files}/{total.num_files} {now.files_are}",
+        )
+    ]
+    if total.to_verify:
+        lines.append(("verified", total.verified, total.to_verify, "", "", ""))
+    if len(now.parts) > 1:
+        lines += [_line_of_part(part, now.files_are) for part in now.parts]
+    return Group(head, _grid(lines))
+
+
+def _line_of_part(part: PartProgress, files_are: str) -> tuple[str, int, int, str, str, str]:
+    files = f"{part.files}/{part.num_files} {files_are}"
+    return (part.name, part.written + part.verified, part.to_write + part.to_verify, "", "", files)
+
+
+def _grid(lines: Sequence[tuple[str, int, int | None, str, str, str]]) -> RenderableType:
+    """A row for each line: name, bar, bytes of how many, rate, time, and files if it is wide enough."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, min_width=4)
+    for _ in range(3):
+        grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    is_wide = _width() >= _WIDE
+    for name, done, whole, rate, pace, files in lines:
+        of = "" if whole is None else f" of {human_bytes(whole)}"
+        bar = ProgressBar(total=whole, completed=done, pulse=whole is None)
+        grid.add_row(name, bar, f"{human_bytes(done)}{of}", rate, pace, files if is_wide else "")
+    return grid
 
 
 @contextmanager
-def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
-    """A bar for bytes of unknown total, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with _bars() as bars:
-        task = bars.add_task(what, total=None, note="")
-        yield lambda count: bars.update(task, advance=count)
+def bytes_shown(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows how many bytes were read, of `total` if that is known; the function is told of each read."""
+    shown = _Bytes(what, total)
+    with shown:
+        yield shown
 
 
-def _bars() -> Progress:
+class _Bytes:
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._began = self._line_at = time.monotonic()
+        self._live = _live(self._draw, in_job=False) if is_shown() else None
+
+    def __enter__(self) -> None:
+        if self._live is not None:
+            self._live.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            if kind is None and self._total is not None:
+                self._total = self._done  # what was planned and not read was proved without
+            self._live.stop()
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        pause = max(_LINE_SECONDS, (now - self._began) / _LINES_GET_RARER)
+        if self._live is None and now - self._line_at >= pause:
+            self._line_at = now
+            of = "" if self._total is None else f" of {human_bytes(self._total)}"
+            rate, left = self._pace(now)
+            logger.info("%s: %s%s, %s%s", self._what, human_bytes(self._done), of, rate, left and f", {left}")
+
+    def _pace(self, now: float) -> tuple[str, str]:
+        seconds = max(now - self._began, 1e-3)
+        left = ""
+        if self._total is not None and self._done:
+            left = f"{_clock(seconds * max(0, self._total - self._done) / self._done)} left"
+        return f"{human_bytes(self._done / seconds)}/s", left
+
+    def _draw(self) -> RenderableType:
+        now = time.monotonic()
+        rate, left = self._pace(now)
+        return _grid([(self._what, self._done, self._total, rate, f"{_clock(now - self._began)} {left}", "")])
+
+
+def is_shown() -> bool:
+    """Whether stderr is a terminal that can draw."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _clock(seconds: float) -> str:
+    """`0:01:05`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _width() -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+    return Console(stderr=True).width
+
+
+def _live(draw: Callable[[], RenderableType], *, in_job: bool) -> Live:
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(
+        get_renderable=draw,
+        console=Console(stderr=True),
+        refresh_per_second=_REFRESHES_PER_SECOND,
+        auto_refresh=not in_job,
+        redirect_stdout=not in_job,
+        redirect_stderr=not in_job,
+    )

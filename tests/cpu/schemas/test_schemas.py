@@ -23,6 +23,7 @@ from pp_export.steps.checkpoint_report import CheckpointReport
 from pp_export.steps.many_report import ManyReport, Outcome
 from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
+from pp_export.steps.telling import ExportProgress, PartProgress
 from pp_export.verification import KINDS, Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference
@@ -39,6 +40,7 @@ NAMES = (
     "inspect",
     "many",
     "plan",
+    "progress",
     "report",
     "shard",
     "verify",
@@ -176,6 +178,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
         "many": lambda: many_report().to_json(),
         "plan": lambda: plan_report(planned.inputs, planned.plan, "auto").to_json(),
+        "progress": ExportProgress(parts=(PartProgress("all", 1, 2, 3, 4, 5, 6),)).to_json,
         "report": made.report.to_json,
         "shard": lambda: made.manifest["shards"][0],
         "verify": lambda: pp_export.verify(made.report.output, quick=True).to_json(),

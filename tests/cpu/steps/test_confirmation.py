@@ -30,6 +30,7 @@ from pp_export.steps import model, pending
 from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.report import ExportReport
+from pp_export.steps.telling import OnProgress, Step, Telling, ignore
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of
 
@@ -91,6 +92,10 @@ def exported(values: dict[str, Any], **callbacks: Any) -> ExportReport:
     return export(source, chosen, alone(stall_seconds=30), **callbacks)
 
 
+def when_bytes_move(act: Callable[[], None]) -> OnProgress:
+    return lambda now: act() if now.step == Step.MOVING else None
+
+
 def without(name: str) -> Change:
     """The definition of a model that lacks a tensor."""
     return lambda found: replace(found, tensors={n: s for n, s in found.tensors.items() if n != name})
@@ -105,12 +110,12 @@ def test_the_plan_waits_for_nobody(options: dict[str, Any]) -> None:
     written is what the report and the folder tell, as if it had been there at once.
     """
     planned: list[ExportInputs] = []
-    with late() as definition:
-        report = exported(
-            options,
-            on_plan=lambda inputs, _: planned.append(inputs),
-            on_poll=definition.let_go.set,
-        )
+
+    def remember(_: Telling, inputs: ExportInputs, __: object) -> None:
+        planned.append(inputs)
+
+    with late() as definition, patch.object(Telling, "plan", remember):
+        report = exported(options, on_progress=when_bytes_move(definition.let_go.set))
     assert planned[0].account.truth == "the table itself"
     assert report.expected_from == "the model's own definition (transformers)"
     late_files = files_of(options["output"])
@@ -153,9 +158,9 @@ def test_what_the_definition_refutes_ends_the_export(options: dict[str, Any], is
         return wait(self, world)
 
     with late(without("model.norm.weight")) as definition, patch.object(Confirmation, "wait", at_last):
-        poll = (lambda: None) if is_late else definition.let_go.set
+        hear = ignore if is_late else when_bytes_move(definition.let_go.set)
         with pytest.raises(AccountingError) as caught:
-            exported(options, on_poll=poll)
+            exported(options, on_progress=hear)
     assert any("model.norm.weight" in finding for finding in caught.value.findings)
     assert caught.value.where["expected from"] == "the model's own definition (transformers)"
     assert nothing_is_left(options)
@@ -172,7 +177,7 @@ def test_a_class_that_refuses_ends_the_export(options: dict[str, Any]) -> None:
 
         definition.change = staticmethod(refuse)
         with pytest.raises(ReferenceFolderError, match="can't make"):
-            exported(options, on_poll=definition.let_go.set)
+            exported(options, on_progress=when_bytes_move(definition.let_go.set))
     assert nothing_is_left(options)
 
 
@@ -190,9 +195,9 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
             is_heard = definition.let_go.is_set()
             return replace(found, values={**found.values, **halved}) if is_heard else found
 
-        poll = definition.let_go.set
+        hear = when_bytes_move(definition.let_go.set)
         with patch.object(model, "model_sizes", sizes), pytest.raises(AccountingError) as caught:
-            exported(options, on_poll=poll)
+            exported(options, on_progress=hear)
     assert "other values than config.json" in caught.value.what
     assert "head_dim: planned with 8, transformers says 16" in caught.value.findings
     assert "export again" in (caught.value.advice or "")
@@ -239,13 +244,14 @@ def test_a_corrected_config_is_asked_about_beside_as_well(options: dict[str, Any
     (reference / "config.json").write_text(json.dumps(wrong))
     values = options | {"reference": reference, "config_from": "checkpoint"}
     at_plan: list[int] = []
+
+    def let_go() -> None:
+        at_plan.append(len(definition.asked))
+        definition.let_go.set()
+
     with late() as definition:
-        report = exported(
-            values,
-            on_plan=lambda *_: at_plan.append(len(definition.asked)),
-            on_poll=definition.let_go.set,
-        )
-    assert at_plan == [2]
+        report = exported(values, on_progress=when_bytes_move(let_go))
+    assert at_plan[0] == 2
     assert [each.is_answered for each in definition.asked] == [True, True]
     assert report.config_corrections
     assert report.expected_from == "the model's own definition (transformers)"
