@@ -40,18 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = flags.parser().parse_args(arguments)
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
     level = "debug" if options.verbose else "warning" if options.quiet else options.log_level or "info"
+    if options.command not in ("export", "consolidate") and not launch.speaks(os.environ):
+        level = "warning"
     log.configure(rank, level)
     signals.install()
     try:
         status = _COMMANDS[options.command](options)
     except (ExportError, StopRequest) as error:
-        status = _fail(error)
+        status = _fail(error, as_json=getattr(options, "json", False))
     return status
 
 
-def _fail(error: BaseException, write: Callable[[ExportError], None] = lambda _: None) -> int:
-    """Say what ended this process, and `write` its report; by one rank only of those that fail alike. The
-    exit status.
+def _fail(
+    error: BaseException, options: TargetOptions | None = None, *, since: float = 0.0, as_json: bool
+) -> int:
+    """Say what ended this process, in the report and on stdout too where that was asked for; by one rank only
+    of those that fail alike. The exit status.
     """
     failure = as_export_error(error)
     try:
@@ -64,7 +68,13 @@ def _fail(error: BaseException, write: Callable[[ExportError], None] = lambda _:
     except ImportError:
         """Which may be what the error is about."""
     log.logger.error("error: %s", failure)
-    write(failure)
+    with suppress(ImportError):  # which may be what failed
+        from pp_export.steps import report
+
+        if options is not None:
+            report.write_failure(failure, options, since=since)
+        if as_json:
+            _print_json(report.failure_json(failure, options))
     return 1
 
 
@@ -82,7 +92,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
         return run_many(wanted, options, shown=_shown(arguments), as_json=arguments.json)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
-        return _fail_alone(error, options, since)
+        return _fail_alone(error, options, since, as_json=arguments.json)
 
 
 def _consolidate(arguments: argparse.Namespace) -> int:
@@ -137,12 +147,13 @@ def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, shown
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
         if pending is not None:
             pending.cancel()
-        return _fail_alone(error, options, since)
+        return _fail_alone(error, options, since, as_json=as_json)
     try:
         with shown_by(world.rank, shown) as on_progress:
             done = export(source, options, world, pending=pending, on_progress=on_progress)
     except BaseException as error:  # noqa: BLE001  this process ends, whatever it was
-        ending.end_together(world, error, options, since=since)
+        ending.end_together(world, error, options, since=since, as_json=as_json)
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
@@ -152,18 +163,11 @@ def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, shown
     return 0
 
 
-def _fail_alone(error: BaseException, options: TargetOptions, since: float) -> int:
+def _fail_alone(error: BaseException, options: TargetOptions, since: float, *, as_json: bool) -> int:
     """The exit status after what ended this process before it has met the others."""
     if isinstance(error, LaunchError) and not launch.is_first(os.environ):
         return 1  # the first of them says it for all
-    return _fail(error, lambda failure: _write_failure(failure, options, since))
-
-
-def _write_failure(failure: ExportError, options: TargetOptions, since: float) -> None:
-    with suppress(ImportError):  # which may be what failed
-        from pp_export.steps import report
-
-        report.write_failure(failure, options, since=since)
+    return _fail(error, options, since=since, as_json=as_json)
 
 
 @contextmanager
@@ -270,7 +274,7 @@ def _bytes_shown(
     arguments: argparse.Namespace, what: str, folders: Sequence[Path]
 ) -> AbstractContextManager[Callable[[int], None]]:
     """What shows how many bytes of the weights of some folders were read."""
-    if arguments.quiet:
+    if arguments.quiet or not launch.speaks(os.environ):
         return nullcontext(lambda _: None)
     from pp_export.view.progress import bytes_shown
 
@@ -345,10 +349,16 @@ def _subset(text: str) -> tuple[int, int]:
 
 
 def _print(value: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    if not launch.speaks(os.environ):
+        return  # rank 0 of the same launch says it once for all
     if as_json:
-        sys.stdout.write(json.dumps(value, indent=1) + "\n")
+        _print_json(value)
     else:
         show()
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

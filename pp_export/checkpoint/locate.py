@@ -21,7 +21,12 @@ def iteration_folder(checkpoint: Path, iteration: int | None, is_save: Callable[
     Raises CheckpointError where it is missing or `iteration` contradicts it.
     """
     if not checkpoint.is_dir():
-        raise CheckpointError("the checkpoint folder does not exist", where={"folder": checkpoint})
+        is_there = checkpoint.exists()
+        raise CheckpointError(
+            "the checkpoint is a file, not a folder" if is_there else "the checkpoint folder does not exist",
+            where={"folder": checkpoint},
+            advice="give the folder that it lies in" if is_there else None,
+        )
     if (checkpoint / "weights").is_dir() and (checkpoint / "context").is_dir():
         return checkpoint / "weights"  # NeMo 2
     if is_save(checkpoint):

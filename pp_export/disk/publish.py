@@ -30,12 +30,20 @@ def check_target(
     or a model's (`check_replaceable`) may be replaced, and none that holds one of `sources`.
     """
     if not calls.is_folder(target.parent):
-        raise TargetError("the output's parent folder does not exist", where={"folder": target.parent})
+        raise TargetError(
+            "the output's parent folder does not exist",
+            where={"folder": target.parent},
+            advice="--parents makes it, or look for a misspelt name",
+        )
     found = look(target, follow=False)
     if found is None:
         return
     if not stat.S_ISDIR(found.st_mode):
-        raise TargetError("the output exists and is not a folder", where={"output": target})
+        raise TargetError(
+            "the output exists and is not a folder",
+            where={"output": target},
+            advice="give another name: an export is a folder",
+        )
     if attempt("look at", target, os.path.ismount, target):
         raise TargetError(
             "the output is a mount point, which can't be renamed",

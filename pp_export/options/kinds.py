@@ -23,6 +23,7 @@ TYPE_ALIASES = {"keep": "checkpoint", "fp32": "float32", "bf16": "bfloat16", "fp
 """Of any option that is a number: what waits for seconds, or counts ranks, takes no larger ones."""
 
 _MAX_SIZE = 1 << 62
+_MIN_SHARD_BYTES = 100  # less is a size whose unit was forgotten
 _MAX_DIGITS = 30
 _UNITS = {
     "": 1,
@@ -245,7 +246,12 @@ class ResultOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_bytes(self.max_shard_size)
+        if parse_bytes(self.max_shard_size) < _MIN_SHARD_BYTES:
+            raise OptionError(
+                "--max-shard-size is a few bytes",
+                expected="a size with its unit, for example 5GB",
+                got=_brief(self.max_shard_size),
+            )
         parse_types(self.dtype_of)
 
     @property

@@ -5,7 +5,9 @@ Processes that don't know each other would each export everything, all to one fo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pp_export.core.errors import LaunchError
@@ -24,6 +26,12 @@ _LAUNCHERS = (
     _Launcher("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     _Launcher("mpiexec", "PMI_SIZE", "PMI_RANK"),
 )
+
+_LAUNCHER_PROCESSES = (
+    *("torchrun", "torch.distributed", "slurmstepd"),
+    *("mpirun", "mpiexec", "orted", "prted", "hydra_pmi_proxy"),
+)
+"""What stands in the command line of a process that starts ranks."""
 
 VARIABLES = frozenset(
     {
@@ -66,6 +74,21 @@ def is_first(environment: Mapping[str, str]) -> bool:
     """Whether this process is the one that speaks for all that its launchers started."""
     numbers = [environment.get(name, "0") for name in ("RANK", *(each.number for each in _LAUNCHERS))]
     return all(number == "0" for number in numbers)
+
+
+def speaks(environment: Mapping[str, str]) -> bool:
+    """Whether this process prints a result that all processes of its launch have alike. What a launcher's
+    process has started speaks for itself, whatever rank it inherits.
+    """
+    return is_first(environment) or not _is_started_by_launcher()
+
+
+def _is_started_by_launcher() -> bool:
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return any(name in parent for name in _LAUNCHER_PROCESSES)
 
 
 def _advice(launcher: _Launcher, environment: Mapping[str, str]) -> str:

@@ -42,6 +42,7 @@ _LEFT = (
     (re.compile(r"README.*", re.IGNORECASE), "describes another model"),
 )
 _MAY_REFER_TO_CODE = re.compile(r"tokenizer_config\.json|.*processor_config\.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+ -]*")
 
 
@@ -113,12 +114,28 @@ def read_tokenizer_folder(folder: Path, *, code: bool = True) -> Reference:
 def _readable(folder: Path, whose: str) -> Iterator[None]:
     try:
         if not folder.is_dir():
-            raise ReferenceFolderError(f"the {whose} folder doesn't exist", where={whose: folder})
+            raise _no_folder(folder, whose)
         yield
     except OSError as error:
         raise ReferenceFolderError(
             f"the {whose} folder can't be read: {error.strerror}", where={"file": error.filename}
         ) from error
+
+
+def _no_folder(folder: Path, whose: str) -> ReferenceFolderError:
+    if folder.exists():
+        return ReferenceFolderError(
+            f"the {whose} is a file, not a folder",
+            where={whose: folder},
+            advice="give the folder that it lies in",
+        )
+    advice = None
+    if _HUB_ID.fullmatch(str(folder)):
+        advice = (
+            "nothing is downloaded here; if this is a name on the hub, give DIR after:"
+            f" hf download {folder} --exclude '*.safetensors' --local-dir DIR"
+        )
+    return ReferenceFolderError(f"the {whose} folder doesn't exist", where={whose: folder}, advice=advice)
 
 
 def copy_assets(reference: Reference, staging: Path) -> None:

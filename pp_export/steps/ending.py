@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -38,13 +39,19 @@ def wait_for_first(error: ExportError) -> None:
     signals.settle()
 
 
-def end_together(world: World, error: BaseException, options: TargetOptions, *, since: float) -> None:
-    """What every rank does before its process ends, with the error that all have raised."""
+def end_together(
+    world: World, error: BaseException, options: TargetOptions, *, since: float, as_json: bool
+) -> None:
+    """What every rank does before its process ends, with the error that all have raised; `as_json` prints it
+    to stdout, too.
+    """
     failure = error if isinstance(error, ExportError) else abort(world, None, error)
     tell_launcher(failure, in_full=world.abort.is_witness)
     if world.abort.is_reporter:
         logger.error("error: %s", failure)
         report.write_failure(failure, options, since=since)
+        if as_json:
+            sys.stdout.write(json.dumps(report.failure_json(failure, options), indent=1) + "\n")
     world.abort.leave_after_failure()
 
 

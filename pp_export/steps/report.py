@@ -14,6 +14,7 @@ from pp_export.core import errors
 from pp_export.core.errors import ExportError, PeerError, StoppedError
 from pp_export.core.json_values import to_json_value
 from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
+from pp_export.core.words import counted
 from pp_export.disk import files
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
@@ -240,6 +241,7 @@ def succeeded(
     assert completed is not None
     inputs, plan = whole.inputs, whole.plan
     description, model = inputs.catalog.description, inputs.model
+    is_live = inputs.catalog.holders is not None
     return ExportReport(
         checkpoint=description.folder,
         format=description.format,
@@ -284,7 +286,8 @@ def succeeded(
             *model.notes,
             *whole.notes,
             *completed.notes,
-            *notes_on(plan, is_live=inputs.catalog.holders is not None),
+            *notes_on(plan, is_live=is_live),
+            *([_cost(sum(seconds.values()), len(measured))] if is_live else []),
         ),
         verified=options.verify,
         source_checked=_source_checked(options, inputs.catalog),
@@ -292,6 +295,15 @@ def succeeded(
         peak_anonymous_bytes=tuple(one.peak_anonymous_bytes for one in measured),
         planned_peak_bytes=tuple(part.peak_bytes for part in plan.parts),
         timeline=_timeline([one.timeline for one in measured if one.timeline is not None], seconds),
+    )
+
+
+def _cost(seconds: float, num_ranks: int) -> str:
+    """What a live export took from the job, and how it can be had for less."""
+    return (
+        f"training waited {seconds:.1f} s on {counted(num_ranks, 'rank')}, {seconds * num_ranks:.0f} in all."
+        " A checkpoint's export in the background (export_checkpoint, background=True) makes it wait for the"
+        " save alone."
     )
 
 
@@ -313,13 +325,14 @@ def _timeline(ranks: Sequence[RankTimeline], seconds: Mapping[str, float]) -> di
     return Timeline.of(ranks, phases).to_json()
 
 
-def failure_json(error: ExportError, options: TargetOptions) -> dict[str, Any]:
-    """The report of a failure."""
+def failure_json(error: ExportError, options: TargetOptions | None) -> dict[str, Any]:
+    """The report of a failure, of an export where there are `options`."""
+    told = {} if options is None else {"options": options.to_json()}
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "failed",
         "error": error.to_json(),
-        "options": options.to_json(),
+        **told,
         "versions": versions(),
     }
 

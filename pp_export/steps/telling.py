@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.core.errors import ExportError
 from pp_export.core.json_values import to_json_value
+from pp_export.core.words import counted
 from pp_export.process.log import logger
 
 if TYPE_CHECKING:
@@ -195,11 +196,6 @@ class _Part:
     num_files: int
     to_write: int
     to_verify: int
-
-
-def counted(count: int, what: str) -> str:
-    """`1 file`, `1,200 files`."""
-    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def _parts_of(plan: ExportPlan, *, verifies: bool) -> list[_Part]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pp_export.architecture.accounting import TABLE
 from pp_export.architecture.families import KINDS
+from pp_export.core.words import counted
 from pp_export.steps import limits
-from pp_export.view.text import console, empty_table, human_bytes, machine_facts
+from pp_export.view.text import console, empty_table, human_bytes, machine_facts, table_of_facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,14 +46,12 @@ _MAX_ROWS, _MAX_RANKS, _MAX_PEAKS, _MAX_NAMED = 40, 8, 8, 6
 def print_export(report: ExportReport) -> None:
     """What an export did, and what it proved."""
     seconds = report.seconds
-    rate = human_bytes(report.total_size / max(seconds.get("export", 0), 1e-3))
+    rate = human_bytes((report.total_size - report.kept_bytes) / max(seconds.get("export", 0), 1e-3))
     peaks = ", ".join(human_bytes(peak) for peak in report.peak_anonymous_bytes[:_MAX_PEAKS])
     verified = "every byte re-read from the disk" if report.verified else "NOT verified"
-    out = console()
-    table = empty_table(title=f"exported to {report.output}", show_header=False)
     rows = {
-        "model": f"{report.architecture}, {report.total_parameters:,} parameters",
-        "files": f"{report.num_files} shards, {human_bytes(report.total_size)}",
+        "model": f"{report.architecture}, {counted(report.total_parameters, 'parameter')}",
+        "files": f"{counted(report.num_files, 'shard')}, {human_bytes(report.total_size)}; {_assets(report)}",
         "accounted": _accounted(report.expected_from, report.expected_cached),
         "function": _function(report.settings, report.settings_unchecked, report.args_unknown),
         "dropped": ", ".join(report.dropped) or "nothing",
@@ -68,9 +67,15 @@ def print_export(report: ExportReport) -> None:
     if report.not_finite:
         rows["not finite"] = _not_finite(report.not_finite)
     rows |= {f"note {number}": note for number, note in enumerate(report.notes, start=1)}
-    for name, value in rows.items():
-        table.add_row(name, value)
-    out.print(table)
+    written = {name: report.options.get(name) for name in ("report", "html")}
+    rows |= {name: str(path) for name, path in written.items() if path is not None}
+    console().print(table_of_facts(f"exported to {report.output}", rows))
+
+
+def _assets(report: ExportReport) -> str:
+    """What of the reference's other files is in the folder, and what isn't."""
+    copied = f"{_first(report.assets_copied)} copied" if report.assets_copied else "no other file copied"
+    return copied + (f"; left: {_first(report.assets_left)}" if report.assets_left else "")
 
 
 def print_many(report: ManyReport) -> None:
@@ -146,35 +151,38 @@ def _config(report: ExportReport | PlanReport) -> str:
         kinds = Counter(origin.partition(":")[0] for origin in report.config_origins.values())
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         return f"made of the training args, without a reference; values by origin: {counts}"
+    corrections = [sentence.removeprefix("config.json: ") for sentence in report.config_corrections]
     keys = [sentence.removeprefix("config.json: ").partition(" ")[0] for sentence in report.config_additions]
     added = [f"said outright, or for other loaders too: {', '.join(keys)}"] if keys else []
-    return "; ".join([*report.config_corrections, *added]) or "as in the reference"
+    return "; ".join([*corrections, *added]) or "as in the reference"
 
 
 def _not_finite(counts: Mapping[str, int]) -> str:
     named = [f"{name} ({count:,})" for name, count in list(counts.items())[:_MAX_NAMED]]
     more = ", ..." if len(counts) > _MAX_NAMED else ""
-    return f"NaN or infinity in {len(counts)} tensors: {', '.join(named)}{more}"
+    return f"NaN or infinity in {counted(len(counts), 'tensor')}: {', '.join(named)}{more}"
 
 
 def print_plan(report: PlanReport) -> None:
     """What an export would do: in all, file by file, and rank by rank."""
-    out, summary = console(), report.summary
+    out, summary, num_idle = console(), report.summary, len(report.summary.idle_ranks)
     out.print(
-        f"{len(report.ranks)} ranks in {report.num_stages} stages: {summary.num_leaders} write,"
-        f" {len(summary.idle_ranks)} are idle; {human_bytes(summary.total_sent_bytes)} are sent"
+        f"{counted(len(report.ranks), 'rank')} in {counted(report.num_stages, 'stage')}:"
+        f" {summary.num_leaders} write{'s' * (summary.num_leaders == 1)}, {num_idle} {'is' if num_idle == 1 else 'are'} idle;"
+        f" {human_bytes(summary.total_sent_bytes)} are sent"
         f" ({report.backend or 'nothing'}: {report.backend_reason})",
         soft_wrap=True,
     )
     memory = "any memory" if report.memory_limit is None else human_bytes(report.memory_limit)
     out.print(
-        f"each with up to {report.threads} threads and {report.shards_in_flight} shards in flight, in at most"
+        f"each with up to {counted(report.threads, 'thread')} and"
+        f" {counted(report.shards_in_flight, 'shard')} in flight, in at most"
         f" {memory} (--threads, --memory-limit; by default its share of this machine)",
         soft_wrap=True,
     )
     _print_loads(report)
     _print_prediction(report.prediction)
-    shards = empty_table(title=f"{len(report.shards)} files, {human_bytes(report.total_size)}")
+    shards = empty_table(title=f"{counted(len(report.shards), 'file')}, {human_bytes(report.total_size)}")
     for column in ("file", "unit", "stage", "leader", "tensors", "size"):
         shards.add_column(column, justify="left" if column in ("file", "unit") else "right", overflow="fold")
     for shard in report.shards[:_MAX_ROWS]:
@@ -225,25 +233,21 @@ def _print_loads(report: PlanReport) -> None:
 
 def _print_prediction(found: PredictionReport) -> None:
     """How long it takes, for what machine, and what bounds it."""
-    table = empty_table(
-        title=f"predicted: {found.wall_seconds:.1f} s, bound by: {found.bound_by}", show_header=False
-    )
-    for name, text in machine_facts(found).items():
-        table.add_row(name, text)
-    console().print(table)
+    title = f"predicted: {found.wall_seconds:.1f} s, bound by: {found.bound_by}"
+    console().print(table_of_facts(title, machine_facts(found)))
 
 
 def _print_ranks(report: PlanReport) -> None:
-    """Each rank, where there are few."""
-    if len(report.ranks) > _MAX_RANKS:
-        return
-    ranks = empty_table(title="all ranks")
+    """The first ranks."""
+    ranks = empty_table(title=counted(len(report.ranks), "rank"))
     for column in ("rank", "stage", "reads", "sends", "writes", "peak memory"):
         ranks.add_column(column, justify="right")
-    for rank in report.ranks:
+    for rank in report.ranks[:_MAX_RANKS]:
         sizes = (rank.read_bytes, rank.sent_bytes, rank.written_bytes, rank.peak_bytes)
         stage = "-" if rank.stage is None else str(rank.stage)
         ranks.add_row(str(rank.rank), stage, *map(human_bytes, sizes))
+    if len(report.ranks) > _MAX_RANKS:
+        ranks.caption = f"and {len(report.ranks) - _MAX_RANKS:,} more: all are in --json and --html"
     console().print(ranks)
 
 
@@ -259,24 +263,23 @@ def print_checkpoint(report: CheckpointReport) -> None:
     sizes = ", ".join(f"{name} {args[name]}" for name in _SIZES if args.get(name) is not None)
     layout = ", ".join(f"{short}{args[name]}" for short, name in _LAYOUT if args.get(name) is not None)
     keys = f"one key for {'all layers' if report.stacked else 'each layer'}"
-    about = empty_table(title=report.folder, show_header=False)
     rows = {
         "format": f"{report.format}, {'one file per rank' if report.one_file_per_rank else keys}",
         "written by": report.writer,
         "iteration": str(report.iteration),
         "layout": layout or "unknown (no training args)",
         "model": sizes or "unknown",
-        "weights": f"{weights.num_tensors:,} tensors, {weights.num_parameters:,} parameters,"
-        f" {human_bytes(weights.bytes)} in {weights.num_boxes:,} stored boxes"
-        f" of {len(weights.files):,} files",
+        "weights": f"{counted(weights.num_tensors, 'tensor')},"
+        f" {counted(weights.num_parameters, 'parameter')}, {human_bytes(weights.bytes)}"
+        f" in {weights.num_boxes:,} stored {'box' if weights.num_boxes == 1 else 'boxes'}"
+        f" of {counted(len(weights.files), 'file')}",
         **{
-            kind: f"{other.items:,} items, {human_bytes(other.bytes)}" for kind, other in report.other.items()
+            kind: f"{counted(other.items, 'item')}, {human_bytes(other.bytes)}"
+            for kind, other in report.other.items()
         },
         **{f"note {number}": note for number, note in enumerate(report.notes, start=1)},
     }
-    for name, text in rows.items():
-        about.add_row(name, text)
-    out.print(about)
+    out.print(table_of_facts(report.folder, rows))
     tensors = empty_table()
     for column in ("stored key", "type", "shape", "boxes"):
         tensors.add_column(column, overflow="fold")
@@ -292,10 +295,10 @@ def print_verification(result: Verification) -> None:
         out.print(f"FAULT {fault}", soft_wrap=True)
     for note in result.notes:
         out.print(f"note: {note}", soft_wrap=True)
-    verdict = "ok" if result.ok else f"{len(result.faults)} faults"
+    verdict = "ok" if result.ok else counted(len(result.faults), "fault")
     out.print(
-        f"{result.folder}: {verdict} ({result.depth}; {result.num_files} files, {result.num_tensors} tensors,"
-        f" {human_bytes(result.num_bytes_read)} read)",
+        f"{result.folder}: {verdict} ({result.depth}; {counted(result.num_files, 'file')},"
+        f" {counted(result.num_tensors, 'tensor')}, {human_bytes(result.num_bytes_read)} read)",
         soft_wrap=True,
     )
 
@@ -351,7 +354,6 @@ def print_logits(result: LogitComparison) -> None:
     out, worst, share = console(), result.worst, f"{result.required_share:.0%}"
     what = f"{result.batch} x {result.sequence} positions, {result.num_columns:,} logits each"
     padding = f"; {result.num_padding_columns:,} padding columns left out" * bool(result.num_padding_columns)
-    table = empty_table(title=result.folder, show_header=False)
     rows = {
         "recording": f"{result.recording}: {what}{padding}",
         "precision": f"{result.precision} (recorded as {result.recorded_dtype})",
@@ -367,6 +369,4 @@ def print_logits(result: LogitComparison) -> None:
         f" {worst.recorded:.6g} recorded, {worst.exported:.6g} exported",
         "verdict": "the folder answers as the recorded model" if result.ok else "DIFFERENT",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    out.print(table)
+    out.print(table_of_facts(result.folder, rows))

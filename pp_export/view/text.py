@@ -6,6 +6,7 @@ rich is imported when it is needed: what prints JSON, or nothing yet, doesn't wa
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def empty_table(**settings: Any) -> Table:
     from rich.table import Table
 
     return Table(**settings)
+
+
+def table_of_facts(title: str, facts: Mapping[str, str]) -> Table:
+    """A row for each fact, by name; what is too long for a line is folded, never cut."""
+    table = empty_table(title=title, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in facts.items():
+        table.add_row(name, text)
+    return table
 
 
 def machine_facts(found: PredictionReport) -> dict[str, str]:

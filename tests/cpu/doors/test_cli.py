@@ -10,11 +10,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 import pp_export
 from pp_export import cli, flags
@@ -23,7 +25,7 @@ from pp_export.options.kinds import ExportOptions, flag
 from pp_export.options.values import options_from, read_job
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.damage import edit_json
-from tests.fixtures.processes import started
+from tests.fixtures.processes import run_python, started, torchrun
 from tests.fixtures.tiny_models import ask, write_tiny_model
 from tests.fixtures.undefined import without_definition
 
@@ -388,3 +390,61 @@ def test_imports_that_fail_are_reported(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
     assert json.loads(report.read_text())["error"]["what"] == what
     assert json.loads(told.read_text())["message"]["message"] == what
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "diff", "plan", "export"])
+def test_a_failure_is_json_where_that_was_asked_for(command: str, tmp_path: Path) -> None:
+    """What fails says so on stdout as well, with the schema of failures; the exit status stays."""
+    absent = str(tmp_path / "absent")
+    arguments = {
+        "diff": [absent, absent],
+        "plan": [f"--checkpoint={absent}", "--architecture=qwen2"],
+        "export": [f"--checkpoint={absent}", "--architecture=qwen2", f"--output={tmp_path / 'out'}"],
+    }
+    done = run_python(
+        ["-m", "pp_export", command, *arguments.get(command, [absent]), "--json"], tmp_path / "run"
+    )
+    assert done.status == 1
+    told = json.loads(done.stdout)
+    schema = "report" if command == "export" else "failure"
+    text = resources.files("pp_export.schemas").joinpath(f"{schema}.json").read_text()
+    Draft202012Validator(json.loads(text)).validate(told)
+    assert told["status"] == "failed"
+    assert absent in str(told["error"]["where"])
+
+
+def test_what_ranks_have_alike_is_printed_once(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    """Under torchrun, plan and verify print one result and one line of log, whatever the number of ranks;
+    what a rank's process starts itself speaks for itself.
+    """
+    options = [f"--checkpoint={checkpoint('qwen2', 'tp2')}", f"--reference={reference('qwen2')}"]
+    done = run_python(torchrun(2, "-m", "pp_export", "plan", *options, "--json"), tmp_path / "run").checked()
+    json.loads(done.stdout)
+    assert done.stderr.count("planning the export of") == 1
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    command = ["-m", "pp_export", "plan", *options, "--json"]
+    with started(command, tmp_path / "other", env=environment) as other:
+        json.loads(other.wait(120).checked().stdout)
+
+
+def test_errors_of_a_first_try_say_what_to_do(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    """A hub's name as reference, files for folders, a parent that isn't there, a size without unit."""
+    folder, model = str(checkpoint("qwen2", "tp2")), str(reference("qwen2"))
+    file = tmp_path / "file"
+    file.write_text("")
+    usual = {"checkpoint": folder, "reference": model, "output": str(tmp_path / "out")}
+    for changed, words in (
+        ({"reference": "Qwen/Qwen2-1.5B"}, "hf download Qwen/Qwen2-1.5B"),
+        ({"reference": str(file)}, "the reference is a file, not a folder"),
+        ({"checkpoint": str(file)}, "the checkpoint is a file, not a folder"),
+        ({"output": str(tmp_path / "absent" / "out")}, "--parents"),
+        ({"max_shard_size": "5"}, "for example 5GB"),
+    ):
+        values: Any = {**usual, **changed}
+        with pytest.raises(pp_export.ExportError) as caught:
+            pp_export.export_checkpoint(**values)
+        assert words in str(caught.value)

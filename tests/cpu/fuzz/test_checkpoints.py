@@ -68,10 +68,12 @@ def with_file(stored: Path, damaged: Path, name: str, data: bytes) -> dict[str, 
 
 
 def is_stored(found: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> bool:
-    """Whether every tensor has the bytes of one that is stored: nothing ties a record to a name but
-    `.metadata` itself.
+    """Whether every tensor has the bytes of one that is stored: nothing ties a record to a name, or says that
+    it holds all layers, but `.metadata` itself.
     """
-    known = {(value.dtype, value.numpy(force=True).tobytes()) for value in map(_as_bytes, values.values())}
+    layers = [value for name, value in values.items() if ".layers." in name]
+    stored = [*values.values(), torch.stack(layers)]
+    known = {(value.dtype, value.numpy(force=True).tobytes()) for value in map(_as_bytes, stored)}
     return all((each.dtype, each.numpy().tobytes()) in known for each in map(_as_bytes, found.values()))
 
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 import pp_export
 from pp_export.core import file_names
-from pp_export.core.errors import OptionError, TargetError
+from pp_export.core.errors import ExportError, OptionError, TargetError
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
 from pp_export.steps import limits, report
@@ -36,6 +36,7 @@ NAMES = (
     "compare_logits",
     "diff",
     "export_manifest",
+    "failure",
     "families",
     "inspect",
     "many",
@@ -174,6 +175,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "compare_logits": COMPARISON.to_json,
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
+        "failure": lambda: report.failure_json(ExportError("no"), None),
         "families": limits.to_json,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
         "many": lambda: many_report().to_json(),
