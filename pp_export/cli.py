@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pp_export import flags
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
+from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
-from pp_export.options.values import options_from
+from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
@@ -242,21 +243,27 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"  # as for an export
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
+    of_a, of_b = (dict(map(parse_setting, texts)) for texts in (arguments.a, arguments.b))
     from pp_export import api
-    from pp_export.view.progress import bytes_bar
-    from pp_export.view.tables import print_difference
+    from pp_export.view.differences import print_difference
+    from pp_export.view.progress import compared_bytes
 
-    with bytes_bar("comparing") as on_bytes:
+    with compared_bytes() as shown:
         result = api.diff(
             arguments.first,
             arguments.second,
+            of_a=of_a,
+            of_b=of_b,
             quick=arguments.quick,
             threads=arguments.threads,
             atol=arguments.atol,
             rtol=arguments.rtol,
             ulps=arguments.ulps,
-            on_bytes=on_bytes,
+            on_bytes=shown.add,
+            on_total=shown.total,
+            **flags.given(arguments, SideOptions),
         )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.ok else 1

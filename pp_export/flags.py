@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pp_export.core.errors import OptionError
+from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
     ClusterOptions,
@@ -90,14 +91,22 @@ def parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
 
-    diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
-    diff.add_argument("first", type=Path)
-    diff.add_argument("second", type=Path)
+    diff = commands.add_parser(
+        "diff", help="compare two models tensor by tensor: Hugging Face folders, or Megatron checkpoints"
+    )
+    diff.add_argument("first", type=Path, metavar="A", help="a Hugging Face folder, or a checkpoint")
+    diff.add_argument("second", type=Path, metavar="B", help="the same")
     diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
     diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
     diff.add_argument("--atol", type=float, default=0.0, help="absolute error that an element may have")
     diff.add_argument("--rtol", type=float, default=0.0, help="and error relative to the larger of both")
     diff.add_argument("--ulps", type=float, default=0.0, help="or so many values of its type")
+
+    of_checkpoints = diff.add_argument_group("sides that are checkpoints")
+    _add_flags({SideOptions: of_checkpoints}, SideOptions)
+    for side in ("a", "b"):
+        text = f"one of these options for {side.upper()} alone, such as iteration=1000"
+        of_checkpoints.add_argument(f"--{side}", action="append", default=[], metavar="KEY=VALUE", help=text)
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
     logits.add_argument("folder", type=Path)

@@ -144,6 +144,44 @@ def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: bars.update(task, advance=count)
 
 
+@contextmanager
+def compared_bytes() -> Iterator[ComparedBytes]:
+    """The view of a comparison, shown from its beginning on."""
+    if not sys.stderr.isatty():
+        yield ComparedBytes(None)
+        return
+    with _bars() as bars:
+        yield ComparedBytes(bars)
+
+
+class ComparedBytes:
+    """How many bytes of both sides are compared: a bar, or now and then a line."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self._bars, self._done, self._total = bars, 0, 0
+        self._begun = self._shown = time.monotonic()
+        self._task = None if bars is None else bars.add_task("reading metadata", total=None, note="")
+
+    def total(self, num_bytes: int) -> None:
+        """All metadata are read; so many bytes are to be compared."""
+        self._total, self._begun = num_bytes, time.monotonic()
+        if self._bars is not None and self._task is not None:
+            self._bars.reset(self._task, total=num_bytes, description="comparing")
+
+    def add(self, num_bytes: int) -> None:
+        """So many more are compared; called by one thread at a time."""
+        self._done += num_bytes
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, advance=num_bytes)
+            return
+        now = time.monotonic()
+        if now - self._shown < _LINE_SECONDS:
+            return
+        self._shown = now
+        rate = self._done / max(now - self._begun, 1e-3)
+        logger.info("compared %s of %s, %s/s", *map(human_bytes, (self._done, self._total, rate)))
+
+
 def _bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

@@ -33,7 +33,7 @@ FLOORS: tuple[set[str], ...] = (
     {"reference", "checkpoint", "planning"},
     {"shards"},
     {"steps"},
-    {"export", "view", "background"},
+    {"export", "difference", "view", "background"},
     {"api", "many", "flags"},
     {"cli", "consolidation", "integrations", ""},
     {"__main__"},
