@@ -11,7 +11,7 @@ Two folders are compared without any of it but step 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def diff_sides(
         config=config,
         by_layer=by_layer(names, values),
         planned_bytes=planned_bytes(walks),
-        notes=tuple(note for side in checkpoints for note in _notes(side)),
+        notes=(*(note for side in checkpoints for note in _notes(side)), *_type_notes(left, right)),
     )
 
 
@@ -134,3 +134,11 @@ def _notes(side: ComparedCheckpoint) -> list[str]:
             f"{side.options.checkpoint}: {num_cut:,} rows of the vocabulary are padding, and cut off"
         )
     return found
+
+
+def _type_notes(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
+    """What helps where tensors have other types alone."""
+    differ = (name for name in left.keys() & right.keys() if left[name] != right[name])
+    if not any(left[name].partition("[")[2] == right[name].partition("[")[2] for name in differ):
+        return []
+    return ["values of other types were not compared; --dtype casts those of a checkpoint, as an export does"]

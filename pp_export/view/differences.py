@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pp_export.view.text import console, empty_table, human_bytes
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pp_export.verification.by_layer import LayerErrors
-    from pp_export.verification.diff import Difference
+    from pp_export.verification.diff import Difference, SpecDifference
 
-_MAX_ROWS = 40
+_MAX_ROWS, _MAX_NAMED = 40, 3
 _MAX_COLUMNS = 100
 _LEVELS = "▁▂▃▄▅▆▇█"
 _EQUAL, _ABSENT = "·", " "
@@ -26,8 +26,8 @@ def print_difference(result: Difference) -> None:
     for folder, names in ((result.a, result.only_in_a), (result.b, result.only_in_b)):
         for name in names:
             out.print(f"ONLY in {folder}: {name}", soft_wrap=True)
-    for spec in result.other_spec:
-        out.print(f"SHAPE or type: {spec.name}: {spec.a}, {spec.b}", soft_wrap=True)
+    for line in _specs_that_differ(result.other_spec):
+        out.print(line, soft_wrap=True)
     for setting in result.config:
         out.print(f"FUNCTION: {setting.setting}: {setting.a!r}, {setting.b!r}", soft_wrap=True)
     if result.other_values:
@@ -46,6 +46,21 @@ def print_difference(result: Difference) -> None:
         f"{unread * bool(result.num_equal_by_digest)}; {human_bytes(result.num_bytes_read)} read{planned})",
         soft_wrap=True,
     )
+
+
+def _specs_that_differ(specs: Iterable[SpecDifference]) -> Iterator[str]:
+    """A line for each tensor of another shape, and one for all whose types alone are others."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for spec in specs:
+        (dtype_a, shape_a), (dtype_b, shape_b) = (text.split("[", 1) for text in (spec.a, spec.b))
+        if shape_a != shape_b:
+            yield f"SHAPE or type: {spec.name}: {spec.a}, {spec.b}"
+        else:
+            names.setdefault((dtype_a, dtype_b), []).append(spec.name)
+    for (dtype_a, dtype_b), of_types in names.items():
+        told = ", ".join(of_types[:_MAX_NAMED]) + ", ..." * (len(of_types) > _MAX_NAMED)
+        count = f"{len(of_types):,} tensors" if len(of_types) > 1 else "one tensor"
+        yield f"SHAPE or type: {count}, {dtype_a} and {dtype_b}: {told}"
 
 
 def layer_chart(errors: Sequence[LayerErrors]) -> list[str]:

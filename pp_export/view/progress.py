@@ -165,6 +165,7 @@ class ComparedBytes:
     def total(self, num_bytes: int) -> None:
         """All metadata are read; so many bytes are to be compared."""
         self._total, self._begun = num_bytes, time.monotonic()
+        self._shown = self._begun
         if self._bars is not None and self._task is not None:
             self._bars.reset(self._task, total=num_bytes, description="comparing")
 
