@@ -246,12 +246,12 @@ def _diff(arguments: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # as for an export
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
     of_a, of_b = (dict(map(parse_setting, texts)) for texts in (arguments.a, arguments.b))
-    from pp_export import api
+    from pp_export import comparing
     from pp_export.view.differences import print_difference
     from pp_export.view.progress import compared_bytes
 
     with compared_bytes() as shown:
-        result = api.diff(
+        result = comparing.diff(
             arguments.first,
             arguments.second,
             of_a=of_a,

@@ -1,12 +1,10 @@
-"""The story of a comparison whose sides are checkpoints or Hugging Face folders, in five steps.
+"""The story of a comparison with a checkpoint, or of two, in five steps.
 
 1. described   what each checkpoint would be exported as; what a folder has  (steps.compared, verification)
 2. paired      names, dtypes and shapes; what both say of the function       (steps.functions)
 3. planned     the memory to assemble checkpoints in, shard by shard         (steps.comparing)
 4. compared    frozen shards with each other, or with the folder's files     (steps.comparing)
 5. told        what differs, by tensor and by layer                          (verification.diff)
-
-Two folders are compared without any of it but step 2.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pp_export.checkpoint.formats import holds_checkpoint
-from pp_export.core.errors import OptionError
 from pp_export.core.file_names import CONFIG
 from pp_export.distributed.alone import alone
 from pp_export.options.comparison import SideOptions
@@ -25,7 +22,7 @@ from pp_export.steps.comparing import Comparing, plan_walks, planned_bytes
 from pp_export.steps.failure import ending_together
 from pp_export.steps.functions import Function, config_differences
 from pp_export.verification.by_layer import by_layer
-from pp_export.verification.diff import Difference, SpecDifference, check_comparison, diff_folders
+from pp_export.verification.diff import Difference, SpecDifference, check_comparison
 from pp_export.verification.side_by_side import EXACT, Tolerance
 from pp_export.verification.weights import StoredTensor, tensors_of
 
@@ -44,18 +41,18 @@ class ComparedFolder:
         return {name: tensor.spec for name, tensor in self.stored.items()}
 
 
-def diff_sides(
+def diff_checkpoints(
     a: Path,
     b: Path,
     options: tuple[SideOptions, SideOptions],
     *,
     threads: int,
-    quick: bool = False,
     tolerance: Tolerance = EXACT,
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
 ) -> Difference:
-    """Compare two sides, each a checkpoint or a folder, with the `options` of each; called by one process.
+    """Compare two sides with the `options` of each: one at least is a checkpoint, the other may be a Hugging
+    Face folder; called by one process.
 
     Memory is bounded by the plan, and nothing is written. `on_total` is told the bytes of both sides that
     will be compared, `on_bytes` those of each step, by one thread at a time. Raises OptionError,
@@ -64,13 +61,6 @@ def diff_sides(
     """
     check_comparison(threads, tolerance)
     is_checkpoint = [holds_checkpoint(side) for side in (a, b)]
-    if not any(is_checkpoint):
-        result = diff_folders(
-            a, b, quick=quick, threads=threads, tolerance=tolerance, on_bytes=on_bytes, on_total=on_total
-        )
-        return replace(result, config=config_differences(Function.of_folder(a), Function.of_folder(b)))
-    if quick:
-        raise OptionError("--quick is of two folders: a checkpoint has no manifest with digests of tensors")
     sides = [
         _checkpoint(side, other, own, threads) if is_one else _folder(side)  # 1
         for side, other, own, is_one in zip((a, b), (b, a), options, is_checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pp_export.core.errors import RuleError
 from pp_export.core.file_names import CONFIG
 from pp_export.core.json_values import to_json_value
 from pp_export.reference.safe_files import read_json
-from pp_export.verification.diff import ConfigDifference
+from pp_export.verification.diff import ConfigDifference, Difference
 
 Config = Mapping[str, Any]
 
@@ -56,6 +56,11 @@ def config_differences(a: Function | None, b: Function | None) -> tuple[ConfigDi
     else:
         found += different_settings(architecture, _settings(architecture, a), _settings(architecture, b))
     return tuple(ConfigDifference(name, *map(to_json_value, values)) for name, *values in found)
+
+
+def with_functions(difference: Difference, a: Path, b: Path) -> Difference:
+    """The difference of two folders, and of what their config.jsons say."""
+    return replace(difference, config=config_differences(Function.of_folder(a), Function.of_folder(b)))
 
 
 def _settings(architecture: Architecture, side: Function) -> Mapping[str, Any]:

@@ -73,7 +73,9 @@ def model_of(name: str) -> str:
     return next(model for model in ("qwen2", "qwen3_moe", "qwen3_mtp") if name.startswith(model))
 
 
-def stored_as(checkpoint: Path, folder: Path, change: Callable[[dict[str, torch.Tensor], Any], None]) -> Path:
+def stored_as(
+    checkpoint: Path, folder: Path, change: Callable[[dict[str, torch.Tensor], Any], object]
+) -> Path:
     """The checkpoint written anew by torch, with changed tensors and args."""
     tensors, args = read_stored(checkpoint)
     change(tensors, args)
