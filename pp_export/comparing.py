@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def diff(
         from pp_export.difference import diff_checkpoints
 
         return diff_checkpoints(Path(a), Path(b), sides, **shared)
-    from pp_export.steps.functions import with_functions
+    from pp_export.steps.functions import Function, config_differences
     from pp_export.verification.diff import diff_folders
 
-    return with_functions(diff_folders(Path(a), Path(b), quick=quick, **shared), Path(a), Path(b))
+    config = config_differences(*(Function.of_folder(Path(side)) for side in (a, b)))
+    return replace(diff_folders(Path(a), Path(b), quick=quick, **shared), config=config)

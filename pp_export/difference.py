@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,8 +117,8 @@ def _folder(side: Path) -> ComparedFolder:
 
 def _notes(side: ComparedCheckpoint) -> list[str]:
     """What a user should know of a checkpoint's tensors: which of them are no part of the comparison."""
-    account, sizes = side.inputs.account, side.inputs.sizes
-    found = [f"{side.options.checkpoint}: {name} is left out: {why}" for name, why in account.dropped.items()]
+    sizes, left_out = side.inputs.sizes, Counter(side.inputs.account.dropped.values())
+    found = [f"{side.options.checkpoint}: {num} tensors are left out: {why}" for why, num in left_out.items()]
     num_cut = sizes.padded_vocab_size - sizes.vocab_size
     if num_cut > 0:
         found.append(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pp_export.architecture import table_files
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.two_functions import different_keys, different_settings, settings_of
-from pp_export.core.errors import RuleError
+from pp_export.core.errors import ReferenceFolderError, RuleError
 from pp_export.core.file_names import CONFIG
 from pp_export.core.json_values import to_json_value
 from pp_export.reference.safe_files import read_json
-from pp_export.verification.diff import ConfigDifference, Difference
+from pp_export.verification.diff import ConfigDifference
 
 Config = Mapping[str, Any]
 
@@ -36,7 +36,11 @@ class Function:
     @classmethod
     def of_folder(cls, folder: Path) -> Function | None:
         """None where there is no config.json. Raises ReferenceFolderError where it can't be read."""
-        return cls(read_json(folder, CONFIG)) if (folder / CONFIG).is_file() else None
+        try:
+            return cls(read_json(folder, CONFIG)) if (folder / CONFIG).is_file() else None
+        except OSError as error:
+            text = f"config.json can't be read: {error.strerror}"
+            raise ReferenceFolderError(text, where={"folder": folder}) from error
 
 
 def config_differences(a: Function | None, b: Function | None) -> tuple[ConfigDifference, ...]:
@@ -56,11 +60,6 @@ def config_differences(a: Function | None, b: Function | None) -> tuple[ConfigDi
     else:
         found += different_settings(architecture, _settings(architecture, a), _settings(architecture, b))
     return tuple(ConfigDifference(name, *map(to_json_value, values)) for name, *values in found)
-
-
-def with_functions(difference: Difference, a: Path, b: Path) -> Difference:
-    """The difference of two folders, and of what their config.jsons say."""
-    return replace(difference, config=config_differences(Function.of_folder(a), Function.of_folder(b)))
 
 
 def _settings(architecture: Architecture, side: Function) -> Mapping[str, Any]:

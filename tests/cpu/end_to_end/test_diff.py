@@ -231,6 +231,41 @@ def test_tensors_of_one_side_alone(
         assert "model.norm.weight" in getattr(pp_export.diff(a, b), only)
 
 
+def test_layers_for_further_tokens(
+    checkpoint: Checkpoint, reference: Reference, exported: Folder, tmp_path: Path
+) -> None:
+    """Those that one side alone has are its own; dropped as an export drops them, the rest is the same."""
+    original, folder = checkpoint("qwen3_mtp", "pp2"), tmp_path / "without"
+    export_here(checkpoint=original, reference=reference("qwen3_mtp"), output=folder, mtp="drop")
+    further = on_disk(exported("qwen3_mtp")).keys() - on_disk(folder).keys()
+    found = pp_export.diff(original, folder)
+    assert further
+    assert set(found.only_in_a) == further
+    assert found.only_in_b == ()
+    assert found.other_values == ()
+    dropped = pp_export.diff(original, folder, mtp="drop")
+    assert dropped.identical
+    assert [note for note in dropped.notes if "left out: --mtp drop" in note]
+
+
+def test_a_tied_head_is_no_tensor_of_a_checkpoint(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    """A folder that stores it all the same has one more."""
+    original, folder = checkpoint("qwen2_tied", "pp2"), tmp_path / "tied"
+    export_here(checkpoint=original, reference=reference("qwen2_tied"), output=folder)
+    assert pp_export.diff(original, folder).identical
+    tensors = on_disk(folder)
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    shutil.copy(folder / "config.json", stored)
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | head, stored / "model.safetensors", metadata={"format": "pt"})
+    found = pp_export.diff(original, stored)
+    assert (found.only_in_a, found.only_in_b) == ((), ("lm_head.weight",))
+    assert found.num_equal == len(tensors)
+
+
 def test_padding_of_the_vocabulary_is_no_difference(
     checkpoint: Checkpoint, exported: Folder, reference: Reference, tmp_path: Path
 ) -> None:

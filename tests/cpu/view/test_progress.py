@@ -15,7 +15,7 @@ from pp_export.distributed.liveness import Liveness
 from pp_export.distributed.tree import Seat
 from pp_export.distributed.world import World
 from pp_export.view import progress
-from pp_export.view.progress import ExportView
+from pp_export.view.progress import ExportView, compared_bytes
 from pp_export.view.text import human_bytes
 from tests.fixtures.planned import Planned
 
@@ -182,6 +182,33 @@ def test_a_terminal_gets_bars(
         ]
     with progress.bytes_bar("verifying") as on_bytes:
         on_bytes(10)
+
+
+def test_a_comparison_is_a_line_now_and_then(lines: list[str], clock: Clock) -> None:
+    """Without a terminal, with rate and total, once bytes are compared."""
+    with compared_bytes() as shown:
+        clock.now += 60
+        shown.total(4_000_000)
+        shown.add(1_000_000)
+        assert lines == []
+        clock.now += 10
+        shown.add(1_000_000)
+        shown.add(2_000_000)
+    assert lines == ["compared 2 MB of 4 MB, 200 KB/s"]
+
+
+def test_a_comparison_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is shown that metadata are read before anything is compared, and then how much of all."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with compared_bytes() as shown:
+        pass
+    assert "reading metadata" in capsys.readouterr().err
+    with compared_bytes() as shown:
+        shown.total(4_000_000)
+        shown.add(4_000_000)
+    assert "4.0/4.0 MB" in capsys.readouterr().err
 
 
 def test_bytes_without_a_terminal_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
