@@ -189,6 +189,8 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if flags.plans_consolidation(arguments):
+        return _plan_consolidation(arguments)
     wanted, values = wanted_from(flags.values_of(arguments, ExportOptions), watch=False)
     has_output = values.get("output") is not None
     options = options_from(
@@ -199,12 +201,27 @@ def _plan(arguments: argparse.Namespace) -> int:
             raise OptionError("a plan is of one export", expected="one number as --iteration")
         options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
-    from pp_export.steps.plan_report import plan_checkpoint
+    return _show_plan(_checkpoint_source, options, arguments, here=has_output)
+
+
+def _plan_consolidation(arguments: argparse.Namespace) -> int:
+    values = flags.values_of(arguments, ConsolidateOptions)
+    has_output = values.get("output") is not None
+    values = values if has_output else {**values, "output": NO_OUTPUT}
+    options = options_from(values, _GIVEN_IN, ConsolidateOptions)
+    log.logger.info("planning the consolidation of %s", options.input)
+    return _show_plan(_ranks_source, options, arguments, here=has_output)
+
+
+def _show_plan(
+    source_of: Callable[[Kind], Source], options: Kind, arguments: argparse.Namespace, *, here: bool
+) -> int:
+    from pp_export.steps.plan_report import plan_source
     from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
     cluster = options_from(flags.given(arguments, ClusterOptions), "flags", ClusterOptions)
-    report = plan_checkpoint(options, cluster, here=has_output)
+    report = plan_source(source_of(options), options, cluster, here=here)
     if options.html is not None:
         write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
