@@ -25,6 +25,7 @@ from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.damage import flip, in_tensor
 from tests.fixtures.exports import export_here, files_of, remembering
 from tests.fixtures.models import MODELS
+from tests.fixtures.processes import run_python
 from tests.fixtures.stored import on_disk, read_stored, write_stored
 
 Folder = Callable[[str], Path]
@@ -349,6 +350,63 @@ def test_memory_is_what_was_planned(
         with pytest.raises(OptionError, match="memory-limit"):
             pp_export.diff(one, folder, threads=1, memory_limit=limit)
     assert taken == []
+
+
+WATCHED = """
+import json, re, sys, threading, time
+sys.modules["accelerate"] = None  # nobody asks transformers
+import pp_export
+
+peak = 0
+
+def look():
+    global peak
+    status = open("/proc/self/status").read()
+    peak = max(peak, int(re.search(r"RssAnon:\\s+([0-9]+)", status)[1]) << 10)
+
+def watch():
+    while True:
+        look()
+        time.sleep(0.002)
+
+threading.Thread(target=watch, daemon=True).start()
+found = pp_export.diff(*sys.argv[1:3], reference=sys.argv[3], threads=2, on_bytes=lambda _: look())
+print(json.dumps([peak, found.planned_bytes, found.num_bytes_read, found.num_equal]))
+"""
+
+
+def test_a_large_comparison_keeps_to_its_memory(
+    checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    """Of two checkpoints that are larger than what is planned, all of which is read, the process never holds
+    more.
+    """
+    num_layers, hidden, ffn, rows = 8, 1024, 6144, 8192
+
+    def enlarge(tensors: dict[str, torch.Tensor], args: Any) -> None:
+        kv_channels = 128
+        sizes = {6: num_layers, 64: hidden, 96: ffn, 192: 2 * ffn, 128: 2 * hidden, 256: rows}
+        for name, tensor in tensors.items():
+            shape = [sizes[size] for size in tensor.shape]
+            if name.endswith("linear_proj.weight"):
+                shape[-1] = 8 * kv_channels
+            tensors[name] = torch.rand(shape).to(torch.bfloat16)
+        args |= {"num_layers": num_layers, "hidden_size": hidden, "ffn_hidden_size": ffn}
+        args |= {"kv_channels": kv_channels, "padded_vocab_size": rows, "vocab_size": rows}
+
+    large = stored_as(checkpoint("qwen2", "tp1"), tmp_path, enlarge)
+    config = json.loads((reference("qwen2") / "config.json").read_text())
+    config |= {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": num_layers}
+    config |= {"vocab_size": rows, "layer_types": ["full_attention"] * num_layers}
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "config.json").write_text(json.dumps(config))
+    command = ["-c", WATCHED, str(large), str(large), str(tmp_path / "reference")]
+    ended = run_python(command, tmp_path / "ended", timeout_s=300).checked()
+    peak, planned, num_bytes, num_equal = json.loads(ended.stdout)
+    size = sum(path.stat().st_size for path in large.glob("*.distcp"))
+    assert num_equal == 3 + 12 * num_layers
+    assert 1.9 * size < num_bytes < 2 * size
+    assert peak <= planned < num_bytes / 1.5
 
 
 def test_a_damaged_checkpoint_ends_the_comparison(
