@@ -12,7 +12,6 @@ from pp_export.core import version
 if TYPE_CHECKING:
     from pp_export.api import (
         compare_logits,
-        diff,
         export_checkpoint,
         export_model,
         inspect,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         verify,
     )
     from pp_export.background import BackgroundExport
+    from pp_export.comparing import diff
     from pp_export.consolidation import consolidate, write_consolidate_script
     from pp_export.core.errors import ExportError
     from pp_export.steps.checkpoint_report import CheckpointReport
@@ -64,7 +64,7 @@ _HOMES = {
     "Verification": "verification",
     "compare_logits": "api",
     "consolidate": "consolidation",
-    "diff": "api",
+    "diff": "comparing",
     "export_checkpoint": "api",
     "export_model": "api",
     "inspect": "api",

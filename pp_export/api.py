@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pp_export.steps.telling import ExportProgress, OnProgress
     from pp_export.verification import Verification
     from pp_export.verification.comparison import LogitComparison
-    from pp_export.verification.diff import Difference
 
 
 @overload
@@ -261,42 +260,6 @@ def verify(
         threads=usable_cores() if threads is None else threads,
         on_bytes=on_bytes,
         ask=partial(PendingDefinition.start, cache=cache),
-    )
-
-
-def diff(
-    a: Folder,
-    b: Folder,
-    *,
-    quick: bool = False,
-    threads: int | None = None,
-    atol: float = 0.0,
-    rtol: float = 0.0,
-    ulps: float = 0.0,
-    on_bytes: Callable[[int], None] | None = None,
-) -> Difference:
-    """Two Hugging Face folders compared tensor by tensor, bit by bit, however each is cut into files.
-
-    `ok` of the result says whether no element differs by more than `atol` plus `rtol` of the larger of both,
-    or by more than `ulps` values of its type; `identical` whether no bit does.
-
-    Called by one process; a few MiB of each side are in memory for each of `threads` threads, one per core
-    that this process may use if None. Every byte is read, past the page cache, and `on_bytes` is told the
-    bytes of every read; `quick` takes tensors as equal, unread, whose digests are so in the manifests of
-    both folders. Raises VerificationError where a folder can't be read.
-
-    >>> pp_export.diff("/exports/run", "/exports/other").identical
-    True
-
-    """
-    from pp_export.process.cores import usable_cores
-    from pp_export.verification.diff import diff_folders
-    from pp_export.verification.side_by_side import Tolerance
-
-    threads = usable_cores() if threads is None else threads
-    tolerance = Tolerance(atol, rtol, ulps)
-    return diff_folders(
-        Path(a), Path(b), quick=quick, threads=threads, tolerance=tolerance, on_bytes=on_bytes
     )
 
 

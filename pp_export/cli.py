@@ -12,18 +12,19 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pp_export import flags
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
+from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
-from pp_export.options.values import options_from
+from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def _join(stall_seconds: float) -> World:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if flags.plans_consolidation(arguments):
+        return _plan_consolidation(arguments)
     wanted, values = wanted_from(flags.values_of(arguments, ExportOptions), watch=False)
     has_output = values.get("output") is not None
     options = options_from(
@@ -208,12 +211,27 @@ def _plan(arguments: argparse.Namespace) -> int:
             raise OptionError("a plan is of one export", expected="one number as --iteration")
         options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
-    from pp_export.steps.plan_report import plan_checkpoint
+    return _show_plan(_checkpoint_source, options, arguments, here=has_output)
+
+
+def _plan_consolidation(arguments: argparse.Namespace) -> int:
+    values = flags.values_of(arguments, ConsolidateOptions)
+    has_output = values.get("output") is not None
+    values = values if has_output else {**values, "output": NO_OUTPUT}
+    options = options_from(values, _GIVEN_IN, ConsolidateOptions)
+    log.logger.info("planning the consolidation of %s", options.input)
+    return _show_plan(_ranks_source, options, arguments, here=has_output)
+
+
+def _show_plan(
+    source_of: Callable[[Kind], Source], options: Kind, arguments: argparse.Namespace, *, here: bool
+) -> int:
+    from pp_export.steps.plan_report import plan_source
     from pp_export.view.html import write_plan
     from pp_export.view.tables import print_plan
 
     cluster = options_from(flags.given(arguments, ClusterOptions), "flags", ClusterOptions)
-    report = plan_checkpoint(options, cluster, here=has_output)
+    report = plan_source(source_of(options), options, cluster, here=here)
     if options.html is not None:
         write_plan(options.html, report)
     _print(report.to_json(), arguments.json, lambda: print_plan(report))
@@ -234,9 +252,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     subset = _subset(arguments.subset) if arguments.subset else None
     log.logger.info("verifying %s", arguments.folder)
     from pp_export import api
+    from pp_export.view.progress import BytesView
     from pp_export.view.tables import print_verification
 
-    with _bytes_shown(arguments, "verified", [arguments.folder]) as on_bytes:
+    with BytesView("verified", is_quiet=_is_quiet(arguments)) as shown:
+        if not arguments.quick and subset is None:
+            shown.total(_weight_bytes(arguments.folder))
         result = api.verify(
             arguments.folder,
             quick=arguments.quick,
@@ -244,46 +265,49 @@ def _verify(arguments: argparse.Namespace) -> int:
             load=arguments.load,
             cache=arguments.cache,
             threads=arguments.threads,
-            on_bytes=on_bytes,
+            on_bytes=shown.add,
         )
     _print(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
 
 
-def _diff(arguments: argparse.Namespace) -> int:
-    log.logger.info("comparing %s with %s", arguments.first, arguments.second)
-    from pp_export import api
-    from pp_export.view.tables import print_difference
+def _weight_bytes(folder: Path) -> int:
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with suppress(OSError):  # of which verify says more
+            total += file.stat().st_size
+    return total
 
-    with _bytes_shown(arguments, "compared", [arguments.first, arguments.second]) as on_bytes:
-        result = api.diff(
+
+def _diff(arguments: argparse.Namespace) -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"  # as for an export
+    log.logger.info("comparing %s with %s", arguments.first, arguments.second)
+    of_a, of_b = (dict(map(parse_setting, texts)) for texts in (arguments.a, arguments.b))
+    from pp_export import comparing
+    from pp_export.view.differences import print_difference
+    from pp_export.view.progress import BytesView
+
+    with BytesView("compared", is_quiet=_is_quiet(arguments)) as shown:
+        result = comparing.diff(
             arguments.first,
             arguments.second,
+            of_a=of_a,
+            of_b=of_b,
             quick=arguments.quick,
             threads=arguments.threads,
             atol=arguments.atol,
             rtol=arguments.rtol,
             ulps=arguments.ulps,
-            on_bytes=on_bytes,
+            on_bytes=shown.add,
+            on_total=shown.total,
+            **flags.given(arguments, SideOptions),
         )
     _print(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.ok else 1
 
 
-def _bytes_shown(
-    arguments: argparse.Namespace, what: str, folders: Sequence[Path]
-) -> AbstractContextManager[Callable[[int], None]]:
-    """What shows how many bytes of the weights of some folders were read."""
-    if arguments.quiet or not launch.speaks(os.environ):
-        return nullcontext(lambda _: None)
-    from pp_export.view.progress import bytes_shown
-
-    total = 0
-    for file in (file for folder in folders for file in folder.glob("*.safetensors")):
-        with suppress(OSError):  # of which verify and diff say more
-            total += file.stat().st_size
-    is_all = not arguments.quick and getattr(arguments, "subset", None) is None
-    return bytes_shown(what, total if is_all and total else None)
+def _is_quiet(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.quiet) or not launch.speaks(os.environ)
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from pp_export.core.errors import OptionError
 from pp_export.core.version import VERSION
+from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
     ClusterOptions,
@@ -73,8 +74,13 @@ def parser() -> argparse.ArgumentParser:
     _add_consolidate_options(consolidate)
     _add_progress(consolidate)
 
-    plan = commands.add_parser("plan", help="show what an export would do; reads metadata only")
+    plan = commands.add_parser(
+        "plan", help="show what an export, or a consolidation, would do; reads metadata only"
+    )
     _add_export_options(plan)
+    of_exports = {option.name for option in dataclasses.fields(ExportOptions)}
+    of_ranks = plan.add_argument_group("where from, instead of a checkpoint")
+    _add_flags({ConsolidateOptions: of_ranks}, ConsolidateOptions, without=of_exports)
     _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint is")
@@ -94,14 +100,10 @@ def parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
 
-    diff = commands.add_parser("diff", help="compare two Hugging Face folders tensor by tensor")
-    diff.add_argument("first", type=Path)
-    diff.add_argument("second", type=Path)
-    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
-    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
-    diff.add_argument("--atol", type=float, default=0.0, help="absolute error that an element may have")
-    diff.add_argument("--rtol", type=float, default=0.0, help="and error relative to the larger of both")
-    diff.add_argument("--ulps", type=float, default=0.0, help="or so many values of its type")
+    diff = commands.add_parser(
+        "diff", help="compare two models tensor by tensor: Hugging Face folders, or Megatron checkpoints"
+    )
+    _add_diff_options(diff)
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
     logits.add_argument("folder", type=Path)
@@ -177,6 +179,23 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_diff_options(diff: argparse.ArgumentParser) -> None:
+    """The sides, what may differ, and as what checkpoints are compared."""
+    diff.add_argument("first", type=Path, metavar="A", help="a Hugging Face folder, or a checkpoint")
+    diff.add_argument("second", type=Path, metavar="B", help="the same")
+    diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
+    diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
+    diff.add_argument("--atol", type=float, default=0.0, help="absolute error that an element may have")
+    diff.add_argument("--rtol", type=float, default=0.0, help="and error relative to the larger of both")
+    diff.add_argument("--ulps", type=float, default=0.0, help="or so many values of its type")
+
+    of_checkpoints = diff.add_argument_group("sides that are checkpoints")
+    _add_flags({SideOptions: of_checkpoints}, SideOptions)
+    for side in ("a", "b"):
+        text = f"one of these options for {side.upper()} alone, such as iteration=1000"
+        of_checkpoints.add_argument(f"--{side}", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "job", nargs="?", type=Path, metavar="JOB.yaml", help="job file with the same keys as the flags"
@@ -216,6 +235,16 @@ def values_of(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, A
     values.update(given(arguments, kind))
     check_keys(values, names, "flags and --set")
     return values
+
+
+def plans_consolidation(arguments: argparse.Namespace) -> bool:
+    """Whether what is planned is a consolidation. Raises OptionError for flags that are of exports alone."""
+    asked = [arguments.input, arguments.input_ranks] != [None, None]
+    if not asked and (arguments.job is None or "input" not in read_job(arguments.job)):
+        return False
+    names = [option.name for option in dataclasses.fields(ConsolidateOptions)]
+    check_keys(given(arguments, ExportOptions), names, "flags of the plan of a consolidation")
+    return True
 
 
 def given(arguments: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:

@@ -53,6 +53,14 @@ def is_checkpoint(folder: Path) -> bool:
     return any(known.recognise(folder) for known in FORMATS)
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a save of Megatron, or the root of several, and not a Hugging Face folder."""
+    if refused.ADAPTER.recognise(folder):
+        return False
+    is_root = (folder / locate.TRACKER).is_file() or locate.is_nemo(folder)
+    return is_root or is_checkpoint(folder) or (folder.is_dir() and bool(locate.iterations(folder)))
+
+
 def is_finished(checkpoint: Path, iteration: int) -> bool:
     """Whether the iteration's save below the root is written to its end; a save that isn't there is not."""
     folder = locate.folder_of(checkpoint, iteration)

@@ -27,8 +27,8 @@ def iteration_folder(checkpoint: Path, iteration: int | None, is_save: Callable[
             where={"folder": checkpoint},
             advice="give the folder that it lies in" if is_there else None,
         )
-    if (checkpoint / "weights").is_dir() and (checkpoint / "context").is_dir():
-        return checkpoint / "weights"  # NeMo 2
+    if is_nemo(checkpoint):
+        return checkpoint / "weights"
     if is_save(checkpoint):
         if iteration is not None and iteration_of(checkpoint) not in (iteration, None):
             raise CheckpointError(
@@ -51,6 +51,11 @@ def iteration_folder(checkpoint: Path, iteration: int | None, is_save: Callable[
             advice="choose one with --iteration",
         )
     return folder
+
+
+def is_nemo(checkpoint: Path) -> bool:
+    """Whether it is a save of NeMo 2."""
+    return (checkpoint / "weights").is_dir() and (checkpoint / "context").is_dir()
 
 
 def folder_of(checkpoint: Path, iteration: int) -> Path:

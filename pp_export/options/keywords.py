@@ -1,8 +1,8 @@
 """The options as keywords of the Python functions, so that type checkers and editors know every name and
 value.
 
-The fields of `ResultOptions`, `RunOptions` and `ExportOptions` that no function names itself; a test holds
-the two against each other. Sizes and numbers may be texts, as in a job file.
+The fields of `ResultOptions`, `RunOptions`, `ExportOptions` and `SideOptions` that no function names itself;
+a test holds the two against each other. Sizes and numbers may be texts, as in a job file.
 """
 
 from __future__ import annotations
@@ -83,3 +83,19 @@ class ExportKeywords(TargetKeywords, total=False):
     pipeline_parallel: int | None
     tensor_parallel: int | None
     expert_parallel: int | None
+
+
+class SideKeywords(TypedDict, total=False):
+    """As what the checkpoints are taken that `diff` compares."""
+
+    architecture: str | None
+    iteration: int | None
+    weights: Literal["model", "master"]
+    check_source: bool
+    dtype: Dtype
+    dtype_of: str | Mapping[str, str] | None
+    allow_overflow: bool
+    mtp: Literal["export", "drop", "require"]
+    vocab_size: int | None
+    memory_limit: str | int | None
+    cache: bool

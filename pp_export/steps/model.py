@@ -74,6 +74,7 @@ class Stated:
     vocab_size: int
     depths: Depths
     num_mtp: int
+    is_closed: bool = True
 
     @cached_property
     def language(self) -> Config:
@@ -213,7 +214,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         padded_vocab_size=stated.num_rows,
     )
     resized = Resized.of(stated.depths.num_layers, architecture, stated.language, settled)
-    expected = tensors_of(answer, reference, architecture, resized)
+    expected = tensors_of(answer, reference, architecture, resized)._replace(binds=stated.is_closed)
     if planned is not None and planned.sizes == sizes:
         account = accounting.held_against(planned.account, architecture, expected)
     else:

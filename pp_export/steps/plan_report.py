@@ -14,8 +14,9 @@ from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
 from pp_export.steps.prediction_report import PredictionReport, predicted
 
 if TYPE_CHECKING:
+    from pp_export.checkpoint.source import Source
     from pp_export.core.tensors import Shape
-    from pp_export.options.kinds import ExportOptions
+    from pp_export.options.kinds import ExportOptions, TargetOptions
     from pp_export.planning.export_plan import ExportPlan
     from pp_export.steps.inputs import ExportInputs
 
@@ -117,19 +118,26 @@ class PlanReport:
 
 
 def plan_checkpoint(options: ExportOptions, cluster: ClusterOptions, *, here: bool) -> PlanReport:
-    """What an export with `options` on `cluster` would do; called by one process, reads metadata only.
+    """What an export with `options` on `cluster` would do, as `plan_source` of a checkpoint."""
+    from pp_export.steps.inputs import checkpoint_source
+
+    return plan_source(checkpoint_source(options), options, cluster, here=here)
+
+
+def plan_source(source: Source, options: TargetOptions, cluster: ClusterOptions, *, here: bool) -> PlanReport:
+    """What an export of `source`, or a consolidation, with `options` on `cluster` would do; called by one
+    process, reads metadata only.
 
     Where the export would be made `here`, raises what it would refuse: it is tried what the output allows,
     and nothing is left of that. Otherwise the output says nothing.
     """
     from pp_export.steps import resumption
-    from pp_export.steps.inputs import Whole, checkpoint_source, plan_export, read_inputs
+    from pp_export.steps.inputs import Whole, plan_export, read_inputs
     from pp_export.steps.pending import PendingInputs
     from pp_export.steps.preflight import check_here, check_space, target_of_plan
     from pp_export.steps.target import check_path
 
     check_path(options)
-    source = checkpoint_source(options)
     pending = PendingInputs.start(options)
     try:
         if here:

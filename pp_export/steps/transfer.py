@@ -57,7 +57,8 @@ class WrittenShard:
 class Transfer:
     """The workers of one rank and the memory that the plan gives them, both taken once.
 
-    Where values come from a GPU or go over one, the memory that they pass through is pinned.
+    Where values come from a GPU or go over one, the memory that they pass through is pinned. A `crew` may be
+    given that does other work besides.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Transfer:
         progress: Progress,
         *,
         values_on: torch.device | None,
+        crew: Crew | None = None,
     ) -> None:
         self._plan, self._world, self._rank = plan, world, world.rank
         self._staging, self._progress, self._threads = staging, progress, plan.capacity.threads
         self._span = progress.recorder.span
-        self._crew = Crew(world)
+        self._crew = crew or Crew(world)
         is_nccl, from_device = backend.name == NCCL, values_on is not None
         self._device = own_device(values_on) if is_nccl else values_on
         self._name = world.data.begin()
@@ -129,6 +131,10 @@ class Transfer:
     def freeze(self, mapped: Iterable[GrowingShard]) -> Iterator[Frozen]:
         """The same, encoded and read-only from now on."""
         return self._crew.in_parallel("encoder", mapped, self._freeze, self._threads)
+
+    def done_with(self, frozen: Frozen) -> None:
+        """Its memory may be used again: for who does something else with frozen shards than `write`."""
+        self._rings.images.give_back(frozen.image)
 
     def write(self, frozen: Iterable[Frozen]) -> Iterator[WrittenShard]:
         """The same as files; digests are taken of the frozen shard while it is written."""

@@ -101,7 +101,7 @@ class _Stretch:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What differs in some elements of a tensor."""
 
     num_different: int
@@ -121,7 +121,9 @@ def compare(
         for worker in [pool.submit(comparison.work) for _ in range(threads)]:
             worker.result()
     found = comparison.found
-    different = [_summed(pair, found[pair.name]) for pair in pairs if pair.name in found]
+    different = [
+        summed(pair.name, pair.a.entry.num_elements, found[pair.name]) for pair in pairs if pair.name in found
+    ]
     return different, comparison.num_bytes_read
 
 
@@ -132,13 +134,13 @@ class _Comparison:
         self._left, self._on_bytes = _stretches(pairs), on_bytes
         self._tolerance = tolerance
         self._lock = threading.Lock()
-        self.found: defaultdict[str, list[_Found]] = defaultdict(list)
+        self.found: defaultdict[str, list[Found]] = defaultdict(list)
         self.num_bytes_read = 0
 
     def work(self) -> None:
         """Compare stretches until none is left. After an exception the other threads stop at their next."""
         try:
-            with closing(_Side()) as left, closing(_Side()) as right:
+            with closing(StoredSide()) as left, closing(StoredSide()) as right:
                 while (stretch := self._next()) is not None:
                     first = stretch.pieces[0]
                     a = left.read(first.pair.a, first.begin, stretch.num_bytes)
@@ -165,16 +167,15 @@ class _Comparison:
         begin = 0
         for piece in stretch.pieces:
             end = begin + piece.end - piece.begin
-            blocks = _blocks_that_differ(a[begin:end], b[begin:end])
-            found = [_difference(*both, piece.pair.a.entry.dtype, self._tolerance) for both in blocks]
+            found = differences(a[begin:end], b[begin:end], piece.pair.a.entry.dtype, self._tolerance)
             if found:
                 with self._lock:
                     self.found[piece.pair.name] += found
             begin = end
 
 
-class _Side:
-    """The file of one side that a thread has in hand, and the thread's memory for it."""
+class StoredSide:
+    """The file of one side that a thread has in hand, and the thread's memory for it. To be closed."""
 
     def __init__(self) -> None:
         self._buffer = make_buffer(STEP_BYTES)
@@ -221,6 +222,11 @@ def _pieces(pairs: Sequence[Pair]) -> Iterator[_Piece]:
             yield _Piece(pair, begin, min(begin + STEP_BYTES, pair.a.num_bytes))
 
 
+def differences(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) -> list[Found]:
+    """How whole elements of the safetensors type `dtype` differ, block by block; nothing where they don't."""
+    return [_difference(*both, dtype, tolerance) for both in _blocks_that_differ(a, b)]
+
+
 def _blocks_that_differ(a: memoryview, b: memoryview) -> Iterator[tuple[memoryview, memoryview]]:
     import numpy
 
@@ -230,7 +236,7 @@ def _blocks_that_differ(a: memoryview, b: memoryview) -> Iterator[tuple[memoryvi
             yield in_a, in_b
 
 
-def _difference(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) -> _Found:
+def _difference(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) -> Found:
     """How whole elements differ. Errors are computed in float64."""
     import numpy
 
@@ -253,7 +259,7 @@ def _difference(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) 
     def largest(values: Any) -> float:
         return float(values.max(initial=0.0, where=is_finite))
 
-    return _Found(
+    return Found(
         len(bits_a),
         int((~is_finite).sum()),
         len(bits_a) - num_within,
@@ -263,11 +269,12 @@ def _difference(a: memoryview, b: memoryview, dtype: str, tolerance: Tolerance) 
     )
 
 
-def _summed(pair: Pair, found: Sequence[_Found]) -> ValueDifference:
+def summed(name: str, num_elements: int, found: Sequence[Found]) -> ValueDifference:
+    """What was found in all parts of a tensor that differ."""
     steps = [each.max_ulp_error for each in found if each.max_ulp_error is not None]
     return ValueDifference(
-        pair.name,
-        pair.a.entry.num_elements,
+        name,
+        num_elements,
         sum(each.num_different for each in found),
         sum(each.num_not_finite for each in found),
         sum(each.num_outside for each in found),

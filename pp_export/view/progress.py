@@ -9,8 +9,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -190,53 +190,59 @@ def _grid(lines: Sequence[tuple[str, int, int | None, str, str, str]]) -> Render
     return grid
 
 
-@contextmanager
-def bytes_shown(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how many bytes were read, of `total` if that is known; the function is told of each read."""
-    shown = _Bytes(what, total)
-    with shown:
-        yield shown
+class BytesView:
+    """Shows how many bytes a verification or a comparison has read, on a terminal as a bar, else in a line
+    now and then; of how many, when `total` has been told.
+    """
 
-
-class _Bytes:
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total, self._done = what, total, 0
+    def __init__(self, what: str, *, is_quiet: bool = False) -> None:
+        self._what, self._is_quiet = what, is_quiet
+        self._done, self._total = 0, 0
         self._began = self._line_at = time.monotonic()
-        self._live = _live(self._draw, in_job=False) if is_shown() else None
+        self._live = _live(self._draw, in_job=False) if is_shown() and not is_quiet else None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> BytesView:
         if self._live is not None:
             self._live.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            if kind is None and self._total is not None:
-                self._total = self._done  # what was planned and not read was proved without
+            if kind is None and self._total:
+                self._total = self._done  # what wasn't read was proved without
             self._live.stop()
 
-    def __call__(self, count: int) -> None:
+    def total(self, num_bytes: int) -> None:
+        """So many are to be read, beginning now."""
+        self._total, self._began = num_bytes, time.monotonic()
+        self._line_at = self._began
+
+    def add(self, count: int) -> None:
+        """So many more are read; called by one thread at a time."""
         self._done += count
         now = time.monotonic()
         pause = max(_LINE_SECONDS, (now - self._began) / _LINES_GET_RARER)
-        if self._live is None and now - self._line_at >= pause:
+        if self._live is None and not self._is_quiet and now - self._line_at >= pause:
             self._line_at = now
-            of = "" if self._total is None else f" of {human_bytes(self._total)}"
+            of = f" of {human_bytes(self._total)}" if self._total else ""
             rate, left = self._pace(now)
-            logger.info("%s: %s%s, %s%s", self._what, human_bytes(self._done), of, rate, left and f", {left}")
+            logger.info("%s %s%s, %s%s", self._what, human_bytes(self._done), of, rate, left and f", {left}")
 
     def _pace(self, now: float) -> tuple[str, str]:
         seconds = max(now - self._began, 1e-3)
         left = ""
-        if self._total is not None and self._done:
+        if self._total and self._done:
             left = f"{_clock(seconds * max(0, self._total - self._done) / self._done)} left"
         return f"{human_bytes(self._done / seconds)}/s", left
 
     def _draw(self) -> RenderableType:
         now = time.monotonic()
         rate, left = self._pace(now)
-        return _grid([(self._what, self._done, self._total, rate, f"{_clock(now - self._began)} {left}", "")])
+        name = self._what if self._done or self._total else "reading metadata"
+        pace = f"{_clock(now - self._began)} {left}"
+        return _grid([(name, self._done, self._total or None, rate, pace, "")])
 
 
 def is_shown() -> bool:

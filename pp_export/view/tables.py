@@ -14,8 +14,6 @@ from pp_export.steps import limits
 from pp_export.view.text import console, empty_table, human_bytes, machine_facts, table_of_facts
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pp_export.architecture.families import Family
     from pp_export.steps.checkpoint_report import CheckpointReport
     from pp_export.steps.many_report import ManyReport
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from pp_export.steps.report import ExportReport
     from pp_export.verification import Verification
     from pp_export.verification.comparison import LogitComparison
-    from pp_export.verification.diff import Difference
 
 _CHECKED = {True: "CRC-32 of every record checked", False: "not checked", None: "a live model"}
 _LAYOUT = (
@@ -168,7 +165,8 @@ def print_plan(report: PlanReport) -> None:
     out, summary, num_idle = console(), report.summary, len(report.summary.idle_ranks)
     out.print(
         f"{counted(len(report.ranks), 'rank')} in {counted(report.num_stages, 'stage')}:"
-        f" {summary.num_leaders} write{'s' * (summary.num_leaders == 1)}, {num_idle} {'is' if num_idle == 1 else 'are'} idle;"
+        f" {summary.num_leaders} write{'s' * (summary.num_leaders == 1)},"
+        f" {num_idle} {'is' if num_idle == 1 else 'are'} idle;"
         f" {human_bytes(summary.total_sent_bytes)} are sent"
         f" ({report.backend or 'nothing'}: {report.backend_reason})",
         soft_wrap=True,
@@ -301,52 +299,6 @@ def print_verification(result: Verification) -> None:
         f" {counted(result.num_tensors, 'tensor')}, {human_bytes(result.num_bytes_read)} read)",
         soft_wrap=True,
     )
-
-
-def print_difference(result: Difference) -> None:
-    """How two folders differ: a line for each tensor that does, and the verdict."""
-    out = console()
-    for folder, names in ((result.a, result.only_in_a), (result.b, result.only_in_b)):
-        for name in names:
-            out.print(f"ONLY in {folder}: {name}", soft_wrap=True)
-    for spec in result.other_spec:
-        out.print(f"SHAPE or type: {spec.name}: {spec.a}, {spec.b}", soft_wrap=True)
-    if result.other_values:
-        out.print(_values_that_differ(result))
-    verdict = "identical" if result.identical else "within the tolerance" if result.ok else "different"
-    unread = f", {result.num_equal_by_digest:,} of them by the digests that both record, unread"
-    out.print(
-        f"{result.a} and {result.b}: {verdict} ({result.num_equal:,} tensors equal"
-        f"{unread * bool(result.num_equal_by_digest)}; {human_bytes(result.num_bytes_read)} read)",
-        soft_wrap=True,
-    )
-
-
-def _values_that_differ(result: Difference) -> Table:
-    """A row for each tensor, those with the largest errors first; with a tolerance, those outside of it."""
-    table = empty_table()
-    columns = ["tensor", "differ", "of", "outside", "not finite", "absolute", "relative", "ULP"]
-    if result.tolerance.is_exact:
-        columns.remove("outside")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="left" if column == "tensor" else "right")
-    ordered = sorted(result.other_values, key=lambda value: (-value.num_outside, -value.max_rel_error))
-    for value in ordered[:_MAX_ROWS]:
-        steps = "" if value.max_ulp_error is None else f"{value.max_ulp_error:,.0f}"
-        told = {
-            "tensor": value.name,
-            "differ": f"{value.num_different:,}",
-            "of": f"{value.num_elements:,}",
-            "outside": f"{value.num_outside:,}",
-            "not finite": f"{value.num_not_finite:,}" if value.num_not_finite else "",
-            "absolute": f"{value.max_abs_error:g}",
-            "relative": f"{value.max_rel_error:g}",
-            "ULP": steps,
-        }
-        table.add_row(*(told[name] for name in columns))
-    if len(ordered) > _MAX_ROWS:
-        table.add_row(f"and {len(ordered) - _MAX_ROWS} more (--json lists all)")
-    return table
 
 
 def print_logits(result: LogitComparison) -> None:

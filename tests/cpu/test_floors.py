@@ -33,8 +33,8 @@ FLOORS: tuple[set[str], ...] = (
     {"reference", "checkpoint", "planning"},
     {"shards"},
     {"steps"},
-    {"export", "view", "background"},
-    {"api", "many", "flags"},
+    {"export", "difference", "view", "background"},
+    {"api", "comparing", "many", "flags"},
     {"cli", "consolidation", "integrations", ""},
     {"__main__"},
 )

@@ -106,8 +106,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     """A missing folder, a file and an empty folder are refused, saying what to give instead."""
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for name in ("absent", "file"):
-        with pytest.raises(CheckpointError, match="does not exist"):
+    for name, words in (("absent", "does not exist"), ("file", "is a file, not a folder")):
+        with pytest.raises(CheckpointError, match=words):
             iteration_folder(tmp_path / name, None)
     with pytest.raises(CheckpointError, match=TRACKER) as caught:
         iteration_folder(tmp_path / "empty", None)

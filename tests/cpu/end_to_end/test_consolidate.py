@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pp_export
+from pp_export import cli
 from pp_export.checkpoint.hf_shards.source import RankSavedSource
 from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, CheckpointError, ExportError, OptionError
@@ -485,3 +486,31 @@ def test_a_job_file_says_what_flags_say(rank_saves: RankSaves, tmp_path: Path) -
     ended = run_python(["-m", "pp_export", "consolidate", str(job)], tmp_path / "log-too")
     assert ended.status == 1
     assert "unknown key 'mtp'" in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["hf", "dcp_plain", "verl"])
+def test_a_plan_is_what_is_done(
+    kind: str, rank_saves: RankSaves, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`plan --input` gives the files of the consolidation, with their tensors and sizes in bytes, and each
+    rank's share of them; nothing is written, and flags that are of exports alone are refused.
+    """
+    source, reference = rank_saves.save("qwen2", kind), rank_saves.source("qwen2")
+    output, flags = tmp_path / "out", ["--layout", "size", "--max-shard-size", "60KB", "--json"]
+    command = ["plan", "--input", str(source), "--reference", str(reference), "--world-size", "2", *flags]
+    before = files_of(source)
+    with remembering():
+        assert cli.main([*command, "--output", str(output)]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+    consolidate_here(source, output, reference=reference, layout="size", max_shard_size="60KB")
+    assert files_of(source) == before
+    sizes = {path.name: path.stat().st_size for path in output.glob("*.safetensors")}
+    assert {shard["file"]: shard["bytes"] for shard in planned["shards"]} == sizes
+    named = {shard["file"]: set(shard["tensors"]) for shard in planned["shards"]}
+    assert named == {file: header_of(output / file)[0].keys() - {"__metadata__"} for file in sizes}
+    assert sum(rank["written_bytes"] for rank in planned["ranks"]) == sum(sizes.values())
+    assert len(planned["ranks"]) == 2
+    assert cli.main([*command, "--iteration", "1"]) == 1
+    assert cli.main([*command, "--mtp", "drop"]) == 1
+    assert cli.main(["plan", "--input-ranks", "4"]) == 1

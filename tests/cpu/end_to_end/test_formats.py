@@ -20,11 +20,12 @@ import torch
 import yaml
 from torch.distributed.checkpoint.metadata import TensorProperties
 
+import pp_export
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core import file_names
 from pp_export.core.errors import AccountingError, CheckpointError
 from tests.cpu.conftest import Checkpoint, Reference
-from tests.fixtures.exports import export_here
+from tests.fixtures.exports import export_here, remembering
 from tests.fixtures.models import MODELS, ToyModel
 from tests.fixtures.stored import canonical_values, read_stored, write_plain, write_stored
 
@@ -49,6 +50,9 @@ class Source:
     def export(self, checkpoint: Path, name: str) -> str:
         output = self.folder / name
         export_here(checkpoint=checkpoint, reference=self.reference, output=output)
+        with remembering():
+            compared = pp_export.diff(checkpoint, output)
+        assert compared.identical, compared
         return (output / file_names.SUMS).read_text()
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pp_export.core.errors import OptionError
 from pp_export.options import keywords, kinds, values
+from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
     ExportOptions,
@@ -262,6 +263,7 @@ OF_TEXTS = {"max_shard_size", "leaders_per_stage", "memory_limit"}  # texts that
         (TargetOptions, keywords.TargetKeywords),
         (ExportOptions, keywords.ExportKeywords),
         (ConsolidateOptions, keywords.ConsolidateKeywords),
+        (SideOptions, keywords.SideKeywords),
     ],
 )
 def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None:

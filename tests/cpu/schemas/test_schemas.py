@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
 from pp_export.steps.telling import ExportProgress, PartProgress
 from pp_export.verification import KINDS, Fault, Verification
+from pp_export.verification.by_layer import KINDS as KINDS_OF_TENSORS
+from pp_export.verification.by_layer import LayerErrors, by_layer
 from pp_export.verification.comparison import LogitComparison, LogitDifference
-from pp_export.verification.diff import Difference, SpecDifference
+from pp_export.verification.diff import ConfigDifference, Difference, SpecDifference
 from pp_export.verification.side_by_side import ValueDifference
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here
@@ -141,7 +143,15 @@ def test_findings_follow_their_schemas(made: Made) -> None:
     check("verify", Verification("x", faults, 1, 2, 3, "subset 1/2 and load", False, ("note",)).to_json())
     values = (ValueDifference("v", 4, 3, 1, 2, 0.5, 0.1, 7), ValueDifference("c", 4, 3, 1, 2, 0.5, 0.1, None))
     specs = (SpecDifference("s", "F32[1]", "F16[1]"),)
-    check("diff", Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24).to_json())
+    difference = Difference("a", "b", ("x",), ("y",), specs, values, 3, 1, 24)
+    check("diff", difference.to_json())
+    told = (ConfigDifference("s", None, [1.5, {"k": "v"}]), ConfigDifference("t", True, 3))
+    errors = (LayerErrors("mlp", None, 3, 2, 0.5, 0.1, None), *by_layer(["model.layers.0.norm.weight"], []))
+    full = replace(difference, config=told, by_layer=errors, planned_bytes=5, notes=("note",))
+    check("diff", full.to_json())
+    assert schema("diff")["properties"]["by_layer"]["items"]["properties"]["kind"]["enum"] == [
+        *KINDS_OF_TENSORS
+    ]
 
 
 def test_families_follow_their_schema() -> None:

@@ -25,7 +25,7 @@ import pp_export
 from pp_export.steps.telling import ExportProgress, PartProgress, Step
 from pp_export.view import progress
 from pp_export.view.in_job import JobView
-from pp_export.view.progress import ExportView, line_of, shown_by, table_of
+from pp_export.view.progress import BytesView, ExportView, line_of, shown_by, table_of
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.processes import ROOT
 
@@ -223,6 +223,23 @@ def test_a_verification_on_a_terminal_ends_with_all_bytes(command: list[str], tm
     found = re.findall(r"verified .* ([0-9.]+ .B) of ([0-9.]+ .B)", shown.text)
     assert found
     assert found[-1][0] == found[-1][1]
+
+
+def test_bytes_are_a_line_now_and_then(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal, with rate and time left, once bytes are read; nothing where it is to be quiet."""
+    at = [100.0]
+    monkeypatch.setattr("pp_export.view.progress.time.monotonic", lambda: at[0])
+    for is_quiet in (False, True):
+        with BytesView("compared", is_quiet=is_quiet) as shown:
+            at[0] += 60
+            shown.total(4_000_000)
+            shown.add(1_000_000)
+            assert lines == []
+            at[0] += 10
+            shown.add(1_000_000)
+            shown.add(2_000_000)
+        assert lines == ["compared 2 MB of 4 MB, 200 KB/s, 0:00:10 left"] * (not is_quiet)
+        lines.clear()
 
 
 def test_quiet_is_quiet(command: list[str], tmp_path: Path) -> None:

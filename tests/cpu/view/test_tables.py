@@ -19,7 +19,7 @@ from pp_export.verification import Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference
 from pp_export.verification.side_by_side import ValueDifference
-from pp_export.view import tables
+from pp_export.view import differences, tables
 from pp_export.view.text import human_bytes
 from tests.cpu.conftest import Checkpoint
 from tests.fixtures.planned import Planned
@@ -193,7 +193,7 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
         0,
         3 * 10**9,
     )
-    tables.print_difference(result)
+    differences.print_difference(result)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "ONLY in A: of.a",
@@ -207,9 +207,9 @@ def test_a_difference_is_shown_tensor_by_tensor(capsys: pytest.CaptureFixture[st
     ]
     assert lines[-1] == "A and B: different (5 tensors equal; 3 GB read)"
     same = replace(result, only_in_a=(), only_in_b=(), other_spec=(), other_values=())
-    tables.print_difference(same)
+    differences.print_difference(same)
     assert capsys.readouterr().out == "A and B: identical (5 tensors equal; 3 GB read)\n"
-    tables.print_difference(replace(same, num_equal_by_digest=4))
+    differences.print_difference(replace(same, num_equal_by_digest=4))
     words = "5 tensors equal, 4 of them by the digests that both record, unread; 3 GB read"
     assert capsys.readouterr().out == f"A and B: identical ({words})\n"
 
