@@ -33,6 +33,7 @@ setup(
         "safetensors>=0.6.2",
         "pyyaml>=6.0.1",
         "rich>=13",
+        "argcomplete>=3.1",
         "isal>=1.6",
         "xxhash>=3.4.1",
         "numpy>=1.26",

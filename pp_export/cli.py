@@ -38,7 +38,12 @@ _GIVEN_IN = "job file, --set and flags"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = flags.parser().parse_args(arguments)
+    parser = flags.parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # leaves
+    options = parser.parse_args(arguments)
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
     level = "debug" if options.verbose else "warning" if options.quiet else options.log_level or "info"
     if options.command not in ("export", "consolidate") and not launch.speaks(os.environ):
@@ -339,6 +344,23 @@ def _clean(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from pp_export import api
+    from pp_export.steps.first_job import first_job
+
+    report = api.inspect(arguments.checkpoint, iteration=arguments.iteration)
+    reference = None if arguments.reference is None else arguments.reference.absolute()
+    sys.stdout.write(first_job(report, arguments.checkpoint.absolute(), reference))
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    sys.stdout.write(shellcode(["pp_export"], shell=arguments.shell))
+    return 0
+
+
 def _draft_table(arguments: argparse.Namespace) -> int:
     from pp_export.steps.drafting import draft_table
 
@@ -394,6 +416,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "diff": _diff,
     "compare-logits": _compare_logits,
     "clean": _clean,
+    "init": _init,
+    "completion": _completion,
     "draft-table": _draft_table,
     "families": _families,
 }

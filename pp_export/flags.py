@@ -115,6 +115,8 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
+    _add_first_minute(commands)
+
     draft = commands.add_parser("draft-table", help="begin a table for a class that none serves")
     draft.add_argument("checkpoint", type=Path)
     draft.add_argument("--reference", type=Path, required=True, help="the Hugging Face folder of the class")
@@ -136,6 +138,21 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
     told.add_argument(
         "--log-level", choices=list(log.LEVELS), help="log this, and what is worse (default: info)"
     )
+
+
+def _add_first_minute(commands: Any) -> None:
+    """What a user asks for first."""
+    init = commands.add_parser(
+        "init", help="print a first job file for a checkpoint, with every option explained"
+    )
+    init.add_argument("checkpoint", type=Path)
+    init.add_argument("--reference", type=Path, help="the Hugging Face folder of the model")
+    init.add_argument("--iteration", type=int)
+
+    completion = commands.add_parser(
+        "completion", help="print what makes a shell complete commands and flags"
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
