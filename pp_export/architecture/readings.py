@@ -100,7 +100,7 @@ def _write_scaling(config: Config, value: Any) -> dict[str, Any] | None:
 
 def _spelled_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Any]:
     keys = rope_parameters.spelled(parameters)
-    if keys["rope_scaling"] is None and config.get("rope_scaling") is None:
+    if keys["rope_scaling"] is None and "rope_scaling" not in config:
         del keys["rope_scaling"]
     return keys
 
@@ -161,8 +161,30 @@ def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
     return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
 
 
-def _bidirectional(config: Config) -> Any:
-    return bool(config.get("use_bidirectional_attention"))
+def _bidirectional_by(switch: str) -> Reading:
+    """Whether queries see what comes after them: release 5 has a switch for every class (masking_utils.py),
+    `is_causal`, and classes may have a `switch` of their own.
+    """
+
+    def read(config: Config) -> Any:
+        return not config.get(_CAUSAL, True) or bool(switch and config.get(switch))
+
+    def write(config: Config, value: Any) -> dict[str, Any] | None:
+        own = {switch: value} if switch else {}
+        if not own and value and _CAUSAL not in config:
+            return None
+        return own | ({_CAUSAL: not value} if _CAUSAL in config else {})
+
+    return Reading((_CAUSAL, *([switch] if switch else [])), read, write)
+
+
+def _switch(key: str) -> Reading:
+    """A switch of which null is off, though the class may have it on where config.json lacks it."""
+    return Reading(
+        (key,),
+        lambda config: bool(config[key]) if key in config else UNKNOWN,
+        lambda _, value: {key: value},
+    )
 
 
 def _latent_scale(config: Config) -> Any:
@@ -266,6 +288,7 @@ def _inner_size(config: Config) -> Any:
     return inner if inner is not None else UNKNOWN if width is None else 4 * width
 
 
+_CAUSAL = "is_causal"
 _PARTIAL = "partial_rotary_factor"
 _LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
@@ -294,11 +317,9 @@ READINGS: Mapping[str, Reading] = {
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
-    "bidirectional_attention": Reading(
-        ("use_bidirectional_attention",),
-        _bidirectional,
-        lambda _, value: {"use_bidirectional_attention": value},
-    ),
+    "bidirectional_attention": _bidirectional_by(""),
+    "bidirectional_attention_of_gemma": _bidirectional_by("use_bidirectional_attention"),
+    "rope_interleave": _switch("rope_interleave"),
     "rope_layers": Reading(
         (rope_layers.LIST, rope_layers.INTERVAL), rope_layers.of_list, rope_layers.write_of_list
     ),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pp_export.core import config_keys
-from pp_export.core.config_keys import MTP_COUNTS, QUANTIZATION
+from pp_export.core.config_keys import MTP_COUNTS, OTHER_FILES, QUANTIZATION
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(/[\w.-]+)?)?")
@@ -31,10 +31,11 @@ def corrected(
     nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
     beside the other sizes of the language model, and so is `mtp_key` where there are MTP layers. With
     `both_spellings`, `dtype` and `torch_dtype` both say the type. A quantization config is removed, because
-    the exported weights are not quantized, and so is the path of a folder that the config was loaded from.
+    the exported weights are not quantized, and so are the path of a folder that the config was loaded from,
+    and names of other files that loaders would read instead of this one or of the weights.
     """
     result = copy.deepcopy(dict(config))
-    removed = _remove_quantization(result) + _remove_path(result)
+    removed = _remove_quantization(result) + _remove_path(result) + _remove_other_files(result)
     parts = {key: part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)}
     everywhere = [("", result), *((f"{key}.", part) for key, part in parts.items())]
     language = _language_model(result)
@@ -106,6 +107,16 @@ def _remove_path(config: dict[str, Any], path: str = "") -> list[str]:
         elif isinstance(value, dict):
             sentences += _remove_path(value, f"{path}{key}.")
     return sentences
+
+
+def _remove_other_files(config: dict[str, Any]) -> list[str]:
+    named = [key for key in config if key in OTHER_FILES and config[key]]
+    for key in named:
+        del config[key]
+    return [
+        f"config.json: {key} is removed, because loaders would read other files than the export's."
+        for key in named
+    ]
 
 
 def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:

@@ -97,6 +97,19 @@ def test_quantization_goes() -> None:
     ]
 
 
+def test_names_of_other_files_go() -> None:
+    """A config.json that sends loaders to another config, or to another file of weights, would be the word of
+    files that the export doesn't have: transformers takes `config.4.0.0.json` if config.json lists it.
+    """
+    named = {
+        "configuration_files": ["config.json", "config.4.0.0.json"],
+        "transformers_weights": "x.safetensors",
+    }
+    config, corrections = corrected({**LLAMA, **named})
+    assert config == LLAMA
+    assert [sentence.split()[1] for sentence in corrections] == list(named)
+
+
 def test_bytes() -> None:
     """Two spaces, the given order, text as it is, Infinity as Python reads it, and a newline at the end."""
     config = {"b": "é 日本", "a": [0.0, float("inf")]}
