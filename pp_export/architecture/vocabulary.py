@@ -119,8 +119,8 @@ def _multiple(args: Mapping[str, Any]) -> int:
 
 
 def _explains_padding(known: int, rows: int, padded: Any, multiple: int) -> bool:
-    """A size is explained by rows that are all tokens, by a padding that is stated, or by the usual one. Where
-    more rows are over than anyone pads with, the size is that of another model.
+    """A size is explained by rows that are all tokens, by a padding that is stated, or by the usual one.
+    Where more rows are over than anyone pads with, the size is that of another model.
     """
     if rows - known >= max(multiple, _MOST_PADDING):
         return False

@@ -227,9 +227,9 @@ def _attention_scale(args: Args) -> Any:
         if base is None or power is None or size is UNKNOWN:
             return UNKNOWN
         scale = base**0.5 / size**power
-    if scale is None and "softmax_scale" not in args:
-        if size is UNKNOWN or any(args.get(name) for name in _OF_OTHERS):
-            return UNKNOWN
+    is_others = size is UNKNOWN or any(args.get(name) for name in _OF_OTHERS)
+    if scale is None and "softmax_scale" not in args and is_others:
+        return UNKNOWN
     usual = isinstance(scale, float) and isinstance(size, int) and abs(scale * size**0.5 - 1) < 1e-6
     return None if scale is None or usual else scale
 

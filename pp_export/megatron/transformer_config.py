@@ -58,12 +58,16 @@ def _plain(value: Any) -> Any:
         if any(item is _UNSTORABLE for item in items.values()):
             return _UNSTORABLE
         return items if isinstance(value, Mapping) else list(items.values())
-    if isinstance(value, partial):
-        return _function(_plain(value.func), [*value.args, *value.keywords.items()])
-    if callable(value) and hasattr(value, "__qualname__"):
-        return _function(f"{getattr(value, '__module__', None) or ''}.{value.__qualname__}".lstrip("."), [])
+    if isinstance(value, partial) or hasattr(value, "__qualname__"):
+        return _of_callable(value)
     is_dtype = str(value).startswith("torch.")
     return str(value) if is_dtype or isinstance(value, Enum) else _UNSTORABLE
+
+
+def _of_callable(value: Any) -> Any:
+    if isinstance(value, partial):
+        return _function(_plain(value.func), [*value.args, *value.keywords.items()])
+    return _function(f"{getattr(value, '__module__', None) or ''}.{value.__qualname__}".lstrip("."), [])
 
 
 def _named(value: Mapping[str, Any]) -> Any:

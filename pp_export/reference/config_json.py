@@ -12,6 +12,9 @@ from pp_export.core import config_keys
 from pp_export.core.config_keys import MTP_COUNTS, OTHER_FILES, QUANTIZATION
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
+PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file")
+"""Where configs keep what they were loaded from."""
+
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(/[\w.-]+)?)?")
 _LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
 
@@ -95,11 +98,16 @@ def _plain(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
+def may_be_path(value: Any) -> bool:
+    """Whether a text may be a path of some machine; names of the Hub are none."""
+    return isinstance(value, str) and not _HUB_NAME.fullmatch(value)
+
+
 def _remove_path(config: dict[str, Any], path: str = "") -> list[str]:
     """Of what a config was loaded from, only names of the Hub are nobody's secret."""
     sentences = []
     for key, value in list(config.items()):
-        if key == "_name_or_path" and isinstance(value, str) and not _HUB_NAME.fullmatch(value):
+        if key in PATH_KEYS and may_be_path(value):
             del config[key]
             sentences.append(
                 f"config.json: {path}{key} is removed, because it may be a path of the machine that wrote it."

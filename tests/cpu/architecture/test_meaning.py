@@ -278,8 +278,8 @@ def test_a_value_that_stands_twice_is_written_equal() -> None:
 
 @pytest.mark.parametrize("inner", [{}, {"rope_theta": 10000.0}])
 def test_scaling_that_stands_twice_is_written_as_trained(inner: dict[str, Any]) -> None:
-    """Where `rope_scaling` was edited and `rope_parameters` not, release 5 takes the former: its config object
-    says so, and what the export's config.json says is nevertheless what was trained, in each place.
+    """Where `rope_scaling` was edited and `rope_parameters` not, release 5 takes the former: its config
+    object says so, and what the export's config.json says is nevertheless what was trained, in each place.
     """
     linear = {"rope_type": "linear", "factor": 4.0, **inner}
     plain = {"rope_type": "default", "rope_theta": 10000.0}

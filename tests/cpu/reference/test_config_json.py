@@ -97,6 +97,17 @@ def test_quantization_goes() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["_name_or_path", "name_or_path"])
+@pytest.mark.parametrize("path", ["/home/someone/run", "../run", "C:\\run", "~/run", "a/b/c"])
+def test_paths_go(key: str, path: str) -> None:
+    """Where a config was loaded from is nobody's to know, however deep it stands; names of the Hub stay."""
+    config, corrections = corrected({**LLAMA, key: path, "text_config": {key: path, "x": {key: path}}})
+    assert config == {**LLAMA, "text_config": {"x": {}}}
+    assert len(corrections) == 3
+    named = {**LLAMA, key: "Qwen/Qwen3-8B"}
+    assert corrected(named) == (named, [])
+
+
 def test_names_of_other_files_go() -> None:
     """A config.json that sends loaders to another config, or to another file of weights, would be the word of
     files that the export doesn't have: transformers takes `config.4.0.0.json` if config.json lists it.
