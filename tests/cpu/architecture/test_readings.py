@@ -49,6 +49,9 @@ DEFAULT = {"rope_type": "default"}
         ("rope_interleave", {"rope_interleave": None}, False),
         ("rope_interleave", {}, UNKNOWN),
         ("router_groups", {"n_group": 1, "topk_group": 0}, MALFORMED),
+        ("query_pre_attn_scalar", {"query_pre_attn_scalar": 0}, MALFORMED),
+        ("scaled_queries", {"rope_parameters": {"llama_4_scaling_beta": 0.5}}, MALFORMED),
+        ("latent_scale", {"rope_parameters": {"rope_type": "yarn", "mscale_all_dim": 1.0}}, MALFORMED),
         ("windows_of_layers", {"sliding_window": 8, "layer_types": [SLIDING] * 4}, MALFORMED),
         ("windows_of_early_layers", {"sliding_window": 0, "layer_types": [SLIDING] * 4}, MALFORMED),
         ("n_inner", {"n_inner": None, "n_embd": 12}, 48),
@@ -154,6 +157,8 @@ def test_what_is_written_is_read_again(reading: str, value: Any) -> None:
         ("plain_activation", "gated silu"),
         ("scale_attn_weights", 0.3),
         ("bidirectional_attention", True),
+        ("attention_multiplier", "much"),
+        ("shared_experts", 40),  # experts of no size
         ("windows_of_types", [4, 5, None, None]),
     ],
 )
@@ -183,6 +188,7 @@ def test_what_no_keys_can_say(reading: str, value: Any) -> None:
         ("attention_scale", {"softmax_scale": None, "query_pre_attn_scalar": 64}, 0.125),
         ("attention_scale", {"query_pre_attn_scalar": 16}, None),
         ("attention_scale", {}, None),  # Megatron-LM has no flag for another
+        ("attention_scale", {"query_pre_attn_scalar": 0}, UNKNOWN),
         ("attention_scale", {"spec": ["of.a.job", "layers"]}, UNKNOWN),
         ("attention_scale", {"hf_model_type": "gemma3"}, UNKNOWN),
         ("attention_scale", {"softmax_scale": None, "use_mup": True, "mup_base_head_dim": None}, UNKNOWN),
