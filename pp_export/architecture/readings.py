@@ -16,6 +16,7 @@ from pp_export.architecture import (
     long_context,
     rope_layers,
     rope_parameters,
+    switches,
     windows,
 )
 from pp_export.architecture.reading import Config, Reading, Statement
@@ -161,32 +162,6 @@ def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
     return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
 
 
-def _bidirectional_by(switch: str) -> Reading:
-    """Whether queries see what comes after them: release 5 has a switch for every class (masking_utils.py),
-    `is_causal`, and classes may have a `switch` of their own.
-    """
-
-    def read(config: Config) -> Any:
-        return not config.get(_CAUSAL, True) or bool(switch and config.get(switch))
-
-    def write(config: Config, value: Any) -> dict[str, Any] | None:
-        own = {switch: value} if switch else {}
-        if not own and value and _CAUSAL not in config:
-            return None
-        return own | ({_CAUSAL: not value} if _CAUSAL in config else {})
-
-    return Reading((_CAUSAL, *([switch] if switch else [])), read, write)
-
-
-def _switch(key: str) -> Reading:
-    """A switch of which null is off, though the class may have it on where config.json lacks it."""
-    return Reading(
-        (key,),
-        lambda config: bool(config[key]) if key in config else UNKNOWN,
-        lambda _, value: {key: value},
-    )
-
-
 def _latent_scale(config: Config) -> Any:
     """What YaRN multiplies the scores of latent attention by (transformers' deepseek_v3)."""
     return rope_parameters.score_factor(rope_parameters.stated(config))
@@ -288,7 +263,6 @@ def _inner_size(config: Config) -> Any:
     return inner if inner is not None else UNKNOWN if width is None else 4 * width
 
 
-_CAUSAL = "is_causal"
 _PARTIAL = "partial_rotary_factor"
 _LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
@@ -317,9 +291,6 @@ READINGS: Mapping[str, Reading] = {
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
-    "bidirectional_attention": _bidirectional_by(""),
-    "bidirectional_attention_of_gemma": _bidirectional_by("use_bidirectional_attention"),
-    "rope_interleave": _switch("rope_interleave"),
     "rope_layers": Reading(
         (rope_layers.LIST, rope_layers.INTERVAL), rope_layers.of_list, rope_layers.write_of_list
     ),
@@ -394,5 +365,6 @@ READINGS: Mapping[str, Reading] = {
         (indexers.TYPES, indexers.STEP, indexers.FIRST), indexers.of_types, indexers.write_types
     ),
     **expert_readings.READINGS,
+    **switches.READINGS,
 }
 """Settings that several keys say together."""

@@ -84,11 +84,13 @@ def why_not(survey: Survey) -> str | None:
         keys = [key for key in part if key in QUANTIZATION and part[key]] if isinstance(part, Mapping) else []
         if keys:
             return f"by {path}{keys[0]} the weights are quantized, so their names and types are others"
-    if others := [key for key in sorted(OTHER_FILES) if config.get(key)]:
-        return f"by {others[0]} in {CONFIG}, loaders read other files than {CONFIG} and its weights"
-    if _entries(survey) is None:
-        return "weight files are missing or can't be read"
-    return None
+    others = [key for key in sorted(OTHER_FILES) if config.get(key)]
+    if others or _entries(survey) is not None:
+        said = (
+            f"by {others[0]} in {CONFIG}, loaders read other files than it and its weights" if others else ""
+        )
+        return said or None
+    return "weight files are missing or can't be read"
 
 
 def hold(survey: Survey, pending: Pending) -> Held:
