@@ -148,7 +148,12 @@ def test_a_head_that_cannot_be_the_embedding_is_a_fault(tmp_path: Path) -> None:
 
 def test_a_type_that_no_tensor_has_is_a_note(tmp_path: Path) -> None:
     """Where config.json says another type than all tensors have, loaders don't agree on what they get."""
-    for config, is_noted in (({"dtype": "float32"}, True), ({"torch_dtype": "bfloat16"}, False), ({}, False)):
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"dtype": "float32"}, True),
+        ({"torch_dtype": "bfloat16"}, False),
+        ({}, False),
+    ]
+    for config, is_noted in cases:
         result = verify_folder(model_folder(tmp_path / "m", **config), ask=Known())
         assert any("no tensor is of it" in note for note in result.notes) == is_noted
         assert found(result) == set()
