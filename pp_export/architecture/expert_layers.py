@@ -125,6 +125,8 @@ def write_range(_: Config, value: Any) -> dict[str, Any] | None:
 def groups(config: Config) -> Any:
     """[groups, chosen groups] of experts; None where all experts compete."""
     count, chosen = config.get("n_group"), config.get("topk_group")
+    if count and chosen == 0:
+        raise ValueError("no group is chosen, so that no expert is")
     return [count, chosen] if count and chosen and chosen < count else None
 
 

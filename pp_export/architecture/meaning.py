@@ -70,8 +70,7 @@ def in_effect(architecture: Architecture, config: Config, library: Config | None
     effect = {**defaults, **config}
     if library is not None:
         if isinstance(library.get("rope_parameters"), Mapping):  # all of it, in release 5
-            effect.pop("rope_scaling", None)
-            effect.pop(rope_parameters.BASE, None)
+            effect.update({key: None for key in (rope_parameters.BASE, "rope_scaling") if key in effect})
         effect.update(library)
     heads, hidden = effect.get("num_attention_heads"), effect.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:

@@ -10,7 +10,7 @@ from pp_export.core.settings import MALFORMED, agree
 
 Config = Mapping[str, Any]
 Statement = tuple[str, Any]
-_OF_OTHER_TYPES = (TypeError, ValueError, OverflowError, AttributeError)
+_UNEXPECTED = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Reading:
         """The value that a config says; UNKNOWN where it says none, MALFORMED where no loader could tell."""
         try:
             return self.read_from(config)
-        except _OF_OTHER_TYPES:
+        except _UNEXPECTED:
             return MALFORMED
 
     def write(self, config: Config, value: Any) -> dict[str, Any] | None:
         """The keys that say a value, None where none can."""
         try:
             return self.write_to(config, value)
-        except _OF_OTHER_TYPES:
+        except _UNEXPECTED:
             return None

@@ -16,6 +16,7 @@ from pp_export.architecture import (
     long_context,
     rope_layers,
     rope_parameters,
+    switches,
     windows,
 )
 from pp_export.architecture.reading import Config, Reading, Statement
@@ -100,7 +101,7 @@ def _write_scaling(config: Config, value: Any) -> dict[str, Any] | None:
 
 def _spelled_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Any]:
     keys = rope_parameters.spelled(parameters)
-    if keys["rope_scaling"] is None and config.get("rope_scaling") is None:
+    if keys["rope_scaling"] is None and "rope_scaling" not in config:
         del keys["rope_scaling"]
     return keys
 
@@ -159,10 +160,6 @@ def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
     if value is not None and value["after"] != own.get(rope_parameters.ORIGINAL):
         return None
     return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
-
-
-def _bidirectional(config: Config) -> Any:
-    return bool(config.get("use_bidirectional_attention"))
 
 
 def _latent_scale(config: Config) -> Any:
@@ -294,11 +291,6 @@ READINGS: Mapping[str, Reading] = {
     "scale_attn_weights": Reading(("scale_attn_weights",), _scaled_attention, _write_scaled),
     "n_inner": Reading(("n_inner",), _inner_size, lambda _, value: {"n_inner": value}),
     "logits_scaling": _reciprocal("logits_scaling"),
-    "bidirectional_attention": Reading(
-        ("use_bidirectional_attention",),
-        _bidirectional,
-        lambda _, value: {"use_bidirectional_attention": value},
-    ),
     "rope_layers": Reading(
         (rope_layers.LIST, rope_layers.INTERVAL), rope_layers.of_list, rope_layers.write_of_list
     ),
@@ -373,5 +365,6 @@ READINGS: Mapping[str, Reading] = {
         (indexers.TYPES, indexers.STEP, indexers.FIRST), indexers.of_types, indexers.write_types
     ),
     **expert_readings.READINGS,
+    **switches.READINGS,
 }
 """Settings that several keys say together."""

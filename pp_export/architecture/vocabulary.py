@@ -19,6 +19,10 @@ _ADVICE = (
     " folder of the model that was trained"
 )
 
+_MOST_PADDING = 1024
+"""More than any framework adds of its own accord: ms-swift pads to multiples of 128 on however many ranks,
+Pai-Megatron-Patch by some hundred rows."""
+
 
 def num_rows(specs: Mapping[str, TensorSpec]) -> int:
     """Rows of the embedding as it is stored, padding included."""
@@ -115,6 +119,10 @@ def _multiple(args: Mapping[str, Any]) -> int:
 
 
 def _explains_padding(known: int, rows: int, padded: Any, multiple: int) -> bool:
-    """A size is explained by rows that are all tokens, by a padding that is stated, or by the usual one."""
+    """A size is explained by rows that are all tokens, by a padding that is stated, or by the usual one.
+    Where more rows are over than anyone pads with, the size is that of another model.
+    """
+    if rows - known >= max(multiple, _MOST_PADDING):
+        return False
     is_stated = is_count(padded) and padded == rows
     return known == rows or is_stated or not multiple or math.ceil(known / multiple) * multiple == rows

@@ -94,7 +94,10 @@ def of_types(config: Config) -> Any:
 
 
 def _switched_by_layer(config: Config, has_window: Callable[[int], bool]) -> Any:
-    if _window(config) is None or not config.get(SWITCH):
+    window, types = _window(config), config.get(TYPES)
+    if isinstance(types, list) and _SLIDING in types and not config.get(SWITCH):
+        raise TypeError(f"{TYPES} names layers with a window, and {SWITCH} is off")
+    if window is None or not config.get(SWITCH):
         return None
     return UNKNOWN if num_layers(config) is None else _by_layer(config, has_window)
 

@@ -17,7 +17,7 @@ from pp_export.core import plain_yaml, strict_json
 from pp_export.core.errors import CheckpointError
 from pp_export.megatron import transformer_config
 
-_NESTED = "transformer"
+_NESTED, _OF_LANGUAGE = "transformer", "language_transformer_config"
 _OF_BUILDERS = ("_target_", "_builder_")
 
 
@@ -72,8 +72,12 @@ def read(file: ConfigFile) -> dict[str, Any]:
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config whose TransformerConfig may be nested in it, as newer Megatron-Bridge has it.
 
-    What the model itself says goes before the nested field of the same name, unless it is None.
+    What the model itself says goes before the nested field of the same name, unless it is None. Where a
+    model of pictures and text has a config for its language model, that is all: what stands around it are
+    the placeholders of a class that needs them.
     """
+    if isinstance(config.get(_OF_LANGUAGE), dict):
+        return _flat(config[_OF_LANGUAGE])
     nested = config.get(_NESTED)
     inner = dict(nested) if isinstance(nested, dict) else {}
     outer = {

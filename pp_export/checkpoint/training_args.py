@@ -24,6 +24,7 @@ COMMON, COMMON_STATE = "common.pt", "common_state/"
 _ROUTED = re.compile(r"\.mlp\.experts\..*linear_fc1\.(weight|bias)$")
 _SHARED = re.compile(r"\.mlp\.shared_experts\.linear_fc1\.(weight|bias)$")
 _LAYOUT = re.compile(r"(tensor|(virtual_)?pipeline|expert|expert_tensor|context)(_model)?_parallel_size")
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 _MAX_NAMES, _MAX_OBJECTS = 8, 1_000_000
 
 
@@ -89,10 +90,21 @@ def read(folder: Path, items: Mapping[str, tuple[str, int, int]]) -> Found:
         if state.args and name in state.args and args.get(name) is not None
         if _text(args[name]) != _text(state.args[name])
     ]
-    note = f"{config.path.name} counts where the training args say otherwise: {', '.join(differing)}"
-    notes = (*state.notes, note) if differing else state.notes
+    notes = list(state.notes)
+    if differing:
+        said = ", ".join(differing)
+        notes.append(f"{config.path.name} counts where the training args say otherwise: {said}")
+    if not any(args.get(name) for name in _SIZES):
+        notes.append(
+            f"{config.path.name} has no model's sizes where they are known to stand: nearly nothing of the"
+            " function can be compared"
+        )
     return replace(
-        state, args=args, writer=(config.writer,), is_disentangled=config.is_disentangled, notes=notes
+        state,
+        args=args,
+        writer=(config.writer,),
+        is_disentangled=config.is_disentangled,
+        notes=tuple(notes),
     )
 
 

@@ -22,20 +22,25 @@ def num_mtp_layers(config: Mapping[str, Any]) -> int:
 QUANTIZATION = frozenset({"quantization_config", "compression_config"})
 """Says how the weights on disk are packed; quantizers bring libraries and kernels with them."""
 
-LEADS_OUTSIDE = CODE | {
-    # Names another file as the weights.
-    "transformers_weights",
-    # May name kernels in a repository of the Hub.
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "kernel_config",
-    # Swaps modules of the model for others.
-    "fusion_config",
-}
+OTHER_FILES = frozenset({"transformers_weights", "configuration_files"})
+"""Names other files as the weights, or as the config of newer releases."""
+
+LEADS_OUTSIDE = (
+    CODE
+    | OTHER_FILES
+    | {
+        # May name kernels in a repository of the Hub.
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "kernel_config",
+        # Swaps modules of the model for others.
+        "fusion_config",
+    }
+)
 """A config without these asks for nothing outside, as long as its class is one of the library."""
 
 

@@ -13,6 +13,9 @@ from pp_export.megatron import rope
 from pp_export.megatron.derivation import Args, Derivations, is_count, is_layers, known
 
 SETTINGS = Derivations()
+_OF_OTHERS = ("spec", "hf_model_type", "llm_model_type", "megatron_model_type")
+"""Args of runs whose layers aren't, or may not be, those of Megatron-LM."""
+
 SETTINGS.plain("hidden_size", "ffn_hidden_size", "num_attention_heads", "rotary_base")
 
 
@@ -207,11 +210,14 @@ def _windows(args: Args) -> Any:
 
 @SETTINGS.of(
     *("softmax_scale", "kv_channels", "hidden_size", "num_attention_heads", "query_pre_attn_scalar"),
-    *("use_mup", "mup_base_head_dim", "mup_attn_scale_power"),
+    *("use_mup", "mup_base_head_dim", "mup_attn_scale_power", *_OF_OTHERS),
 )
 def _attention_scale(args: Args) -> Any:
     """What scores are multiplied by; None for one over the root of the head's size. Gemma's providers say a
     number whose root it is one over, muP a head size to begin from.
+
+    Configs say the scale. Megatron-LM has no flag for another than the usual one, so its args don't; only a
+    job's own layers may have one then, or ms-swift, which takes it from the reference.
     """
     scale, size = args.get("softmax_scale"), _head_dim(args)
     if scale is None and args.get("query_pre_attn_scalar") is not None:
@@ -221,7 +227,8 @@ def _attention_scale(args: Args) -> Any:
         if base is None or power is None or size is UNKNOWN:
             return UNKNOWN
         scale = base**0.5 / size**power
-    if scale is None and "softmax_scale" not in args:
+    is_others = size is UNKNOWN or any(args.get(name) for name in _OF_OTHERS)
+    if scale is None and "softmax_scale" not in args and is_others:
         return UNKNOWN
     usual = isinstance(scale, float) and isinstance(size, int) and abs(scale * size**0.5 - 1) < 1e-6
     return None if scale is None or usual else scale

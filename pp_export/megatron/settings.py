@@ -44,7 +44,7 @@ def derive(args: Mapping[str, Any]) -> dict[str, Setting]:
         own = Args(values, names)
         try:
             value = function(own)
-        except (TypeError, ValueError, OverflowError):  # of types that no release writes
+        except (TypeError, ValueError, ArithmeticError, LookupError):  # of types that no release writes
             value = UNKNOWN
         settings[name] = Setting(value, dict(own))
     return settings

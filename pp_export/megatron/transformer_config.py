@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Any
 
 _RENAMED = {
@@ -50,14 +51,42 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping) and "_target_" in value:
-        return str(value["_target_"])  # how YAML files of frameworks name functions and objects
+        return _named(value)
     if isinstance(value, (list, tuple, Mapping)):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         items = {str(key): _plain(item) for key, item in pairs}
         if any(item is _UNSTORABLE for item in items.values()):
             return _UNSTORABLE
         return items if isinstance(value, Mapping) else list(items.values())
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{getattr(value, '__module__', None) or ''}.{value.__qualname__}".lstrip(".")
+    if isinstance(value, partial) or hasattr(value, "__qualname__"):
+        return _of_callable(value)
     is_dtype = str(value).startswith("torch.")
     return str(value) if is_dtype or isinstance(value, Enum) else _UNSTORABLE
+
+
+def _of_callable(value: Any) -> Any:
+    if isinstance(value, partial):
+        return _function(_plain(value.func), [*value.args, *value.keywords.items()])
+    return _function(f"{getattr(value, '__module__', None) or ''}.{value.__qualname__}".lstrip("."), [])
+
+
+def _named(value: Mapping[str, Any]) -> Any:
+    """The dotted name of what YAML files of frameworks name: objects, and functions, of which some of the
+    parameters may be given.
+    """
+    target, given = str(value["_target_"]), list(value.get("_args_") or ())
+    is_partial = bool(value.get("_partial_"))
+    if target == "functools.partial" and given:
+        inner, is_partial = given.pop(0), True
+        target = _plain(inner)
+    own = [(name, each) for name, each in value.items() if _is_word(name)]
+    return _function(target, [*given, *own] if is_partial else [])
+
+
+def _function(target: Any, given: list[Any]) -> Any:
+    """A function by its name. With parameters given, it is one of its own: only GELU's tanh form is known."""
+    if not isinstance(target, str) or target.endswith("<lambda>"):
+        return _UNSTORABLE
+    if given == [("approximate", "tanh")] and target.endswith("gelu"):
+        return f"{target}_tanh"
+    return _UNSTORABLE if given else target

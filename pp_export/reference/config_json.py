@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pp_export.core import config_keys
-from pp_export.core.config_keys import MTP_COUNTS, QUANTIZATION
+from pp_export.core.config_keys import MTP_COUNTS, OTHER_FILES, QUANTIZATION
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
+PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file")
+"""Where configs keep what they were loaded from."""
+
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(/[\w.-]+)?)?")
 _LANGUAGE_MODEL_KEYS = ("text_config", "language_config", "llm_config")
 
@@ -31,10 +34,11 @@ def corrected(
     nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
     beside the other sizes of the language model, and so is `mtp_key` where there are MTP layers. With
     `both_spellings`, `dtype` and `torch_dtype` both say the type. A quantization config is removed, because
-    the exported weights are not quantized, and so is the path of a folder that the config was loaded from.
+    the exported weights are not quantized, and so are the path of a folder that the config was loaded from,
+    and names of other files that loaders would read instead of this one or of the weights.
     """
     result = copy.deepcopy(dict(config))
-    removed = _remove_quantization(result) + _remove_path(result)
+    removed = _remove_quantization(result) + _remove_path(result) + _remove_other_files(result)
     parts = {key: part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)}
     everywhere = [("", result), *((f"{key}.", part) for key, part in parts.items())]
     language = _language_model(result)
@@ -94,11 +98,16 @@ def _plain(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
+def may_be_path(value: Any) -> bool:
+    """Whether a text may be a path of some machine; names of the Hub are none."""
+    return isinstance(value, str) and not _HUB_NAME.fullmatch(value)
+
+
 def _remove_path(config: dict[str, Any], path: str = "") -> list[str]:
     """Of what a config was loaded from, only names of the Hub are nobody's secret."""
     sentences = []
     for key, value in list(config.items()):
-        if key == "_name_or_path" and isinstance(value, str) and not _HUB_NAME.fullmatch(value):
+        if key in PATH_KEYS and may_be_path(value):
             del config[key]
             sentences.append(
                 f"config.json: {path}{key} is removed, because it may be a path of the machine that wrote it."
@@ -106,6 +115,16 @@ def _remove_path(config: dict[str, Any], path: str = "") -> list[str]:
         elif isinstance(value, dict):
             sentences += _remove_path(value, f"{path}{key}.")
     return sentences
+
+
+def _remove_other_files(config: dict[str, Any]) -> list[str]:
+    named = [key for key in config if key in OTHER_FILES and config[key]]
+    for key in named:
+        del config[key]
+    return [
+        f"config.json: {key} is removed, because loaders would read other files than the export's."
+        for key in named
+    ]
 
 
 def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:

@@ -76,7 +76,7 @@ def define(config: Mapping[str, Any]) -> Definition | None:
             return None
         model = _empty_model(model_class, config)
         tied = _tied_away(model)
-        return Definition(_tensors_on_disk(model, tied), _values_in_effect(model.config), tied)
+        return Definition(_tensors_on_disk(model, tied), values_in_effect(model.config), tied)
     except Exception as error:
         raise refused(config, _one_line(error)) from error
 
@@ -142,7 +142,7 @@ def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
         return model_class(model_config)
 
 
-def _values_in_effect(config: Any) -> dict[str, Any]:
+def values_in_effect(config: Any) -> dict[str, Any]:
     """The values of a config object, also under the names that the class takes for them."""
     values: dict[str, Any] = config.to_dict()
     aliases = getattr(config, "attribute_map", None) or {}

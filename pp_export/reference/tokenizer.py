@@ -26,6 +26,7 @@ from pp_export.core.token_ids import (
     template_notes,
     token_ids,
 )
+from pp_export.reference.config_json import PATH_KEYS, may_be_path
 from pp_export.reference.safe_files import read_bytes
 
 
@@ -88,6 +89,13 @@ def read_tokenizer(
             f"The {whose} has no {GENERATION_CONFIG}: generation will end and sample as {CONFIG} and the"
             " loader's defaults say."
         )
+    notes += [
+        f"{name}: {key} may be a path of the machine that wrote it, and is copied like all of the file."
+        for name, value in values.items()
+        if name != CONFIG and isinstance(value, dict)
+        for key in PATH_KEYS
+        if may_be_path(value.get(key))
+    ]
     notes += [f"{sentence}." for sentence in template_notes(chat_templates(values))]
     special = {
         f"{name}: {key}": ids

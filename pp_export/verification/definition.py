@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pp_export.core.config_keys import CODE, QUANTIZATION, num_mtp_layers
+from pp_export.core.config_keys import CODE, OTHER_FILES, QUANTIZATION, num_mtp_layers
 from pp_export.core.errors import ExportError
 from pp_export.core.file_names import CONFIG
 from pp_export.verification.findings import Fault, brief, shown
@@ -28,6 +28,7 @@ _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]{1,6})\..*")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out)\.weight")
 _PACKED = re.compile(r"[UI]8|F[468]_.*|F4")
 _INTEGER = re.compile(r"[UI](16|32|64)|BOOL")
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NUM_SHOWN = 3
 
 Entries = Mapping[str, tuple[str, TensorEntry]]
@@ -83,9 +84,13 @@ def why_not(survey: Survey) -> str | None:
         keys = [key for key in part if key in QUANTIZATION and part[key]] if isinstance(part, Mapping) else []
         if keys:
             return f"by {path}{keys[0]} the weights are quantized, so their names and types are others"
-    if _entries(survey) is None:
-        return "weight files are missing or can't be read"
-    return None
+    others = [key for key in sorted(OTHER_FILES) if config.get(key)]
+    if others or _entries(survey) is not None:
+        said = (
+            f"by {others[0]} in {CONFIG}, loaders read other files than it and its weights" if others else ""
+        )
+        return said or None
+    return "weight files are missing or can't be read"
 
 
 def hold(survey: Survey, pending: Pending) -> Held:
@@ -137,7 +142,16 @@ def _compare(
         if _is_packed(entry):
             text = f"it is {entry.dtype}, {name} computes with floats of 16 bits or more, and {CONFIG} has no"
             faults.append(Fault("wrong-dtype", file, tensor, f"{text} quantization_config"))
-    return faults, [f"{_some(names)}: {why}" for why, names in ignored.items()]
+    return faults, [f"{_some(names)}: {why}" for why, names in ignored.items()] + _type_notes(config, entries)
+
+
+def _type_notes(config: Mapping[str, Any], entries: Entries) -> list[str]:
+    """A note where no tensor has the type that config.json says, so that loaders which take it round all."""
+    said = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    there = {entry.dtype for _, entry in entries.values()}
+    if said not in _TYPES or not there or _TYPES[said] in there:
+        return []
+    return [f"{CONFIG} says {said}, and no tensor is of it: loaders convert them, or take {sorted(there)[0]}"]
 
 
 def _why_ignored(

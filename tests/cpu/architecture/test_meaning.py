@@ -276,6 +276,33 @@ def test_a_value_that_stands_twice_is_written_equal() -> None:
     assert "rotary_base" in findings(config=neither)[0]
 
 
+@pytest.mark.parametrize("inner", [{}, {"rope_theta": 10000.0}])
+def test_scaling_that_stands_twice_is_written_as_trained(inner: dict[str, Any]) -> None:
+    """Where `rope_scaling` was edited and `rope_parameters` not, release 5 takes the former: its config
+    object says so, and what the export's config.json says is nevertheless what was trained, in each place.
+    """
+    linear = {"rope_type": "linear", "factor": 4.0, **inner}
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    library = CONFIG | {"rope_parameters": {**linear, "rope_theta": 10000.0}}
+    settled = hold(config={"rope_scaling": linear, "rope_parameters": plain}, library=library)
+    assert (settled.config["rope_scaling"], settled.config["rope_parameters"]) == (None, plain)
+    trained = {"rotary_seq_len_interpolation_factor": 4}
+    settled = hold(trained, {"rope_scaling": linear, "rope_parameters": plain}, library=library)
+    assert settled.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert settled.config["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(("said", "agrees"), [(True, True), (False, False), (None, False)])
+def test_queries_that_see_what_comes_after_them(said: Any, agrees: bool) -> None:
+    """`is_causal` switches every class of release 5 to attention in both directions; null does, too."""
+    if agrees:
+        assert hold(config={"is_causal": said}).config["is_causal"] is said
+    else:
+        assert findings(config={"is_causal": said})[0].startswith("bidirectional_attention: ")
+        assert hold(config={"is_causal": said}, correct=True).config["is_causal"] is True
+    assert "is_causal" not in hold().config
+
+
 def test_both_spellings_are_written() -> None:
     """What release 4 of transformers reads and what release 5 reads say the same, whichever was given."""
     old = {"rope_theta": 1e4, "rope_scaling": LLAMA3}
@@ -553,6 +580,13 @@ def test_overruled_settings_are_named() -> None:
     assert overruled(architecture, CONFIG, spelled_out(architecture, CONFIG)) == []
     (sentence,) = overruled(architecture, CONFIG, CONFIG | {"rope_theta": 3.0})
     assert sentence == "config.json: rotary_base is 10000.0, and 3.0 is true."
+
+
+def test_windows_that_are_named_and_switched_off() -> None:
+    """Qwen2's class fails on such a config, and Qwen2-MoE's sees no token at all: neither is an answer."""
+    config = {"layer_types": ["sliding_attention"] * 4, "sliding_window": 8, "use_sliding_window": False}
+    for trained in ({}, {"window_size": GONE}, {"window_size": (7, 0)}):
+        assert "can't be understood" in findings(trained, config, table="qwen2")[0]
 
 
 @pytest.mark.parametrize("table", ["mistral", "mixtral"])

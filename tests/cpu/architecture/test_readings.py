@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pp_export.architecture.readings import READINGS
-from pp_export.core.settings import UNKNOWN, agree
+from pp_export.core.settings import MALFORMED, UNKNOWN, agree
 from pp_export.megatron.settings import derive
 
 FOUR = {"num_hidden_layers": 4, "head_dim": 16}
@@ -40,8 +40,20 @@ DEFAULT = {"rope_type": "default"}
         ("attn_logit_softcapping", {"attn_logit_softcapping": 50.0}, 50.0),
         ("attn_logit_softcapping", {"attn_logit_softcapping": None}, None),
         ("logits_scaling", {"logits_scaling": 8.0}, 0.125),
-        ("bidirectional_attention", {"use_bidirectional_attention": None}, False),
-        ("bidirectional_attention", {"use_bidirectional_attention": True}, True),
+        ("bidirectional_attention", {"use_bidirectional_attention": True}, False),
+        ("bidirectional_attention", {"is_causal": False}, True),
+        ("bidirectional_attention", {"is_causal": None}, True),  # as the library takes it
+        ("bidirectional_attention_of_gemma", {"use_bidirectional_attention": None}, False),
+        ("bidirectional_attention_of_gemma", {"use_bidirectional_attention": True}, True),
+        ("bidirectional_attention_of_gemma", {"is_causal": False}, True),
+        ("rope_interleave", {"rope_interleave": None}, False),
+        ("rope_interleave", {}, UNKNOWN),
+        ("router_groups", {"n_group": 1, "topk_group": 0}, MALFORMED),
+        ("query_pre_attn_scalar", {"query_pre_attn_scalar": 0}, MALFORMED),
+        ("scaled_queries", {"rope_parameters": {"llama_4_scaling_beta": 0.5}}, MALFORMED),
+        ("latent_scale", {"rope_parameters": {"rope_type": "yarn", "mscale_all_dim": 1.0}}, MALFORMED),
+        ("windows_of_layers", {"sliding_window": 8, "layer_types": [SLIDING] * 4}, MALFORMED),
+        ("windows_of_early_layers", {"sliding_window": 0, "layer_types": [SLIDING] * 4}, MALFORMED),
         ("n_inner", {"n_inner": None, "n_embd": 12}, 48),
         ("n_inner", {"n_inner": 20, "n_embd": 12}, 20),
         ("rope_layers", {"no_rope_layer_interval": 4}, [1, 1, 1, 0]),
@@ -115,6 +127,9 @@ def test_what_a_config_says(reading: str, config: dict[str, Any], value: Any) ->
         ("rotary_pct", 0.5),
         ("rotary_base_of_types", 77.0),
         ("rotary_base_of_types", [77.0, 99.0]),
+        ("bidirectional_attention", False),
+        ("bidirectional_attention_of_gemma", False),
+        ("bidirectional_attention_of_gemma", True),
     ],
 )
 def test_what_is_written_is_read_again(reading: str, value: Any) -> None:
@@ -127,6 +142,8 @@ def test_what_is_written_is_read_again(reading: str, value: Any) -> None:
         "rotary_emb_base": 500,
         "rotary_pct": 1.0,
         "rope_theta": 1e6,
+        "is_causal": False,
+        "use_bidirectional_attention": True,
     }
     keys = READINGS[reading].write(before, value)
     assert keys is not None
@@ -139,6 +156,9 @@ def test_what_is_written_is_read_again(reading: str, value: Any) -> None:
         ("gated_activation_of_gemma", "gated gelu"),  # the class takes that name for the tanh form
         ("plain_activation", "gated silu"),
         ("scale_attn_weights", 0.3),
+        ("bidirectional_attention", True),
+        ("attention_multiplier", "much"),
+        ("shared_experts", 40),  # experts of no size
         ("windows_of_types", [4, 5, None, None]),
     ],
 )
@@ -167,6 +187,10 @@ def test_what_no_keys_can_say(reading: str, value: Any) -> None:
         ("parallel_residual", {}, False),
         ("attention_scale", {"softmax_scale": None, "query_pre_attn_scalar": 64}, 0.125),
         ("attention_scale", {"query_pre_attn_scalar": 16}, None),
+        ("attention_scale", {}, None),  # Megatron-LM has no flag for another
+        ("attention_scale", {"query_pre_attn_scalar": 0}, UNKNOWN),
+        ("attention_scale", {"spec": ["of.a.job", "layers"]}, UNKNOWN),
+        ("attention_scale", {"hf_model_type": "gemma3"}, UNKNOWN),
         ("attention_scale", {"softmax_scale": None, "use_mup": True, "mup_base_head_dim": None}, UNKNOWN),
         (
             "attention_scale",

@@ -49,6 +49,19 @@ def test_a_padding_that_is_not_the_usual_one_must_be_stated() -> None:
     assert settle(rows=384, stated=384, **usual) == 384
 
 
+@pytest.mark.parametrize("args", [{}, {"padded_vocab_size": 50304}, PADDING | {"padded_vocab_size": 50304}])
+def test_no_one_pads_with_thousands_of_rows(args: dict[str, int]) -> None:
+    """A reference of another model, of which config.json and tokenizer agree, explains no 18,304 rows more,
+    though the args state the rows as padded; a large padding does that the args make.
+    """
+    with pytest.raises(AccountingError, match="does not fit the embedding"):
+        settle(50304, stated=32000, num_tokens=32000, **args)
+    assert settle(50304, stated=32000, asked=32000, **args) == 32000
+    assert settle(50304, stated=49300, padded_vocab_size=50304) == 49300
+    of_many = {"make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 16}
+    assert settle(4096, stated=2100, **of_many) == 2100
+
+
 @pytest.mark.parametrize("args", [{"padded_vocab_size": 512}, {"vocab_size": 400}])
 def test_args_that_count_other_rows_are_doubted(args: dict[str, int]) -> None:
     """Args that contradict the embedding settle nothing: refused, unless all rows are tokens or the user

@@ -37,6 +37,13 @@ def test_the_model_goes_before_its_transformer_unless_it_is_silent(tmp_path: Pat
     assert (found["num_layers"], found["hidden_size"], found["kv_channels"]) == (3, 8, None)
 
 
+def test_the_config_of_a_language_model_is_the_whole(tmp_path: Path) -> None:
+    """Around the language model of one that sees, NeMo's configs have sizes that are nobody's."""
+    around = {"num_layers": 1, "num_attention_heads": 8, "layernorm_epsilon": 1e-5, "rotary_percent": 0.5}
+    model = around | {"language_transformer_config": FLAT, "vision_transformer_config": {"num_layers": 7}}
+    assert args_of(tmp_path, model) == args_of(tmp_path, FLAT)
+
+
 @pytest.mark.parametrize("transformer", [None, "x", 3, {}])
 def test_what_is_no_nested_config_changes_nothing(tmp_path: Path, transformer: Any) -> None:
     """A key `transformer` that holds no fields is a key like others."""

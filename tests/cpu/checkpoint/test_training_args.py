@@ -181,6 +181,18 @@ def test_the_config_of_bridge_goes_before_args(tmp_path: Path) -> None:
     )
 
 
+def test_a_config_that_says_no_model_is_noted(tmp_path: Path) -> None:
+    """Where a framework nests its model's config as none is known to, next to nothing is compared, and a note
+    says why.
+    """
+    folder = common_pt(tmp_path, {}, {})
+    (folder / "run_config.yaml").write_text(yaml.safe_dump({"model": {"of_a_fork": CONFIG}}))
+    (note,) = described(folder).notes
+    assert note.startswith("run_config.yaml has no model's sizes where they are known to stand")
+    bridge(folder)
+    assert not described(folder).notes
+
+
 def test_bridge_does_not_need_its_common_state(tmp_path: Path, objects: dict[str, Any]) -> None:
     """With run_config.yaml, a common.pt that can't be trusted is left alone and noted, not refused."""
     folder = common_pt(tmp_path, {}, {"callback": objects["meta"]})

@@ -224,7 +224,9 @@ def test_tokens_that_were_added_are_not_cut(
 
 @pytest.mark.parametrize("vocab_size", [384, 380])
 def test_a_stated_padding_counts(tmp_path: Path, vocab_size: int) -> None:
-    """ms-swift pads to 128 whatever TP is: rows that the args state explain any size of config.json."""
+    """ms-swift pads to 128 whatever TP is: rows that the args state explain a size that Megatron's own
+    padding doesn't.
+    """
     args = {"tensor_model_parallel_size": 2, "padded_vocab_size": 384}
     pair = write_pair(
         tmp_path, args, {"vocab_size": vocab_size}, tensors=decoder(rows=384), tokens=vocab_size

@@ -7,13 +7,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from pp_export.core.settings import UNKNOWN
+from pp_export.megatron.settings import derive
 from pp_export.megatron.transformer_config import as_args
+
+GELU = {"_target_": "torch.nn.functional.gelu", "_call_": False}
 
 RENAMED = [
     ("num_moe_experts", "num_experts", 8),
@@ -81,6 +86,33 @@ def test_functions_become_their_names(function: Any, name: str | None) -> None:
     assert args["gated_linear_unit"] is True
     assert name is None or args["activation_func"].endswith(name)
     assert "0x" not in str(args["activation_func"])
+
+
+@pytest.mark.parametrize(
+    ("function", "activation"),
+    [
+        (partial(functional.gelu, approximate="tanh"), "gated gelu_tanh"),
+        (
+            {"_target_": "torch.nn.functional.gelu", "_partial_": True, "approximate": "tanh"},
+            "gated gelu_tanh",
+        ),
+        (
+            {"_target_": "functools.partial", "_args_": [GELU], "approximate": "tanh"},
+            "gated gelu_tanh",
+        ),
+        ({"_target_": "torch.nn.functional.gelu", "_partial_": True}, "gated gelu"),
+        ({"_target_": "torch.nn.functional.gelu", "_partial_": True, "approximate": "none"}, UNKNOWN),
+        (partial(functional.elu, alpha=2.0), UNKNOWN),
+        (lambda x: x, UNKNOWN),
+        ({"_target_": "a.fork.<lambda>"}, UNKNOWN),
+    ],
+)
+def test_parameters_of_a_function_count(function: Any, activation: Any) -> None:
+    """GELU with its tanh form chosen is another function than GELU; one with other parameters given, or
+    without a name, is not known, and none is taken for the function that it was made of.
+    """
+    args = as_args({"activation_func": function, "gated_linear_unit": True, "bias_activation_fusion": False})
+    assert derive(args)["activation"].value == activation
 
 
 def test_objects_say_nothing() -> None:

@@ -97,6 +97,30 @@ def test_quantization_goes() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["_name_or_path", "name_or_path"])
+@pytest.mark.parametrize("path", ["/home/someone/run", "../run", "C:\\run", "~/run", "a/b/c"])
+def test_paths_go(key: str, path: str) -> None:
+    """Where a config was loaded from is nobody's to know, however deep it stands; names of the Hub stay."""
+    config, corrections = corrected({**LLAMA, key: path, "text_config": {key: path, "x": {key: path}}})
+    assert config == {**LLAMA, "text_config": {"x": {}}}
+    assert len(corrections) == 3
+    named = {**LLAMA, key: "Qwen/Qwen3-8B"}
+    assert corrected(named) == (named, [])
+
+
+def test_names_of_other_files_go() -> None:
+    """A config.json that sends loaders to another config, or to another file of weights, would be the word of
+    files that the export doesn't have: transformers takes `config.4.0.0.json` if config.json lists it.
+    """
+    named = {
+        "configuration_files": ["config.json", "config.4.0.0.json"],
+        "transformers_weights": "x.safetensors",
+    }
+    config, corrections = corrected({**LLAMA, **named})
+    assert config == LLAMA
+    assert [sentence.split()[1] for sentence in corrections] == list(named)
+
+
 def test_bytes() -> None:
     """Two spaces, the given order, text as it is, Infinity as Python reads it, and a newline at the end."""
     config = {"b": "é 日本", "a": [0.0, float("inf")]}

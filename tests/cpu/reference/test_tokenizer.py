@@ -88,6 +88,16 @@ def test_two_templates_are_said(tmp_path: Path) -> None:
     assert any("different chat templates" in note and "chat_template.jinja" in note for note in facts.notes)
 
 
+def test_paths_that_are_copied_are_said(tmp_path: Path) -> None:
+    """Older releases keep in tokenizer_config.json from where a tokenizer was loaded: copied with all of the
+    file, and told, unless it is a name of the Hub.
+    """
+    config = {"name_or_path": "/home/someone/run", "tokenizer_file": None}
+    (note,) = facts_of(tmp_path / "path", tokenizer_config__json=config).notes
+    assert note.startswith("tokenizer_config.json: name_or_path may be a path")
+    assert facts_of(tmp_path / "hub", tokenizer_config__json={"name_or_path": "Qwen/Qwen3-8B"}).notes == ()
+
+
 def test_a_required_tokenizer_is_asked_for_by_an_option(tmp_path: Path) -> None:
     """`require_tokenizer` refuses a reference without one; by default it is exported."""
     from pp_export.options.kinds import TargetOptions

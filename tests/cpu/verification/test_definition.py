@@ -146,6 +146,19 @@ def test_a_head_that_cannot_be_the_embedding_is_a_fault(tmp_path: Path) -> None:
     }
 
 
+def test_a_type_that_no_tensor_has_is_a_note(tmp_path: Path) -> None:
+    """Where config.json says another type than all tensors have, loaders don't agree on what they get."""
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"dtype": "float32"}, True),
+        ({"torch_dtype": "bfloat16"}, False),
+        ({}, False),
+    ]
+    for config, is_noted in cases:
+        result = verify_folder(model_folder(tmp_path / "m", **config), ask=Known())
+        assert any("no tensor is of it" in note for note in result.notes) == is_noted
+        assert found(result) == set()
+
+
 def test_a_refused_config_is_a_fault(tmp_path: Path) -> None:
     """A class that can't be made from config.json is a fault with the class's own words."""
     known = Known(error=ReferenceFolderError("refused", got="ValueError: no such activation"))
@@ -161,11 +174,15 @@ def test_a_refused_config_is_a_fault(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config the weights are quantized"),
         ({"text_config": {"quantization_config": {"bits": 4}}}, "text_config.quantization_config"),
         ({"architectures": None}, "names no class"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "by configuration_files in config.json"),
+        ({"transformers_weights": "others.safetensors"}, "by transformers_weights in config.json"),
     ],
-    ids=["quantized", "quantized inside", "no class"],
+    ids=["quantized", "quantized inside", "no class", "another config", "other weights"],
 )
 def test_why_a_folder_is_not_held(tmp_path: Path, config: dict[str, Any], words: str) -> None:
-    """Quantized weights and a config without a class are said, and nobody is asked."""
+    """Quantized weights, a config without a class, and one that sends loaders to other files are said, and
+    nobody is asked.
+    """
     known = Known()
     folder = model_folder(tmp_path / "m", replaced(NORM, torch.ones(4, dtype=torch.int8)), **config)
     result = verify_folder(folder, ask=known)
