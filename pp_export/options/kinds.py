@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import OptionError
+from pp_export.options.rates import parse_rates
 
 MAX_NUMBER = 10**9
 TYPES = ("checkpoint", "float32", "bfloat16", "float16")
@@ -63,17 +64,6 @@ def parse_leaders(text: str | int) -> int | None:
     if not re.fullmatch(r"[0-9]{1,9}", _brief(text)) or int(text) < 1:
         raise OptionError("not a number of leaders", expected="a positive number, or all", got=_brief(text))
     return int(text)
-
-
-def parse_rates(text: str) -> tuple[float, float]:
-    """`R,W`, two positive numbers."""
-    try:
-        read, write = (float(part) for part in text.split(","))
-        if not all(0 < rate <= MAX_NUMBER for rate in (read, write)):
-            raise ValueError
-    except ValueError:
-        raise OptionError("not two rates", expected="R,W: two positive numbers", got=_brief(text)) from None
-    return read, write
 
 
 def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
@@ -187,6 +177,12 @@ class ResultOptions(Options):
         pairs=True,
     )
     allow_overflow: bool = _option("store numbers as infinite that --dtype has no finite value for", False)
+    quantize: str = _option(
+        "store the weights of linear layers in 8 bits: float8 with a scale for each block of 128 x 128 (as"
+        " DeepSeek) or each row, or int8 with one for each row (both as compressed-tensors)",
+        "none",
+        choices=("none", "fp8-block", "fp8-channel", "int8-channel"),
+    )
     mtp: str = _option(
         "multi-token-prediction layers: export what the checkpoint has, drop them (config.json says so), or"
         " require at least one",
@@ -253,6 +249,8 @@ class ResultOptions(Options):
                 got=_brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
+        if self.quantize != "none" and (self.weights_only or self.config_as_reference):
+            raise OptionError("--quantize needs a config.json that says how the weights are quantized")
 
     @property
     def result(self) -> ResultOptions:
