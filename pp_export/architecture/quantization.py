@@ -154,8 +154,13 @@ def modules_kept(
     named = [
         name.removesuffix(_WEIGHT) for name in outputs if name.endswith(_WEIGHT) and name not in of_encodings
     ]
-    # Experts in one tensor, and single ones, are a module of their own in memory.
-    stacked = [name.partition(_EXPERTS)[0] + _EXPERTS[:-1] for name in quantization.kept if _EXPERTS in name]
+    # Whatever the tensors are called, in memory the experts of a layer are one module of this name.
+    layers = [
+        name.partition(_EXPERTS)[0] if _EXPERTS in name else name.removesuffix(_WEIGHT).rpartition(".")[0]
+        for name, reason in quantization.kept.items()
+        if _EXPERTS in name or reason == _STACKED
+    ]
+    stacked = [layer + _EXPERTS[:-1] for layer in layers]
     head = architecture.match("output_layer.weight")
     heads = [] if head is None else [name.removesuffix(_WEIGHT) for name in head[0].hf.values()]
     return tuple(dict.fromkeys([*named, *stacked, *heads]))
