@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import pp_export
+from pp_export.architecture.accounting import INDEX
 from pp_export.architecture.quantization import FP8_BLOCK, FP8_CHANNEL, INT8_CHANNEL, SCHEMES
 from pp_export.core import file_names
 from pp_export.core.errors import ExportError, OptionError
@@ -31,6 +32,7 @@ from pp_export.verification.loading import load_faults, load_model
 from tests.fixtures.exports import RememberedDefinition, export_here, files_of, remembering
 from tests.fixtures.families import FAMILIES
 from tests.fixtures.family_proofs import random_model, write_model
+from tests.fixtures.index_families import INDEX_FAMILIES
 from tests.fixtures.legacy import Run, write_ranks
 from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.ranges import cut_finely
@@ -399,6 +401,33 @@ def test_a_reference_that_is_quantized_already(made: Made, tmp_path: Path, schem
     said = json.loads((outputs[0] / "config.json").read_text()).get("quantization_config")
     assert (said is None) == (scheme == "none")
     assert pp_export.verify(outputs[0]).ok
+
+
+def test_a_quantized_reference_of_a_class_that_nobody_knows(tmp_path: Path) -> None:
+    """Its index says which tensors there are, beside the scales that its own weights have."""
+    case = INDEX_FAMILIES["mimo"]
+    disk = case.write(tmp_path)
+    (tmp_path / "reference" / file_names.SINGLE_WEIGHTS).unlink()
+    config = {**case.family.whole_config(), "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "reference" / "config.json").write_text(json.dumps(config))
+    scales = {f"{name}_scale_inv" for name in disk if name.endswith("_proj.weight")}
+    index = {"weight_map": dict.fromkeys([*disk, *scales], "model-00001-of-00001.safetensors")}
+    (tmp_path / "reference" / file_names.INDEX).write_text(json.dumps(index))
+    report = export_here(**inputs_of(tmp_path), output=tmp_path / "export", quantize=FP8_CHANNEL)
+    assert report.expected_from == INDEX
+    values = unpacked(tmp_path / "export")
+    assert values.keys() == disk.keys()
+    assert {name for name in disk if not torch.equal(values[name], disk[name])} == report.quantized.keys()
+    assert "model.mtp_layers.0.mlp.up_proj.weight" in report.quantized
+    assert "model.mtp_layers.0.input_proj.weight" not in report.quantized
+
+
+def test_without_a_reference_the_option_is_the_origin(made: Made, tmp_path: Path) -> None:
+    """Of a config.json that was made, the report says where each key comes from."""
+    options = {"checkpoint": made("seed_oss") / "checkpoint", "architecture": "SeedOssForCausalLM"}
+    report = export_here(**options, output=tmp_path / "export", quantize=FP8_BLOCK, vocab_size=250)
+    assert report.config_origins["quantization_config"] == "option: --quantize"
+    assert pp_export.verify(tmp_path / "export").ok
 
 
 REFUSED: dict[str, tuple[Options, str]] = {

@@ -187,7 +187,8 @@ def test_transformers_stores_the_same_blocks() -> None:
     from transformers.integrations import finegrained_fp8
 
     config = SimpleNamespace(weight_block_size=(BLOCK, BLOCK), scale_fmt="float")
-    quantizer: Any = finegrained_fp8.Fp8Quantize(SimpleNamespace(quantization_config=config))
+    library: Any = finegrained_fp8
+    quantizer = library.Fp8Quantize(SimpleNamespace(quantization_config=config))
     values = weight(torch.float32)
     theirs = quantizer.convert({"x.weight": values})
     outputs, _ = run(FP8_BLOCK, values, torch.float32)
@@ -195,6 +196,7 @@ def test_transformers_stores_the_same_blocks() -> None:
     stored, other = (each.view(torch.uint8).int() for each in (outputs["w"], theirs["x.weight"]))
     assert int((stored - other).abs().max()) <= 1
     assert float((stored == other).float().mean()) > 0.999
-    dequantizer: Any = finegrained_fp8.Fp8Dequantize(None)
-    back = dequantizer._dequantize_one(outputs["w"], outputs["w_scale_inv"], output_dtype=torch.float32)
+    back = library.Fp8Dequantize(None)._dequantize_one(
+        outputs["w"], outputs["w_scale_inv"], output_dtype=torch.float32
+    )
     assert torch.equal(back, outputs["w"].float() * spread(FP8_BLOCK, outputs["w_scale_inv"]))

@@ -1,6 +1,6 @@
 """Claims of `pp_export.verification.quantized`: of weights that are quantized by block or by row it is known
-what the model has, and whatever of their form is not as config.json says is a fault; of other forms nothing is
-said.
+what the model has, and whatever of their form is not as config.json says is a fault; of other forms
+nothing is said.
 """
 
 from __future__ import annotations
