@@ -151,7 +151,7 @@ def account(
             stacks[(rule.megatron, *rule.names(holes, depths))].append(
                 (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
             )
-    made = _Made()
+    made = _Made(quantizes=scheme is not None)
     for key, members in stacks.items():
         if len(members) > 1:
             members.sort(key=lambda member: member[:2])
@@ -215,9 +215,10 @@ def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None
 
 
 class _Made:
-    """HF tensors made so far."""
+    """HF tensors made so far; which are linear layers' weights, if some are to be quantized."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quantizes: bool) -> None:
+        self._quantizes = quantizes
         self.mapped: dict[str, TensorSpec] = {}
         self.unit_of: dict[str, Unit] = {}
         self.placements: dict[str, tuple[Placement, ...]] = {}
@@ -276,8 +277,8 @@ class _Made:
                 self.of_mtp.add(name)
             if rule.plus_one:
                 self.plus_one.add(name)
-            if (projection := Projection.of(rule, role, sources[0], output.shape, sizes)) is not None:
-                self.projections[name] = projection
+            if self._quantizes and (found := Projection.of(rule, role, sources[0], output.shape, sizes)):
+                self.projections[name] = found
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts
