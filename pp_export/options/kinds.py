@@ -107,8 +107,7 @@ def _option(
     return field(default=default, metadata={**metadata, "pairs": pairs})
 
 
-option_of = _option
-"""For kinds of options in modules of their own."""
+option_of = _option  # for kinds of options in modules of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +177,7 @@ class ResultOptions(Options):
     )
     allow_overflow: bool = _option("store numbers as infinite that --dtype has no finite value for", False)
     quantize: str = _option(
-        "store the weights of linear layers in 8 bits: float8 with a scale for each block of 128 x 128 (as"
-        " DeepSeek) or each row, or int8 with one for each row (both as compressed-tensors)",
+        "store linear layers' weights in 8 bits, with a scale for each block of 128 x 128 or for each row",
         "none",
         choices=("none", "fp8-block", "fp8-channel", "int8-channel"),
     )

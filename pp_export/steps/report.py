@@ -19,6 +19,7 @@ from pp_export.disk import files
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
+from pp_export.process.own_memory import peak_anonymous_bytes
 from pp_export.shards.manifests import Errors
 from pp_export.steps.plan_summary import notes_on
 from pp_export.steps.quantized import errors_json, errors_note, not_quantized
@@ -393,17 +394,3 @@ def write_done(path: Path, done: ExportReport) -> None:
 def write_report(path: Path, value: dict[str, Any]) -> None:
     """Write a report, replacing an older one."""
     files.write_file(path, [(json.dumps(value, indent=1) + "\n").encode()])
-
-
-def peak_anonymous_bytes() -> int:
-    """This process's peak of resident memory less the file pages that it maps now.
-
-    The kernel keeps a peak for all resident memory only; nothing of the export's data is file-mapped, so
-    the difference is the peak of anonymous memory to within the libraries' own pages.
-    """
-    fields = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmHWM", "RssFile"):
-            fields[name] = int(value.split()[0]) * 1024
-    return max(0, fields.get("VmHWM", 0) - fields.get("RssFile", 0))
