@@ -18,7 +18,7 @@ from pp_export.core.collector import paused_collector
 from pp_export.planning import part_image
 from pp_export.planning.planner import make_plan
 from pp_export.planning.proof import ProvedPart
-from pp_export.steps.report import peak_anonymous_bytes
+from pp_export.process.own_memory import peak_anonymous_bytes
 
 T = TypeVar("T")
 MAX_SHARD_BYTES = 5 * 10**9

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pp_export.architecture.encodings import AS_STORED, Encoding, Types, casts, encoded, plus_one
 from pp_export.architecture.mtp import Depths
+from pp_export.architecture.quantization import Projection, Quantization, decide, modules_kept
 from pp_export.architecture.rules import Architecture, Rule
 from pp_export.architecture.sizes import ModelSizes
 from pp_export.architecture.transforms import TRANSFORMS, Geometry, Transform
@@ -65,8 +66,8 @@ class Account:
     `outputs` are the HF tensors as they are stored, after the `encodings`. `unit_of` gives each stored
     tensor its unit; `sources_of` the canonical tensors that it is made of, whose shapes are `shapes`.
     `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it out.
-    `mtp` are the outputs that belong to MTP layers, of which `copies` equal others. Those `taken` are the
-    reference's, byte for byte.
+    `mtp` are the tensors that belong to MTP layers, of which `copies` equal others. Those `taken` are the
+    reference's, byte for byte. What is quantized has other names in `outputs` than in `tensors`.
     """
 
     encodings: tuple[Encoding, ...]
@@ -82,6 +83,16 @@ class Account:
     mtp: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
+    quantization: Quantization | None = None
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """The HF tensors as the model has them: the outputs, if nothing were quantized."""
+        if self.quantization is None:
+            return self.outputs
+        packed = {name for encoding in self.quantization.encodings for name in encoding.outputs}
+        others = {name: spec for name, spec in self.outputs.items() if name not in packed}
+        return {**others, **self.quantization.tensors}
 
     @cached_property
     def main_dtype(self) -> DType:
@@ -90,14 +101,14 @@ class Account:
         """
         sizes: Counter[DType] = Counter()
         taken = frozenset(self.taken)
-        for name, spec in self.outputs.items():
+        for name, spec in self.tensors.items():
             sizes[spec.dtype] += spec.num_bytes * (spec.dtype.is_floating and name not in taken)
         return sizes.most_common(1)[0][0]
 
     @cached_property
     def other_dtypes(self) -> dict[str, DType]:
-        """The tensors of another element type than most."""
-        specs = self.outputs.items()
+        """The tensors of another element type than most; not those that are quantized."""
+        specs = self.tensors.items()
         return {name: spec.dtype for name, spec in specs if spec.dtype != self.main_dtype}
 
 
@@ -109,8 +120,9 @@ def account(
     expected: Expected,
     types: Types = AS_STORED,
     drop_mtp: bool,
+    scheme: str | None = None,
 ) -> Account:
-    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors.
+    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors; quantize by `scheme`.
 
     Raises AccountingError that lists every tensor without a rule, every HF name made twice, missing or
     unexpected, and every wrong shape.
@@ -139,7 +151,7 @@ def account(
             stacks[(rule.megatron, *rule.names(holes, depths))].append(
                 (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
             )
-    made = _Made()
+    made = _Made(quantizes=scheme is not None)
     for key, members in stacks.items():
         if len(members) > 1:
             members.sort(key=lambda member: member[:2])
@@ -147,11 +159,14 @@ def account(
     copies = made.copy(architecture, depths, expected.mtp)
     taken = made.take(of_reference, specs)
     findings += _type_findings(made.mapped)
-    encodings = casts(made.mapped, types, made.kept | made.plus_one)
+    quantization = None if scheme is None else decide(made.projections, made.mapped, scheme, types)
+    quantized = {} if quantization is None else quantization.tensors
+    encodings = casts(made.mapped, types, made.kept | made.plus_one | quantized.keys())
     encodings += plus_one(made.mapped, sorted(made.plus_one), types)
-    outputs = encoded(made.mapped, encodings)
     mtp = frozenset({*copies, *made.of_mtp})
-    _refuse(findings + _differences(outputs, mtp, expected, dropped), architecture, expected.truth)
+    _refuse(findings + _differences(made.mapped, mtp, expected, dropped), architecture, expected.truth)
+    encodings += () if quantization is None else quantization.encodings
+    outputs = encoded(made.mapped, encodings)
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
     unit_of, sources_of = made.unit_of, made.sources_of
     for encoding in encodings:
@@ -159,6 +174,9 @@ def account(
         sources = tuple(dict.fromkeys(source for name in encoding.inputs for source in sources_of[name]))
         unit_of |= dict.fromkeys(encoding.outputs, unit)
         sources_of |= dict.fromkeys(encoding.outputs, sources)
+    if quantization is not None:
+        in_order = dict(sorted(outputs.items(), key=lambda output: (unit_of[output[0]], output[0])))
+        quantization = replace(quantization, excluded=modules_kept(quantization, in_order, architecture))
     return Account(
         encodings=encodings,
         outputs=outputs,
@@ -173,12 +191,13 @@ def account(
         mtp=mtp,
         copies=copies,
         taken=taken,
+        quantization=quantization,
     )
 
 
 def held_against(account: Account, architecture: Architecture, expected: Expected) -> Account:
     """The same account with another truth; raises AccountingError where that one refutes it."""
-    findings = _differences(account.outputs, account.mtp, expected, account.dropped)
+    findings = _differences(account.tensors, account.mtp, expected, account.dropped)
     _refuse(findings, architecture, expected.truth)
     return replace(account, truth=expected.truth)
 
@@ -196,9 +215,10 @@ def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None
 
 
 class _Made:
-    """HF tensors made so far."""
+    """HF tensors made so far; which are linear layers' weights, if some are to be quantized."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quantizes: bool) -> None:
+        self._quantizes = quantizes
         self.mapped: dict[str, TensorSpec] = {}
         self.unit_of: dict[str, Unit] = {}
         self.placements: dict[str, tuple[Placement, ...]] = {}
@@ -208,6 +228,7 @@ class _Made:
         self.kept: set[str] = set()
         self.of_mtp: set[str] = set()
         self.plus_one: set[str] = set()
+        self.projections: dict[str, Projection] = {}
         self._checked: dict[tuple[str, TensorSpec], tuple[Geometry, dict[str, TensorSpec]]] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
 
@@ -256,6 +277,8 @@ class _Made:
                 self.of_mtp.add(name)
             if rule.plus_one:
                 self.plus_one.add(name)
+            if self._quantizes and (found := Projection.of(rule, role, sources[0], output.shape, sizes)):
+                self.projections[name] = found
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
             self.num_parts_of[source] = rule.transform.num_parts

@@ -28,6 +28,10 @@ class Types:
     patterns: tuple[tuple[str, DType | None], ...] = ()
     may_overflow: bool = False
 
+    def fits(self, name: str) -> bool:
+        """Whether a pattern does."""
+        return any(fnmatchcase(name, pattern) for pattern, _ in self.patterns)
+
     def of(self, name: str) -> DType | None:
         for pattern, dtype in self.patterns:
             if fnmatchcase(name, pattern):

@@ -19,7 +19,8 @@ def num_mtp_layers(config: Mapping[str, Any]) -> int:
     return max((config[key] for key in MTP_COUNTS if type(config.get(key)) is int), default=0)
 
 
-QUANTIZATION = frozenset({"quantization_config", "compression_config"})
+QUANTIZATION_CONFIG = "quantization_config"
+QUANTIZATION = frozenset({QUANTIZATION_CONFIG, "compression_config"})
 """Says how the weights on disk are packed; quantizers bring libraries and kernels with them."""
 
 OTHER_FILES = frozenset({"transformers_weights", "configuration_files"})

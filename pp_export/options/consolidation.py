@@ -44,6 +44,14 @@ class ConsolidateOptions(TargetOptions):
 
 
 OF_MEGATRON = (
-    *("mtp", "take_missing_from_reference", "vocab_size", "architecture", "config_from", "tokenizer"),
+    *(
+        "quantize",
+        "mtp",
+        "take_missing_from_reference",
+        "vocab_size",
+        "architecture",
+        "config_from",
+        "tokenizer",
+    ),
 )
 """Options of a result that a consolidation doesn't have."""

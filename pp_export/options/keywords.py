@@ -13,6 +13,7 @@ from typing import Literal, TypedDict
 
 Folder = str | Path
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16", "keep", "fp32", "bf16", "fp16"]
+Quantize = Literal["none", "fp8-block", "fp8-channel", "int8-channel"]
 Layout = Literal["auto", "layers", "size", "reference"]
 Contents = Literal["folder", "model", "weights"]
 
@@ -34,6 +35,7 @@ class FolderKeywords(TypedDict, total=False):
 class ResultKeywords(FolderKeywords, total=False):
     """What the result is, of a model of Megatron."""
 
+    quantize: Quantize
     mtp: Literal["export", "drop", "require"]
     take_missing_from_reference: str | None
     vocab_size: int | None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import OptionError
+from pp_export.options.rates import parse_rates
 
 MAX_NUMBER = 10**9
 TYPES = ("checkpoint", "float32", "bfloat16", "float16")
@@ -65,17 +66,6 @@ def parse_leaders(text: str | int) -> int | None:
     return int(text)
 
 
-def parse_rates(text: str) -> tuple[float, float]:
-    """`R,W`, two positive numbers."""
-    try:
-        read, write = (float(part) for part in text.split(","))
-        if not all(0 < rate <= MAX_NUMBER for rate in (read, write)):
-            raise ValueError
-    except ValueError:
-        raise OptionError("not two rates", expected="R,W: two positive numbers", got=_brief(text)) from None
-    return read, write
-
-
 def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
     """Patterns and types of `--dtype-of`, in the order in which they are tried."""
     pairs = []
@@ -117,8 +107,7 @@ def _option(
     return field(default=default, metadata={**metadata, "pairs": pairs})
 
 
-option_of = _option
-"""For kinds of options in modules of their own."""
+option_of = _option  # for kinds of options in modules of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +176,11 @@ class ResultOptions(Options):
         pairs=True,
     )
     allow_overflow: bool = _option("store numbers as infinite that --dtype has no finite value for", False)
+    quantize: str = _option(
+        "store linear layers' weights in 8 bits, with a scale for each block of 128 x 128 or for each row",
+        "none",
+        choices=("none", "fp8-block", "fp8-channel", "int8-channel"),
+    )
     mtp: str = _option(
         "multi-token-prediction layers: export what the checkpoint has, drop them (config.json says so), or"
         " require at least one",
@@ -253,6 +247,8 @@ class ResultOptions(Options):
                 got=_brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
+        if self.quantize != "none" and (self.weights_only or self.config_as_reference):
+            raise OptionError("--quantize needs a config.json that says how the weights are quantized")
 
     @property
     def result(self) -> ResultOptions:

@@ -110,16 +110,20 @@ def _cut(account: Account, max_bytes: int, *, across_units: bool) -> Iterator[li
 
 def _by_reference(account: Account, weight_map: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     """The reference's files with the tensors that there are. One that it doesn't have lies in the file of the
-    last one before it by name. Files that have the usual names are numbered anew if some are not needed.
+    last one before it by name, what is encoded where the tensor is that it is made of. Files that have the
+    usual names are numbered anew if some are not needed.
     """
-    known = sorted((name for name in account.outputs if name in weight_map), key=natural) or sorted(
+    made_of = {name: min(each.inputs, key=natural) for each in account.encodings for name in each.outputs}
+    own = {made_of.get(name, name) for name in account.outputs}
+    known = sorted((name for name in own if name in weight_map), key=natural) or sorted(
         weight_map, key=natural
     )
     keys = [natural(name) for name in known]
     tensors_of: defaultdict[str, list[str]] = defaultdict(list)
     for _, group in _groups(account):
         for name in group:
-            near = name if name in weight_map else known[max(0, bisect_right(keys, natural(name)) - 1)]
+            of = made_of.get(name, name)
+            near = of if of in weight_map else known[max(0, bisect_right(keys, natural(of)) - 1)]
             tensors_of[weight_map[near]].append(name)
     files = sorted(tensors_of, key=natural)
     usual = [file for file in files if number_of(file)]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pp_export.core import config_keys
-from pp_export.core.config_keys import MTP_COUNTS, OTHER_FILES, QUANTIZATION
+from pp_export.core.config_keys import MTP_COUNTS, OTHER_FILES, QUANTIZATION, QUANTIZATION_CONFIG
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file")
@@ -27,6 +27,7 @@ def corrected(
     num_mtp_layers: int | None = None,
     mtp_key: str | None = None,
     both_spellings: bool = False,
+    quantization: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The export's config.json and one sentence for each correction; None means that the reference is right.
 
@@ -34,8 +35,9 @@ def corrected(
     nested in it. Where it has none, `torch_dtype` is added, which old and new loaders read, and `vocab_size`
     beside the other sizes of the language model, and so is `mtp_key` where there are MTP layers. With
     `both_spellings`, `dtype` and `torch_dtype` both say the type. A quantization config is removed, because
-    the exported weights are not quantized, and so are the path of a folder that the config was loaded from,
-    and names of other files that loaders would read instead of this one or of the weights.
+    the exported weights are not quantized that way, and so are the path of a folder that the config was
+    loaded from, and names of other files that loaders would read instead of this one or of the weights;
+    `quantization` is the one of the export, if its weights are.
     """
     result = copy.deepcopy(dict(config))
     removed = _remove_quantization(result) + _remove_path(result) + _remove_other_files(result)
@@ -53,6 +55,12 @@ def corrected(
     if num_mtp_layers is not None:
         absent = (*language[-1], mtp_key) if mtp_key is not None and num_mtp_layers else None
         corrections += _correct(language, MTP_COUNTS, num_mtp_layers, absent=absent)
+    if quantization is not None:
+        result[QUANTIZATION_CONFIG] = dict(quantization)
+        method = quantization["quant_method"]
+        removed.append(
+            f"config.json: {QUANTIZATION_CONFIG} is added, because the weights are quantized ({method})."
+        )
     return result, corrections + removed
 
 
@@ -135,7 +143,7 @@ def _remove_quantization(config: dict[str, Any], path: str = "") -> list[str]:
             method = value.get("quant_method") if isinstance(value, dict) else None
             sentences.append(
                 f"config.json: {path}{key}{f' ({method})' if method else ''} is removed, "
-                "because the exported weights are not quantized."
+                "because the exported weights are not quantized that way."
             )
     for key, value in config.items():
         if isinstance(value, dict):

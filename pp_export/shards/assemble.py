@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pp_export.core import elements
 from pp_export.core.errors import ExportError
@@ -13,6 +13,7 @@ from pp_export.core.views import Overlap, Run, View, overlap
 from pp_export.planning.file_layout import FileRange, TensorPlace
 from pp_export.planning.shard_plan import ShardPlan
 from pp_export.shards.finite import count_not_finite
+from pp_export.shards.manifests import Errors, LargestError
 
 _FEW_RUNS = 4
 _LONG_RUN_BYTES = 16 << 10
@@ -21,12 +22,14 @@ _LONG_RUN_BYTES = 16 << 10
 @dataclass(frozen=True)
 class FrozenShard:
     """The byte image of a file or of a range of one, read-only: the header, if it has that, then the data, in
-    which its tensors lie. `not_finite` counts the NaNs and infinities of those that have any.
+    which its tensors lie. `not_finite` counts the NaNs and infinities of those that have any, `quantized`
+    tells the largest errors of those that were quantized.
     """
 
     range: FileRange
     image: memoryview
     not_finite: Mapping[str, int]
+    quantized: Errors = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -98,11 +101,12 @@ class ShardAssembler:
             raise ExportError(
                 "a shard was not filled exactly", where={"file": self._shard.file}, findings=wrong
             )
+        errors: dict[str, LargestError] = {}
         if self._shard.encodings:
             from pp_export.shards.encode import encode
 
             for encoding in self._shard.encodings:
-                encode(encoding, self._raw, self._stored)
+                errors |= encode(encoding, self._raw, self._stored)
         counts = {
             place.name: count_not_finite(self._stored[place.name], place.spec.dtype)
             for place in self._shard.tensors
@@ -111,7 +115,7 @@ class ShardAssembler:
         self._targets.clear()
         self._stored.clear()
         self._raw.clear()
-        return FrozenShard(self._shard.range, self._image.toreadonly(), not_finite)
+        return FrozenShard(self._shard.range, self._image.toreadonly(), not_finite, errors)
 
     def _parts(self, slice_: Slice) -> list[tuple[str, Overlap, View]]:
         """What the slice holds of each tensor: its name, which elements, the view that they are part of."""

@@ -11,20 +11,28 @@ from collections.abc import Callable, Mapping
 import torch
 
 from pp_export.architecture.encodings import CAST, OVERFLOWING_CAST, PLUS_ONE, Encoding
+from pp_export.architecture.quantization import SCHEMES
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import OptionError
 from pp_export.core.tensors import TensorSpec
+from pp_export.shards.manifests import Errors
+from pp_export.shards.quantize import Tensors, quantize
 
 Memory = Mapping[str, memoryview]
 """The bytes of dense tensors, by name."""
-Tensors = Mapping[str, torch.Tensor]
 
 _STEP_ELEMENTS = 1 << 18
 
 
-def encode(encoding: Encoding, inputs: Memory, outputs: Memory) -> None:
-    """Fill the memory of the `outputs` from the finished `inputs`; names may stand for others too."""
-    _ENCODERS[encoding.kind](_tensors(encoding.inputs, inputs), _tensors(encoding.outputs, outputs))
+def encode(encoding: Encoding, inputs: Memory, outputs: Memory) -> Errors:
+    """Fill the memory of the `outputs` from the finished `inputs`; names may stand for others too. The
+    largest errors, if it quantizes.
+    """
+    given, made = _tensors(encoding.inputs, inputs), _tensors(encoding.outputs, outputs)
+    if encoding.kind in SCHEMES:
+        return quantize(encoding.kind, given, made)
+    _ENCODERS[encoding.kind](given, made)
+    return {}
 
 
 def _tensors(specs: Mapping[str, TensorSpec], memory: Memory) -> Tensors:

@@ -53,6 +53,7 @@ def join_file(staging: Path, ranges: Sequence[ShardPlan]) -> ShardManifest:
         tensor_digest(ranges[0].range.header),
         tuple(tensor for each in found for tensor in each.tensors),
         {name: count for each in found for name, count in each.not_finite.items()},
+        {name: error for each in found for name, error in each.quantized.items()},
     )
     files.write_file(staging / shard_json(file), [json.dumps(manifest.to_json()).encode()])
     return manifest

@@ -7,11 +7,24 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pp_export.core.digest import json_digest
 
 MANIFEST_FORMAT = "pp_export manifest 1"
+
+
+class LargestError(NamedTuple):
+    """The largest error that quantizing made of any value of a tensor: `absolute`, and the largest one as a
+    part of the largest value that has the same scale.
+    """
+
+    absolute: float
+    relative: float
+
+
+Errors = Mapping[str, LargestError]
+"""Of the tensors that are quantized, by the names that the model has for them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,8 @@ class TensorManifest:
 @dataclass(frozen=True)
 class ShardManifest:
     """A committed shard: what is written to its JSON, beside the file while staging, inside the manifest at
-    last. `not_finite` counts the NaNs and infinities of the tensors that have any.
+    last. `not_finite` counts the NaNs and infinities of the tensors that have any, `quantized` are the
+    largest errors of those that are quantized.
 
     The fast digests of header and tensors cover every byte of the file: what is read back is held against
     them. `sha256` is empty as long as nobody has seen the whole file: several ranks wrote it, and it is not
@@ -42,10 +56,12 @@ class ShardManifest:
     header_xxh3_128: str
     tensors: tuple[TensorManifest, ...]
     not_finite: Mapping[str, int] = field(default_factory=dict)
+    quantized: Errors = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         # Not `asdict`, which copies every value on its own: there may be a million tensors.
-        return {"schema_version": 1, **vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
+        told = {"schema_version": 1, **vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
+        return _with_errors(told, self.quantized)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardManifest:
@@ -56,6 +72,7 @@ class ShardManifest:
             value["header_xxh3_128"],
             _tensors(value),
             value["not_finite"],
+            _errors(value),
         )
 
 
@@ -76,19 +93,31 @@ class RangeManifest:
     head: bytes
     tail: bytes
     xxh3_128: str
+    quantized: Errors = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         edges = {"head": b64encode(self.head).decode(), "tail": b64encode(self.tail).decode()}
-        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors], **edges}
+        told = {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors], **edges}
+        return _with_errors(told, self.quantized)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RangeManifest:
         edges = {name: b64decode(value[name], validate=True) for name in ("head", "tail")}
-        return cls(**{**value, **edges, "tensors": _tensors(value)})
+        return cls(**{**value, **edges, "tensors": _tensors(value), "quantized": _errors(value)})
 
 
 def _tensors(value: Mapping[str, Any]) -> tuple[TensorManifest, ...]:
     return tuple(TensorManifest(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in value["tensors"])
+
+
+def _with_errors(told: dict[str, Any], errors: Errors) -> dict[str, Any]:
+    """What is told of a shard, with the errors of what is quantized if anything is."""
+    del told["quantized"]
+    return {**told, "quantized": {n: e._asdict() for n, e in errors.items()}} if errors else told
+
+
+def _errors(value: Mapping[str, Any]) -> Errors:
+    return {name: LargestError(**error) for name, error in value.get("quantized", {}).items()}
 
 
 def index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
     if range_.is_whole:
         header = digest.tensor_digest(frozen.image[: len(range_.header)])
         whole = _sha256(frozen.image)
-        return ShardManifest(frozen.file, len(frozen.image), whole, header, tensors, frozen.not_finite)
+        return ShardManifest(
+            frozen.file, len(frozen.image), whole, header, tensors, frozen.not_finite, frozen.quantized
+        )
     head, _, tail = _cut(frozen)
     return RangeManifest(
         frozen.file,
@@ -48,6 +50,7 @@ def digest_shard(frozen: FrozenShard) -> ShardManifest | RangeManifest:
         bytes(head),
         bytes(tail),
         digest.tensor_digest(frozen.image),
+        frozen.quantized,
     )
 
 

@@ -24,6 +24,8 @@ _SIZES = (
 """Settings by which shapes follow."""
 _VALUES = ("weight", "bias")
 """What names of tensors end in that are no scales and the like of quantized ones."""
+_SCALES = ("_scale_inv", "_scale")
+"""What names of the scales end in that float8 weights have beside them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def tensors_of(
     weights, mtp = reference.weights, architecture.mtp
     now, before = resized.num_layers, resized.before
     of_mtp = [name for name in weights or () if mtp is not None and mtp.covers(name, before)]
-    if any(key in reference.config for key in QUANTIZATION):
+    is_quantized = any(key in reference.config for key in QUANTIZATION)
+    if is_quantized:
         shapes: dict[str, Shape | None] = {name: None for name in of_mtp if name.endswith(_VALUES)}
     elif resized.has_other_sizes:
         shapes = dict.fromkeys(of_mtp)
@@ -76,10 +79,12 @@ def tensors_of(
         return Expected(tensors, DEFINITION, further or None)
     if weights is None or now != before:
         return Expected(None, TABLE, further or None)
-    others = weights.keys() - set(of_mtp)
-    shapes = _shapes(reference, [name for name in weights if name in others])
-    if resized.has_other_sizes:
-        shapes = dict.fromkeys(shapes)
+    of_others = set(of_mtp)
+    others = [name for name in weights if name not in of_others]
+    if is_quantized:
+        shapes = dict.fromkeys(name for name in others if not name.endswith(_SCALES))
+    else:
+        shapes = dict.fromkeys(others) if resized.has_other_sizes else _shapes(reference, others)
     return Expected(shapes, INDEX, further or None)
 
 

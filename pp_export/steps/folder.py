@@ -83,7 +83,8 @@ def index_folder(
         _check_finite(not_finite, options)
         contents = options.contents if inputs.reference.is_there else WEIGHTS
         completed = Completed() if contents == WEIGHTS else _add_model_files(staging, inputs)
-        completed = replace(completed, not_finite=not_finite)
+        quantized = {name: error for shard in shards for name, error in shard.quantized.items()}
+        completed = replace(completed, not_finite=not_finite, quantized=quantized)
         told = provenance(inputs, plan, options)
         return IndexedFolder(staging, plan, contents, tuple(shards), completed, told)
 

@@ -15,6 +15,7 @@ from pp_export.architecture.mtp import Depths
 from pp_export.architecture.recognition import check_names
 from pp_export.architecture.rules import Architecture
 from pp_export.checkpoint.catalog import Catalog
+from pp_export.core.config_keys import QUANTIZATION_CONFIG
 from pp_export.core.errors import AccountingError, ReferenceFolderError, RuleError
 from pp_export.core.file_names import CONFIG
 from pp_export.megatron import settings
@@ -103,8 +104,10 @@ def reference_of(options: TargetOptions, catalog: Catalog) -> Reference:
 
 def origin_of(key: str, reference: Reference) -> str:
     """Where the value of a key of the export's config.json comes from, where that was made: what the pipeline
-    says outright afterwards are defaults of the class, and the type of the tensors.
+    says outright afterwards are defaults of the class, the type of the tensors, and how they are quantized.
     """
+    if key == QUANTIZATION_CONFIG:
+        return "option: --quantize"
     return reference.origins.get(key, TENSORS if "dtype" in key else DEFAULT)
 
 

@@ -40,6 +40,7 @@ from pp_export.reference.tokenizer import token_id_notes
 from pp_export.steps.expected import Resized, mtp_notes, tensors_of
 from pp_export.steps.made_reference import origin_of
 from pp_export.steps.pending import PendingInputs, question_of
+from pp_export.steps.quantized import checked_quantization, quantization_notes
 
 Config = Mapping[str, Any]
 Ask = Callable[[Config], Answer | None]
@@ -227,6 +228,7 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
         *_notes(args, settled, account, stated.num_rows - size, is_counted),
         *mtp_notes(account, expected),
         *_taken_notes(account),
+        *quantization_notes(account),
         *token_id_notes(reference.tokenizer, size),
     )
     is_cached = answer is not None and answer.definition is not None and answer.is_cached
@@ -254,9 +256,15 @@ def settle_account(
     """The account of the checkpoint's tensors against the `expected` ones; the same on every rank."""
     types = types_of(options)
     account = accounting.account(
-        architecture, catalog.specs, sizes, expected=expected, types=types, drop_mtp=options.mtp == "drop"
+        architecture,
+        catalog.specs,
+        sizes,
+        expected=expected,
+        types=types,
+        drop_mtp=options.mtp == "drop",
+        scheme=None if options.quantize == "none" else options.quantize,
     )
-    return checked_types(account, types)
+    return checked_quantization(checked_types(account, types))
 
 
 def types_of(options: ResultOptions) -> Types:
@@ -267,10 +275,10 @@ def types_of(options: ResultOptions) -> Types:
 
 def checked_types(account: Account, types: Types) -> Account:
     """The account, if every pattern of `types` fits a tensor of it; OptionError otherwise."""
-    if idle := [pattern for pattern, _ in types.patterns if not fnmatch.filter(account.outputs, pattern)]:
+    if idle := [pattern for pattern, _ in types.patterns if not fnmatch.filter(account.tensors, pattern)]:
         raise OptionError(
             "--dtype-of has patterns that fit no tensor of the export",
-            expected=f"Hugging Face names, such as {next(iter(account.outputs))}",
+            expected=f"Hugging Face names, such as {next(iter(account.tensors))}",
             got=", ".join(idle),
         )
     return account
@@ -321,6 +329,7 @@ def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalCo
         num_mtp_layers=stated.num_mtp,
         mtp_key=None if mtp is None else mtp.count,
         both_spellings=not options.config_as_reference,
+        quantization=None if account.quantization is None else account.quantization.config(),
     )
     if reference.is_made:
         origins = {key: origin_of(key, reference) for key in config}

@@ -19,7 +19,10 @@ from pp_export.disk import files
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
+from pp_export.process.own_memory import peak_anonymous_bytes
+from pp_export.shards.manifests import Errors
 from pp_export.steps.plan_summary import notes_on
+from pp_export.steps.quantized import errors_json, errors_note, not_quantized
 from pp_export.steps.target import is_inside
 from pp_export.steps.versions import versions
 
@@ -37,6 +40,8 @@ _RANK_0_ONLY: Mapping[str, Any] = {
     "taken_from_reference": (),
     "other_dtypes": {},
     "not_finite": {},
+    "quantized": {},
+    "not_quantized": {},
     "links": (),
     "peak_anonymous_bytes": (),
     "planned_peak_bytes": (),
@@ -95,7 +100,8 @@ class Measured:
 class Completed:
     """What rank 0 found while it completed the folder: how config.json was corrected and what was added to
     it, which files of the reference were copied and which were left, which weights hold how many NaNs and
-    infinities, what else a user should know, and where the values of a config.json come from that was made.
+    infinities, the largest errors of those that are quantized, what else a user should know, and where the
+    values of a config.json come from that was made.
     """
 
     corrections: tuple[str, ...] = ()
@@ -103,6 +109,7 @@ class Completed:
     assets: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     not_finite: Mapping[str, int] = field(default_factory=dict)
+    quantized: Errors = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -118,12 +125,14 @@ class ExportReport:
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
     `config_origins` tells of each key of a config.json that was made without a reference where its value
-    comes from. `kept_bytes` of the files are those of an earlier run (`--resume`).
+    comes from. `quantized` are the largest errors of each weight that is, `absolute` and, as a part of the
+    largest value under the same scale, `relative`; `not_quantized` weights of linear layers that stay as they
+    are with --quantize, and why. `kept_bytes` of the files are those of an earlier run (`--resume`).
     `backend` is what carried values between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
     `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
-    `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`, `timeline`) is empty on the other
-    ranks than 0 of a live export.
+    `not_finite`, `quantized`, `not_quantized`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`,
+    `timeline`) is empty on the other ranks than 0 of a live export.
     """
 
     output: str
@@ -145,6 +154,8 @@ class ExportReport:
     dtype: str
     other_dtypes: Mapping[str, str]
     not_finite: Mapping[str, int]
+    quantized: Mapping[str, Mapping[str, float]]
+    not_quantized: Mapping[str, str]
     vocab_size: int
     num_files: int
     num_tensors: int
@@ -262,6 +273,8 @@ def succeeded(
         dtype=inputs.account.main_dtype.torch_name,
         other_dtypes={name: dtype.torch_name for name, dtype in inputs.account.other_dtypes.items()},
         not_finite=dict(completed.not_finite),
+        quantized=errors_json(completed.quantized),
+        not_quantized=not_quantized(inputs.account),
         vocab_size=inputs.sizes.vocab_size,
         num_files=len(plan.files),
         num_tensors=sum(len(shard.tensors) for shard in plan.shards),
@@ -286,6 +299,7 @@ def succeeded(
             *model.notes,
             *whole.notes,
             *completed.notes,
+            *errors_note(completed.quantized),
             *notes_on(plan, is_live=is_live),
             *([_cost(sum(seconds.values()), len(measured))] if is_live else []),
         ),
@@ -380,17 +394,3 @@ def write_done(path: Path, done: ExportReport) -> None:
 def write_report(path: Path, value: dict[str, Any]) -> None:
     """Write a report, replacing an older one."""
     files.write_file(path, [(json.dumps(value, indent=1) + "\n").encode()])
-
-
-def peak_anonymous_bytes() -> int:
-    """This process's peak of resident memory less the file pages that it maps now.
-
-    The kernel keeps a peak for all resident memory only; nothing of the export's data is file-mapped, so
-    the difference is the peak of anonymous memory to within the libraries' own pages.
-    """
-    fields = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmHWM", "RssFile"):
-            fields[name] = int(value.split()[0]) * 1024
-    return max(0, fields.get("VmHWM", 0) - fields.get("RssFile", 0))

@@ -18,6 +18,7 @@ from pp_export.core.errors import ExportError
 from pp_export.core.file_names import CONFIG
 from pp_export.verification.findings import Fault, brief, shown
 from pp_export.verification.header import TensorEntry
+from pp_export.verification.quantized import Entries, form_of, unpacked
 from pp_export.verification.survey import Survey
 
 _BUFFERS = re.compile(
@@ -30,9 +31,6 @@ _PACKED = re.compile(r"[UI]8|F[468]_.*|F4")
 _INTEGER = re.compile(r"[UI](16|32|64)|BOOL")
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NUM_SHOWN = 3
-
-Entries = Mapping[str, tuple[str, TensorEntry]]
-"""Tensor -> its file, and what the header says of it."""
 
 
 class Definition(Protocol):
@@ -80,17 +78,15 @@ def why_not(survey: Survey) -> str | None:
         return f"there is no {CONFIG} that can be read"
     if not _class_name(config):
         return f"{CONFIG} names no class under architectures"
+    # Of a form that is known, one can tell what the model has.
     for path, part in (("", config), *((f"{key}.", value) for key, value in config.items())):
         keys = [key for key in part if key in QUANTIZATION and part[key]] if isinstance(part, Mapping) else []
-        if keys:
+        if keys and form_of(config) is None:
             return f"by {path}{keys[0]} the weights are quantized, so their names and types are others"
     others = [key for key in sorted(OTHER_FILES) if config.get(key)]
-    if others or _entries(survey) is not None:
-        said = (
-            f"by {others[0]} in {CONFIG}, loaders read other files than it and its weights" if others else ""
-        )
-        return said or None
-    return "weight files are missing or can't be read"
+    if others:
+        return f"by {others[0]} in {CONFIG}, loaders read other files than it and its weights"
+    return "weight files are missing or can't be read" if entries_of(survey) is None else None
 
 
 def hold(survey: Survey, pending: Pending) -> Held:
@@ -104,7 +100,9 @@ def hold(survey: Survey, pending: Pending) -> Held:
         return Held(faults=(Fault("definition-refused", CONFIG, None, text),))
     if definition is None:
         return Held(notes=(not_held(_why_unknown(name, config)),))
-    entries = _entries(survey) or {}
+    entries = entries_of(survey) or {}
+    if (form := form_of(config)) is not None:
+        entries = unpacked(form, entries)
     if not definition.tensors.keys() & entries.keys():
         first = [shown(next(iter(sorted(names)), "nothing")) for names in (definition.tensors, entries)]
         text = f"{shown(name)} writes other names ({first[0]}; here {first[1]}), which loaders may translate"
@@ -185,7 +183,7 @@ def _is_packed(entry: TensorEntry) -> bool:
     return bool(_PACKED.fullmatch(entry.dtype) or (is_weight and _INTEGER.fullmatch(entry.dtype)))
 
 
-def _entries(survey: Survey) -> Entries | None:
+def entries_of(survey: Survey) -> Entries | None:
     """Tensor -> file and entry, of the files that loaders read; None where one of them has no header."""
     named = survey.listing.weight_files() if survey.weight_map is None else set(survey.weight_map.values())
     if not named or not set(named) <= survey.headers.keys():

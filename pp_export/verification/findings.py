@@ -37,6 +37,7 @@ KINDS = {
     "definition-unexpected": "a file has a tensor that the model's definition lacks",
     "definition-shape": "a tensor has another shape than in the model's definition",
     "wrong-dtype": "a tensor is of a type for quantized weights, and nothing says that it is quantized",
+    "quantized-form": "a quantized weight, or its scales, are not stored as config.json says",
     "token-beyond-vocabulary": "a token that will be used has an id that the embedding has no row for",
     "load-failed": "transformers cannot build or load the model",
     "load-missing": "the model has a parameter that the folder lacks",

@@ -7,10 +7,12 @@ from pathlib import Path
 from pp_export.core.file_names import CONFIG, MANIFEST, SUMS
 from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.verification.agreement import check_manifest, read_manifest, read_sums
+from pp_export.verification.definition import entries_of
 from pp_export.verification.findings import once
 from pp_export.verification.folder import list_folder
 from pp_export.verification.header import read_header
 from pp_export.verification.index import check_numbering, check_totals, check_weight_map, read_index
+from pp_export.verification.quantized import faults_of, form_of
 from pp_export.verification.survey import Survey
 
 
@@ -33,6 +35,9 @@ def survey_folder(folder: Path) -> Survey:
         survey.notes.append(f"no {MANIFEST}: not made by pp_export, or stripped of its records")
     _check_config(survey)
     check_totals(survey)
+    form, entries = form_of(survey.config or {}), entries_of(survey)
+    if form is not None and entries is not None:
+        survey.faults += faults_of(form, entries)
     survey.faults = once(survey.faults)
     return survey
 

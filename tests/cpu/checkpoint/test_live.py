@@ -78,6 +78,8 @@ def root(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path
             cases.append(Case("qwen2", "tp2pp2", "", str(root / "made"), options=alone))
             few = {"leaders_per_stage": 2, "show_progress": True}
             cases.append(Case("qwen2", "tp2", folder, str(root / "few"), options=few))
+            case = ("qwen3_moe", "tp2ep2etp1", str(reference("qwen3_moe")), str(root / "quantized"))
+            cases.append(Case(*case, options={"quantize": "int8-channel"}))
         file = root / f"cases-{num_ranks}.json"
         file.write_text(json.dumps([asdict(case) for case in cases]))
         command = torchrun(num_ranks, "-m", "tests.fixtures.live", str(file))
@@ -105,6 +107,17 @@ def test_the_bytes_are_those_of_the_job_s_checkpoint(
     assert [file.pop(file_names.MANIFEST) for file in files]
     assert files[0] == files[1]
     assert any(name.endswith(".safetensors") for name in files[0])
+
+
+def test_a_quantized_export_has_the_bytes_of_the_checkpoint_s(root: Path, reference: Reference) -> None:
+    """Tensor parallel parts and experts of several ranks are whole before they are quantized."""
+    folder = root / "quantized"
+    given = {"checkpoint": folder / "checkpoint", "reference": reference("qwen3_moe")}
+    report = export_here(**given, output=folder / "offline", quantize="int8-channel")
+    assert len(report.quantized) == 6 * (4 + 3 * 8)
+    files = [files_of(folder / name) for name in ("live", "offline")]
+    assert [file.pop(file_names.MANIFEST) for file in files]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(("model", "layout"), ALL)

@@ -23,6 +23,7 @@ from pp_export.options.kinds import (
     SourceOptions,
     TargetOptions,
 )
+from pp_export.options.rates import parse_rates
 from pp_export.options.values import options_from
 
 NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "out"}
@@ -166,7 +167,7 @@ def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
 
 def test_rates_are_two_positive_numbers() -> None:
     """What storage reads and writes is given as R,W."""
-    assert kinds.parse_rates("200,1e2") == (200, 100)
+    assert parse_rates("200,1e2") == (200, 100)
     for text in ("2", "2,", "2,1,1", "0,1", "1,-1", "nan,1", "a,b"):
         with pytest.raises(OptionError, match="not two rates"):
             kinds.ClusterOptions(storage_gbps=text)

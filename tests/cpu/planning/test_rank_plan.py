@@ -21,7 +21,7 @@ from pp_export.architecture.accounting import Expected, account
 from pp_export.checkpoint.dcp.catalog import read_catalog
 from pp_export.planning.planner import make_plan
 from pp_export.core.collector import paused_collector
-from pp_export.steps.report import peak_anonymous_bytes
+from pp_export.process.own_memory import peak_anonymous_bytes
 
 model = toy(*map(int, sys.argv[1].split("x")))
 table = table_files.load(model.table)
