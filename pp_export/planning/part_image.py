@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pp_export.architecture.accounting import Placement
+from pp_export.architecture.made import Placement
 from pp_export.architecture.encodings import Encoding
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
