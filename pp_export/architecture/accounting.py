@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
+from pp_export.architecture import adapted as adapting
+from pp_export.architecture.adapter_names import is_of_adapter
 from pp_export.architecture.encodings import AS_STORED, Encoding, Types, casts, encoded, plus_one
+from pp_export.architecture.lora import ADAPTER, Adapted, Lora
 from pp_export.architecture.made import Made, Placement
 from pp_export.architecture.mtp import Depths
 from pp_export.architecture.rules import Architecture, Rule
@@ -51,7 +54,8 @@ class Account:
     tensor its unit; `sources_of` the canonical tensors that it is made of, whose shapes are `shapes`.
     `num_parts_of` and `expert_of` tell for a source what the export's TP x EP grid needs to deal it out.
     `mtp` are the outputs that belong to MTP layers, of which `copies` equal others. Those `taken` are the
-    reference's, byte for byte.
+    reference's, byte for byte. `adapted` tells what adapters change; where the outputs are an adapter, they
+    are no model's.
     """
 
     encodings: tuple[Encoding, ...]
@@ -67,6 +71,7 @@ class Account:
     mtp: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
+    adapted: Adapted | None = None
 
     @cached_property
     def main_dtype(self) -> DType:
@@ -94,49 +99,46 @@ def account(
     expected: Expected,
     types: Types = AS_STORED,
     drop_mtp: bool,
+    lora: Lora | None = None,
+    depths: Depths | None = None,
 ) -> Account:
-    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors.
+    """Match `specs` (canonical tensors) with the table and the `expected` HF tensors. `lora` says what
+    becomes of adapters, `depths` which layers there are where `specs` don't show it.
 
     Raises AccountingError that lists every tensor without a rule, every HF name made twice, missing or
     unexpected, and every wrong shape.
     """
-    depths = Depths.of(specs)
-    findings = _adapter_findings(specs)
-    dropped: dict[str, str] = {}
-    of_reference: list[str] = []
-    stacks: defaultdict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
-    stacks = defaultdict(list)
-    for name in specs:
-        if name.startswith(REFERENCE):
-            of_reference.append(name)
-            continue
-        if drop_mtp and name.startswith("mtp."):
-            dropped[name] = "--mtp drop"
-            continue
-        match = architecture.match(name)
-        if match is None:
-            hint = " (--mtp drop leaves MTP layers out)" if name.startswith("mtp.") else ""
-            findings.append(f"no rule for the Megatron tensor {name} {specs[name]}{hint}")
-        elif match[0].drop is not None:
-            dropped[name] = match[0].drop
-        else:
-            rule, holes = match
-            stacks[(rule.megatron, *rule.names(holes, depths))].append(
-                (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
-            )
+    depths = depths or Depths.of(specs)
+    matched = _Matched.of(architecture, specs, depths, lora, drop_mtp=drop_mtp)
+    findings, dropped = matched.findings, matched.dropped
     made = Made()
-    for key, members in stacks.items():
+    for key, members in matched.stacks.items():
         if len(members) > 1:
             members.sort(key=lambda member: member[:2])
         findings += made.add(key[1:], members, specs, sizes.values)
     copies = made.copy(architecture, depths, expected.mtp)
-    taken = made.take(of_reference, specs)
+    taken: tuple[str, ...] = ()
+    if lora is None or not lora.takes_rest:
+        taken = made.take(matched.of_reference, specs)
+    elif not made.take_base(matched.of_reference, specs, architecture, depths, drop_mtp=drop_mtp):
+        findings.append("the checkpoint has all weights of its own: there is nothing to take from --base")
     findings += _type_findings(made.mapped)
-    encodings = casts(made.mapped, types, made.kept | made.plus_one)
+    adapted: Adapted | None = None
+    encodings: tuple[Encoding, ...] = ()
+    if lora is not None:
+        pairs, more = adapting.pairs(specs, lora)
+        known = _known(expected) if lora.form == ADAPTER else made.mapped
+        changed, further = adapting.changes(pairs, architecture, depths, known)
+        findings += more + further
+        adapted, encodings, more = adapting.adapt(made, changed, lora, sizes.values, types, copies)
+        findings += more
+    kept = {*made.kept, *made.plus_one, *(name for encoding in encodings for name in encoding.inputs)}
+    encodings += casts(made.mapped, types, kept)
     encodings += plus_one(made.mapped, sorted(made.plus_one), types)
     outputs = encoded(made.mapped, encodings)
     mtp = frozenset({*copies, *made.of_mtp})
-    _refuse(findings + _differences(outputs, mtp, expected, dropped), architecture, expected.truth)
+    findings += _differences(outputs, mtp, expected, dropped, adapted)
+    _refuse(findings, architecture, expected.truth)
     # An encoded tensor is of the unit, and of the sources, of what it is encoded from.
     unit_of, sources_of = made.unit_of, made.sources_of
     for encoding in encodings:
@@ -158,12 +160,65 @@ def account(
         mtp=mtp,
         copies=copies,
         taken=taken,
+        adapted=adapted,
     )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """The tensors by what they become: sources of the HF tensors of a row; dropped; taken from the reference
+    if nothing else makes them.
+    """
+
+    stacks: dict[tuple[str, ...], list[tuple[tuple[int, ...], str, Rule, dict[str, int]]]]
+    dropped: dict[str, str]
+    of_reference: list[str]
+    findings: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        architecture: Architecture,
+        specs: Mapping[str, TensorSpec],
+        depths: Depths,
+        lora: Lora | None,
+        *,
+        drop_mtp: bool,
+    ) -> _Matched:
+        """Adapters are left out; without `lora` that there are any is wrong."""
+        found = cls(defaultdict(list), {}, [], [])
+        for name in specs:
+            if name.startswith(REFERENCE):
+                found.of_reference.append(name)
+            elif is_of_adapter(name):
+                if lora is None:
+                    told = "belongs to an adapter (LoRA); say what to do with it"
+                    found.findings.append(f"{name} {told}: --lora merge or --lora adapter")
+            elif lora is not None and lora.form == ADAPTER:
+                found.dropped[name] = "--lora adapter: it is the base model's"
+            elif drop_mtp and name.startswith("mtp."):
+                found.dropped[name] = "--mtp drop"
+            else:
+                found._match(architecture, name, specs[name], depths)
+        return found
+
+    def _match(self, architecture: Architecture, name: str, spec: TensorSpec, depths: Depths) -> None:
+        match = architecture.match(name)
+        if match is None:
+            hint = " (--mtp drop leaves MTP layers out)" if name.startswith("mtp.") else ""
+            self.findings.append(f"no rule for the Megatron tensor {name} {spec}{hint}")
+        elif match[0].drop is not None:
+            self.dropped[name] = match[0].drop
+        else:
+            rule, holes = match
+            self.stacks[(rule.megatron, *rule.names(holes, depths))].append(
+                (tuple(holes[hole] for hole in rule.stacked), name, rule, holes)
+            )
 
 
 def held_against(account: Account, architecture: Architecture, expected: Expected) -> Account:
     """The same account with another truth; raises AccountingError where that one refutes it."""
-    findings = _differences(account.outputs, account.mtp, expected, account.dropped)
+    findings = _differences(account.outputs, account.mtp, expected, account.dropped, account.adapted)
     _refuse(findings, architecture, expected.truth)
     return replace(account, truth=expected.truth)
 
@@ -180,12 +235,8 @@ def _refuse(findings: list[str], architecture: Architecture, truth: str) -> None
         )
 
 
-def _adapter_findings(specs: Mapping[str, TensorSpec]) -> list[str]:
-    return [
-        f"{name} belongs to an adapter (LoRA); merge the adapter into the base weights first"
-        for name in specs
-        if (".adapter" in name or "lora_" in name) and not name.startswith(REFERENCE)
-    ]
+def _known(expected: Expected) -> dict[str, Shape | None] | None:
+    return None if expected.tensors is None else {**expected.tensors, **(expected.mtp or {})}
 
 
 def _type_findings(made: Mapping[str, TensorSpec]) -> list[str]:
@@ -199,10 +250,16 @@ def _type_findings(made: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def _differences(
-    outputs: Mapping[str, TensorSpec], mtp: frozenset[str], expected: Expected, dropped: Mapping[str, str]
+    outputs: Mapping[str, TensorSpec],
+    mtp: frozenset[str],
+    expected: Expected,
+    dropped: Mapping[str, str],
+    adapted: Adapted | None,
 ) -> list[str]:
     if not expected.binds:
         return []
+    if adapted is not None and adapted.lora.form == ADAPTER:
+        return adapting.differences(adapted, _known(expected))
     of_model = {name: spec for name, spec in outputs.items() if name not in mtp} if mtp else outputs
     of_mtp = {name: outputs[name] for name in outputs if name in mtp}
     return [

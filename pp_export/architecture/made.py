@@ -30,6 +30,19 @@ class Placement(NamedTuple):
     target: View
 
 
+class Piece(NamedTuple):
+    """What `role` of a `transform` makes of the tensor `source`, in number `at` of a stack; `expert` is the
+    one that the source belongs to.
+    """
+
+    source: str
+    spec: TensorSpec
+    transform: Transform = TRANSFORMS["copy"]
+    role: str = ""
+    at: tuple[int, ...] = ()
+    expert: int | None = None
+
+
 class Made:
     """HF tensors made so far."""
 
@@ -75,12 +88,12 @@ class Made:
         if clashes:
             return clashes
         try:
-            geometry, outputs = self._geometry(rule.transform, spec, sizes)
+            geometry, outputs = self.geometry(rule.transform, spec, sizes)
         except ExportError as error:
             return [f"{sources[0]}: {error.what}: expected {error.expected}, got {error.got}"]
         by_role = dict(zip(rule.hf, names))
         assert rule.unit is not None
-        unit = self._unit(rule.unit, members[0][3])  # of the first one, where layers are stacked
+        unit = self.unit(rule.unit, members[0][3])  # of the first one, where layers are stacked
         for role, output in outputs.items():
             name = by_role[role]
             self.mapped[name] = TensorSpec((*stack, *output.shape), spec.dtype) if stack else output
@@ -107,6 +120,36 @@ class Made:
             ]
             self.placements[source] = (*self.placements.get(source, ()), *placed)
         return []
+
+    def lay(
+        self,
+        name: str,
+        unit: Unit,
+        pieces: list[Piece],
+        sizes: Mapping[str, int],
+        stack: tuple[int, ...] = (),
+    ) -> None:
+        """Make the tensor `name` of its `pieces`, all alike: of one, or of a `stack` of them."""
+        for source, spec, transform, role, at, expert in pieces:
+            geometry, outputs = self.geometry(transform, spec, sizes)
+            output = outputs[role]
+            placed = [
+                Placement(
+                    source,
+                    move.source,
+                    name,
+                    move.target.stacked(at, stack, output.shape) if stack else move.target,
+                )
+                for move in geometry.moves
+                if move.role == role
+            ]
+            self.placements[source] = (*self.placements.get(source, ()), *placed)
+            self.num_parts_of[source] = transform.num_parts
+            if expert is not None:
+                self.expert_of[source] = expert
+            self.mapped[name] = TensorSpec((*stack, *output.shape), output.dtype)
+        self.unit_of[name] = unit
+        self.sources_of[name] = tuple(piece.source for piece in pieces)
 
     def copy(
         self, architecture: Architecture, depths: Depths, wanted: Container[str] | None
@@ -138,14 +181,42 @@ class Made:
                 taken.append(name)
         return tuple(taken)
 
-    def _unit(self, kind: UnitKind, numbers: Mapping[str, int]) -> Unit:
+    def take_base(
+        self,
+        sources: Iterable[str],
+        specs: Mapping[str, TensorSpec],
+        architecture: Architecture,
+        depths: Depths,
+        *,
+        drop_mtp: bool,
+    ) -> bool:
+        """The same of a base model; each is of the unit, and keeps its type, as the row says that makes it of
+        Megatron's. Whether there was any.
+        """
+        is_any = False
+        for source in sources:
+            name = source.removeprefix(REFERENCE)
+            is_mtp = architecture.mtp is not None and architecture.mtp.covers(name, depths.num_layers)
+            if name in self.mapped or (is_mtp and drop_mtp):
+                continue
+            of, holes = architecture.made_by(name) or (None, {})
+            unit = _REFERENCE_UNIT
+            if of is not None and of.unit is not None and set(of.unit.holes) <= holes.keys():
+                unit = of.unit
+            rule = Rule(source, {"": name}, TRANSFORMS["copy"], unit, keeps_type=of is None or of.keeps_type)
+            self.add((name,), [((), source, rule, holes)], specs, {})
+            self.of_mtp |= {name} if is_mtp else set()
+            is_any = True
+        return is_any
+
+    def unit(self, kind: UnitKind, numbers: Mapping[str, int]) -> Unit:
         """The unit of a tensor with these numbers in its holes: one value for all tensors of a unit."""
         key = (kind.order, *(numbers[hole] for hole in kind.holes))
         if key not in self._units:
             self._units[key] = kind.unit(numbers)
         return self._units[key]
 
-    def _geometry(
+    def geometry(
         self, transform: Transform, spec: TensorSpec, sizes: Mapping[str, int]
     ) -> tuple[Geometry, dict[str, TensorSpec]]:
         """The checked geometry of a source like `spec`, and what each role of it is: found once for all

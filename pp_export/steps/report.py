@@ -19,6 +19,7 @@ from pp_export.disk import files
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
+from pp_export.steps import adapters
 from pp_export.steps.plan_summary import notes_on
 from pp_export.steps.target import is_inside
 from pp_export.steps.versions import versions
@@ -118,8 +119,9 @@ class ExportReport:
     `settings_unchecked` those of which the args say nothing, `args_unknown` args that switch something on
     and that no table knows. `expected_cached`: what the account was held against came from the user's cache.
     `config_origins` tells of each key of a config.json that was made without a reference where its value
-    comes from. `kept_bytes` of the files are those of an earlier run (`--resume`).
-    `backend` is what carried values between ranks (None: nothing did), for the
+    comes from. `lora` tells of adapters that were merged or exported, if there were any. `kept_bytes` of the
+    files are those of an earlier run (`--resume`). `backend` is what carried values between ranks (None:
+    nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
     `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
     `not_finite`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`, `timeline`) is empty on the other
@@ -136,6 +138,7 @@ class ExportReport:
     expected_cached: bool
     dropped: Mapping[str, str]
     taken_from_reference: tuple[str, ...]
+    lora: Mapping[str, Any] | None
     options: Mapping[str, Any]
     plan_fingerprint: str
     versions: Mapping[str, str]
@@ -252,6 +255,7 @@ def succeeded(
         expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
         taken_from_reference=inputs.account.taken,
+        lora=adapters.to_json(inputs.account.adapted),
         options=options.to_json(),
         plan_fingerprint=plan.of_everything.fingerprint,
         versions=versions(),

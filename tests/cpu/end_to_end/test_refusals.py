@@ -24,7 +24,8 @@ from pp_export.disk import folders
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.export import export
-from pp_export.options.kinds import ClusterOptions, ExportOptions
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.kinds import ExportOptions
 from pp_export.steps.plan_report import PlanReport, plan_checkpoint
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of, remembering
