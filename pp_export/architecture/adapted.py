@@ -99,9 +99,7 @@ def pairs(specs: Mapping[str, TensorSpec], lora: Lora) -> tuple[list[Pair], list
     for (module, part), names in halves.items():
         if len(names) < 2:
             missing = "linear_in" if True in names else "linear_out"
-            findings.append(
-                f"{next(iter(names.values()))}: half of an adapter, of which {missing} is missing"
-            )
+            findings.append(f"{next(iter(names.values()))}: its {missing} is missing, half of an adapter")
             continue
         pair = Pair(module, part, names[False], names[True], specs[names[False]], specs[names[True]])
         if len(pair.inner_spec.shape) != 2 or len(pair.outer_spec.shape) != 2:
