@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import pp_export
 from pp_export.core.errors import AccountingError, CheckpointError, ExportError, OptionError
 from pp_export.core.file_names import SUMS
-from tests.fixtures import adapters
+from tests.cpu.conftest import Checkpoint, Reference
+from tests.fixtures import adapters, sharing
 from tests.fixtures.adapters import ALPHA, RANK
 from tests.fixtures.decoders import ARGS, CONFIG, decoder, write_pair
 from tests.fixtures.exports import export_here, files_of
+from tests.fixtures.processes import run_python, torchrun
 from tests.fixtures.stored import on_disk, write_stored
 from tests.fixtures.tiny_models import ask
 
@@ -141,8 +144,8 @@ def test_adapters_of_experts(tmp_path: Path) -> None:
 
 
 def test_one_adapter_of_all_experts(tmp_path: Path) -> None:
-    """Stored without a dim for experts, as Megatron-Bridge did up to 0.3.1, it counts for each; where each rank
-    had one of its own and one was stored, that is refused.
+    """Stored without a dim for experts, as Megatron-Bridge did up to 0.3.1, it counts for each; where each
+    rank had one of its own and one was stored, that is refused.
     """
     peft = adapters.of_peft(experts=True)
     first = {
@@ -164,8 +167,8 @@ def test_one_adapter_of_all_experts(tmp_path: Path) -> None:
 
 
 def test_adapters_alone_and_the_base_in_a_folder(tmp_path: Path) -> None:
-    """A save of adapters alone, with its alpha in run_config.yaml, merged into the weights of --base: the same
-    bytes as merged into the checkpoint's own weights; what no adapter touches is the base's, byte for byte.
+    """A save of adapters alone, with its alpha in run_config.yaml, merged into the weights of --base: the
+    same bytes as merged into the checkpoint's own weights; what no adapter touches is the base's, byte for byte.
     """
     peft = adapters.of_peft()
     base = plain(tmp_path / "base")
@@ -300,7 +303,7 @@ def test_what_is_no_adapter_of_two_matrices_is_named(case: str, lora: str, tmp_p
 
 
 def test_both_ways_are_named(tmp_path: Path) -> None:
-    """Without --lora a checkpoint with adapters is refused, with the two ways; alone, with the base as well."""
+    """Without --lora a checkpoint with adapters is refused, with the two ways; alone, with the base too."""
     stored = adapters.as_bridge(adapters.of_peft())
     pair = write_pair(tmp_path / "whole", SAID, tensors=decoder() | stored)
     with pytest.raises(AccountingError, match="holds adapters") as caught:
@@ -315,7 +318,7 @@ def test_both_ways_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for_in_vain_is_refused(tmp_path: Path) -> None:
-    """--lora without adapters, --base where nothing is missing, or without --lora merge, or without weights."""
+    """--lora without adapters; --base where nothing is missing, without --lora merge, or without weights."""
     pair: dict[str, Any] = write_pair(tmp_path / "plain")
     with pytest.raises(OptionError, match="has no adapters"):
         export_here(**pair, lora="merge")
@@ -361,3 +364,88 @@ def _bridge_config() -> dict[str, Any]:
         "rotary_base": ARGS["rotary_base"],
         "layernorm_epsilon": 1e-5,
     }
+
+
+SAVES = (
+    *("bridge/qwen2/tp1", "bridge/qwen2/tp2pp2", "bridge/qwen3_moe/tp1", "bridge/qwen3_moe/tp2ep2etp1"),
+    *("bridge/qwen3_moe/ep2etp2", "canonical/qwen2/tp1", "canonical/qwen2/tp2", "canonical/qwen2/tp4"),
+    *("swift/qwen2/tp1", "swift/qwen2/tp2"),
+)
+
+
+@pytest.fixture(scope="session")
+def saves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of megatron-core with adapters, by kind, model and layout."""
+    root = sharing.of_the_run(tmp_path_factory, "adapters")
+    with sharing.alone(root / "launch.lock"):
+        if not (root / "written").exists():
+            command = torchrun(4, "-m", "tests.fixtures.write_adapters", str(root), *SAVES)
+            run_python(command, root / "launch", timeout_s=400).checked()
+            (root / "written").touch()
+    return root
+
+
+def merged_from(saves: Path, save: str, base: Path, output: Path, **options: Any) -> Path:
+    """The merged model of a save; one of adapters alone with the weights of `base`."""
+    if save.startswith("swift"):
+        options["base"] = base
+    else:
+        options["reference"] = base
+    export_here(checkpoint=saves / save, output=output, lora="merge", **options)
+    return output
+
+
+@pytest.mark.parametrize("kind", ["bridge/qwen2", "bridge/qwen3_moe", "canonical/qwen2", "swift/qwen2"])
+def test_every_layout_gives_the_model_that_megatron_ran(
+    kind: str, saves: Path, checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    """What megatron-core has stored from several layouts becomes the same bytes, and the exported model gives
+    the logits of Megatron's own model with its adapters.
+    """
+    name = kind.partition("/")[2]
+    base = tmp_path / "base"
+    export_here(checkpoint=checkpoint(name, "tp1"), reference=reference(name), output=base)
+    found = {
+        save: merged_from(saves, save, base, tmp_path / str(number))
+        for number, save in enumerate(each for each in SAVES if each.startswith(kind + "/"))
+    }
+    first, *others = found.values()
+    truth = load_file(saves / kind / "tp1" / "logits.safetensors")
+    scale = float(truth["logits"].abs().max())
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(first, dtype=torch.float32).eval()
+    with torch.no_grad():
+        answer = model(truth["input_ids"]).logits
+        before = loader.from_pretrained(base, dtype=torch.float32).eval()(truth["input_ids"]).logits
+    assert float((answer - truth["logits"]).abs().max()) < 1e-4 * scale
+    assert float((before - truth["logits"]).abs().max()) > 0.1 * scale
+    for other in others:
+        same = weights_of(other)
+        assert same == weights_of(first)
+    assert pp_export.verify(first).ok
+
+
+def test_the_same_bytes_from_several_ranks(saves: Path, reference: Reference, tmp_path: Path) -> None:
+    """Ranks of an export of their own tensor parallel grid send matrices to whoever merges: the bytes of one
+    process; and the adapter alone too.
+    """
+    whole, moe = saves / "bridge/qwen2/tp2pp2", saves / "bridge/qwen3_moe/ep2etp2"
+    for number, (folder, name, lora) in enumerate(
+        ((whole, "qwen2", "merge"), (whole, "qwen2", "adapter"), (moe, "qwen3_moe", "merge"))
+    ):
+        options: dict[str, Any] = {"checkpoint": folder, "reference": reference(name), "lora": lora}
+        one, two = tmp_path / f"one-{number}", tmp_path / f"two-{number}"
+        export_here(**options, output=one)
+        flags = [f"--{key}={value}" for key, value in options.items()]
+        grid = ["--tensor-parallel=2", f"--output={two}", "--no-cache"]
+        run_python(
+            torchrun(2, "-m", "pp_export", "export", *flags, *grid), tmp_path / f"run-{number}"
+        ).checked()
+        assert files_of(two).keys() == files_of(one).keys()
+        assert weights_of(two) == weights_of(one)
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_of(folder).items() if name.endswith(".safetensors")}
