@@ -47,6 +47,7 @@ setup(
             "jsonschema>=4",
             "megatron-core==0.16.1",
             "psutil>=5.9",
+            "peft>=0.18",
         ],
         "check": ["coverage>=7.10", "ruff>=0.8", "mypy>=1.13", "types-PyYAML", "types-jsonschema"],
     },

@@ -290,8 +290,8 @@ def test_a_tensor_without_a_rule(inputs: Inputs) -> None:
 def test_lora_keys(inputs: Inputs, key: str) -> None:
     """The keys of an adapter are called that, and merging it is advised."""
     inputs.store(lambda tensors: tensors.update({key: torch.zeros(6, 8, 64)}))
-    name = key.replace("layers.", "layers.0.", 1)
-    inputs.refused(errors.AccountingError, f"{name} belongs to an adapter (LoRA)", "merge")
+    name = key.replace("layers.", "layers.0.", 1).replace(".lora_A.", ".adapter.linear_in.")
+    inputs.refused(errors.AccountingError, f"{name} belongs to an adapter (LoRA)", "--lora merge")
 
 
 def test_a_name_that_is_produced_twice(inputs: Inputs) -> None:
