@@ -119,7 +119,7 @@ class ExportBridge:
         raise OptionError(
             "an adapter of a live model can't be exported by itself",
             where={"output": path},
-            advice="save a checkpoint, and export that with --lora adapter, or use the framework's own bridge",
+            advice="save a checkpoint, and export it with --lora adapter, or use the framework's own bridge",
         )
 
     def _export(

@@ -72,7 +72,7 @@ def assert_merged(
             assert torch.equal(merged[name], value), name
             continue
         expected = value.double() + scale * (peft[f"{module}.B"].double() @ peft[f"{module}.A"].double())
-        assert (merged[name] - expected).abs().max() < 1e-6 * max(1, expected.abs().max()), name
+        assert (merged[name] - expected).abs().max() < 1e-6 * max(1.0, float(expected.abs().max())), name
         assert (merged[name] - value).abs().max() > 0.01, name
 
 
@@ -193,7 +193,8 @@ def test_adapters_alone_and_the_base_in_a_folder(tmp_path: Path) -> None:
 def test_routers_and_heads_have_adapters_too(tmp_path: Path) -> None:
     """The adapter of a router and of the output layer, whose padding is cut off, merged as all others."""
     generator = torch.Generator().manual_seed(2)
-    peft, stored = {}, {}
+    peft: dict[str, torch.Tensor] = {}
+    stored: dict[str, torch.Tensor] = {}
     for megatron, name, rows, kept in (
         ("output_layer", "lm_head", 256, 250),
         ("decoder.layers.1.mlp.router", "model.layers.1.mlp.gate", 8, 8),
@@ -213,7 +214,7 @@ def test_routers_and_heads_have_adapters_too(tmp_path: Path) -> None:
 
 @transformers_5
 def test_peft_loads_adapters_of_experts(tmp_path: Path) -> None:
-    """Of a class that packs its experts in memory, PEFT packs their adapters; the answer is the merged one's."""
+    """Of a class that packs its experts in memory, PEFT packs their adapters, which answer as merged ones."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -507,9 +508,7 @@ def test_the_same_bytes_from_several_ranks(saves: Path, reference: Reference, tm
     process; and the adapter alone too.
     """
     whole, moe = saves / "bridge/qwen2/tp2pp2", saves / "bridge/qwen3_moe/ep2etp2"
-    for number, (folder, name, lora) in enumerate(
-        ((whole, "qwen2", "merge"), (whole, "qwen2", "adapter"), (moe, "qwen3_moe", "merge"))
-    ):
+    for number, (folder, name, lora) in enumerate(((whole, "qwen2", "adapter"), (moe, "qwen3_moe", "merge"))):
         options: dict[str, Any] = {"checkpoint": folder, "reference": reference(name), "lora": lora}
         one, two = tmp_path / f"one-{number}", tmp_path / f"two-{number}"
         export_here(**options, output=one)
