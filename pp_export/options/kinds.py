@@ -253,7 +253,7 @@ class ResultOptions(Options):
             raise OptionError(
                 "--max-shard-size is a few bytes",
                 expected="a size with its unit, for example 5GB",
-                got=_brief(self.max_shard_size),
+                got=brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
 

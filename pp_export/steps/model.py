@@ -168,7 +168,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
         args=args or {},
         num_tokens=reference.tokenizer.ids.at_least,
     )
-    return Stated(catalog, architecture, reference, options, trained, rows, size, depths, num_mtp, lora)
+    return Stated(catalog, architecture, reference, options, trained, rows, size, depths, num_mtp, lora=lora)
 
 
 @dataclass(frozen=True)
