@@ -50,6 +50,7 @@ setup(
             "psutil>=5.9",
             # Quantized exports are held against it; its newer releases need this Python.
             "compressed-tensors>=0.15; python_version >= '3.11'",
+            "peft>=0.18",
         ],
         "check": ["coverage>=7.10", "ruff>=0.8", "mypy>=1.13", "types-PyYAML", "types-jsonschema"],
     },

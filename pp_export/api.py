@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pp_export.core.errors import ExportError, OptionError
-from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.kinds import NO_OUTPUT, ExportOptions, TargetOptions
 from pp_export.options.values import options_from
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pp_export import flags
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
+from pp_export.options.cluster import ClusterOptions
 from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.iterations import options_of
 from pp_export.options.iterations import wanted as wanted_from
-from pp_export.options.kinds import NO_OUTPUT, ClusterOptions, ExportOptions, TargetOptions
+from pp_export.options.kinds import NO_OUTPUT, ExportOptions, TargetOptions
 from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
 

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 from pp_export.core.errors import OptionError
 from pp_export.core.version import VERSION
+from pp_export.options.cluster import ClusterOptions
 from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
-    ClusterOptions,
     ExportOptions,
     Options,
     ResultOptions,

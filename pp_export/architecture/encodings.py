@@ -16,6 +16,10 @@ from pp_export.core.tensors import TensorSpec
 
 CAST, OVERFLOWING_CAST, PLUS_ONE = "cast", "overflowing_cast", "plus_one"
 """A cast of a number that the type has no finite value for fails, if it isn't an overflowing one."""
+MERGE, OVERFLOWING_MERGE = "merge", "overflowing_merge"
+"""The first of three inputs, and `scale` times the product of the two others, [..., rows, rank] and
+[..., rank, columns]; with dims before these, or without, for all of the first.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Encoding:
     kind: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    scale: float = 1.0
 
 
 AS_STORED = Types()

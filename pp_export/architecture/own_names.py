@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pp_export.architecture.accounting import DEFINITION, INDEX, Account, Placement
+from pp_export.architecture.accounting import DEFINITION, INDEX, Account
 from pp_export.architecture.encodings import AS_STORED, Types, casts, encoded
+from pp_export.architecture.made import Placement
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.units import Unit
 from pp_export.core.errors import AccountingError

@@ -7,13 +7,13 @@ that some other framework spells in another way.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.units import HOLE
 from pp_export.core.errors import AccountingError
-from pp_export.core.tensors import REFERENCE, TensorSpec
+from pp_export.core.tensors import REFERENCE
 
 _MAX_SHOWN = 5
 _EXPECTED = "Megatron's names, such as decoder.layers.0.self_attention.linear_qkv.weight"
@@ -68,7 +68,7 @@ _OTHERS = (
 )
 
 
-def check_names(architecture: Architecture, specs: Mapping[str, TensorSpec]) -> None:
+def check_names(architecture: Architecture, specs: Collection[str]) -> None:
     """Raise AccountingError where the canonical names in `specs` are no decoder's that `architecture` could
     be for. Single tensors that no row takes are not looked at.
     """

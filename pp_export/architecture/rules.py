@@ -137,6 +137,20 @@ class Architecture:
     def _by_template(self) -> dict[str, Rule]:
         return {HOLE.sub("{}", rule.megatron): rule for rule in self.rules}
 
+    @cached_property
+    def _by_made(self) -> dict[str, tuple[Rule, list[str]]]:
+        by_follows = sorted(
+            self.rules, key=lambda rule: not rule.follows
+        )  # of equal names the last one counts
+        names = ((rule, name) for rule in by_follows for name in rule.hf.values())
+        return {HOLE.sub("{}", name): (rule, HOLE.findall(name)) for rule, name in names}
+
+    def made_by(self, name: str) -> tuple[Rule, dict[str, int]] | None:
+        """The row that makes the Hugging Face tensor `name`, and the numbers in the holes of its name."""
+        parts = _NUMBER_SEGMENT.split(name)
+        found = self._by_made.get("{}".join(parts[::2]))
+        return None if found is None else (found[0], dict(zip(found[1], map(int, parts[1::2]))))
+
     def match(self, name: str) -> tuple[Rule, dict[str, int]] | None:
         """The row for the canonical tensor `name` and the numbers in its holes."""
         parts = _NUMBER_SEGMENT.split(name)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from pp_export.architecture import adapter_names
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import REFERENCE, Box, Shape
 
@@ -23,8 +24,13 @@ _STACKED_EXPERT = re.compile(r"\.experts\.experts\.(?!\d)")
 _SINGLE_EXPERT = re.compile(r"\.experts\.(?:experts|local_experts)\.(?=\d)")
 _GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)(?=$|_[wv]$)")
 _HALF_OF_GLU = re.compile(r"(\.linear_fc1\.(?:weight|bias))_([wv])$")
-_SECTION = re.compile(r"(\.(?:in_proj|conv1d)[._](?:weight|bias))\.(query|key|value|z|x|B|C|dt|beta|alpha)$")
-_IN_SECTIONS = re.compile(r"\.(?:mixer|self_attention)\.(?:in_proj\.weight|conv1d[._](?:weight|bias))$")
+_SECTION = re.compile(
+    r"(\.(?:in_proj(?:\.adapter\.linear_out)?|conv1d)[._](?:weight|bias))"
+    r"\.(query|key|value|z|x|B|C|dt|beta|alpha)$"
+)
+_IN_SECTIONS = re.compile(
+    r"\.(?:mixer|self_attention)\.(?:in_proj(?:\.adapter\.linear_out)?\.weight|conv1d[._](?:weight|bias))$"
+)
 _PARTS = (
     ("w", "v"),
     ("query", "key", "value", "z", "beta", "alpha"),
@@ -99,7 +105,7 @@ def spelled(key: str) -> tuple[str, str | None]:
     convolution of Mamba or of a gated delta net it always writes the sections apart, `in_proj.weight.z` for
     example (`_split_tensor_factory` in megatron/core/ssm).
     """
-    key = _GROUPED_EXPERT.sub(r".experts.\3.\1.\2", key)
+    key = _GROUPED_EXPERT.sub(r".experts.\3.\1.\2", adapter_names.spelled(key))
     for pattern in (_HALF_OF_GLU, _SECTION):
         if match := pattern.search(key):
             return pattern.sub(r"\1", key), match[2]

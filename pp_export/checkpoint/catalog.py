@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pp_export.architecture.lora import LoraSettings
 from pp_export.checkpoint.canonical_names import CanonicalKey, canonical
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
@@ -55,11 +56,12 @@ class StoredBox(NamedTuple):
 @dataclass(frozen=True)
 class Interleave:
     """In each of `parts` tensor parallel parts, `block` rows of the gate and of the up projection take
-    turns.
+    turns. The parts are cut in halves, see `_disentangled`, or follow one another whole.
     """
 
     block: int
     parts: int
+    is_cut: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Description:
     `writer` is what is known of the program and release that wrote it; `layout` holds the parallel sizes of
     the run, in Megatron's words; `notes` are sentences for the user. `format` is what users call it, `reader`
     the name of the `Format` that opens its files ("" where there are none). `weights` are the `model`'s, or
-    `master`: those of its optimizer.
+    `master`: those of its optimizer; `lora` is what the run says of adapters, where there are any.
     """
 
     folder: str
@@ -96,6 +98,7 @@ class Description:
     notes: tuple[str, ...] = ()
     reader: str = ""
     weights: str = "model"
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +265,7 @@ class Catalog:
 def _told(tensor: StoredTensor) -> list[Any]:
     """All of a tensor but its boxes, as JSON values."""
     interleave = tensor.interleave
-    told = None if interleave is None else [interleave.block, interleave.parts]
+    told = None if interleave is None else [interleave.block, interleave.parts, interleave.is_cut]
     return [tensor.key, tensor.shape, tensor.dtype.torch_name, told]
 
 
@@ -296,10 +299,15 @@ def _disentangled(slice_: Slice, num_rows: int, how: Interleave) -> Iterator[Sli
         )
     row, rows = 0, slice_.box.shape[0]
     while row < rows:
-        second, at = divmod(slice_.box.offset[0] + row, half)
-        part, inside = divmod(at, slot)
-        number = second * slot + inside
-        count = min(how.block - number % how.block, slot - inside, rows - row)
+        at = slice_.box.offset[0] + row
+        if how.is_cut:
+            second, at = divmod(at, half)
+            part, inside = divmod(at, slot)
+            number, left = second * slot + inside, slot - inside
+        else:
+            part, number = divmod(at, 2 * slot)
+            left = 2 * slot - number
+        count = min(how.block - number % how.block, left, rows - row)
         pair, is_up = divmod(number // how.block, 2)
         true = is_up * half + part * slot + pair * how.block + number % how.block
         yield slice_.part(row, count, at=true)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 CONFIG = "config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""In place of config.json and weights, where a folder is an adapter for a model."""
 SINGLE_WEIGHTS = "model.safetensors"
 """The one file of a model that was not cut; loaders prefer it to an index."""
 INDEX = "model.safetensors.index.json"

@@ -115,11 +115,11 @@ class ExportBridge:
         self._export(models, weights_path, "weights")
 
     def save_hf_adapter(self, model: Model, path: Folder, *_: Any, **__: Any) -> None:
-        """Adapters alone are not exported: raises OptionError."""
+        """Adapters of a live model are not exported: raises OptionError."""
         raise OptionError(
-            "an adapter can't be exported by itself",
+            "an adapter of a live model can't be exported by itself",
             where={"output": path},
-            advice="merge it into the base weights before saving, or save it with the framework's own bridge",
+            advice="save a checkpoint, and export it with --lora adapter, or use the framework's own bridge",
         )
 
     def _export(

@@ -44,14 +44,7 @@ class ConsolidateOptions(TargetOptions):
 
 
 OF_MEGATRON = (
-    *(
-        "quantize",
-        "mtp",
-        "take_missing_from_reference",
-        "vocab_size",
-        "architecture",
-        "config_from",
-        "tokenizer",
-    ),
+    *("mtp", "lora", "lora_alpha", "quantize", "take_missing_from_reference", "vocab_size"),
+    *("architecture", "config_from", "tokenizer"),
 )
 """Options of a result that a consolidation doesn't have."""

@@ -37,6 +37,8 @@ class ResultKeywords(FolderKeywords, total=False):
 
     quantize: Quantize
     mtp: Literal["export", "drop", "require"]
+    lora: Literal["refuse", "merge", "adapter"]
+    lora_alpha: float | None
     take_missing_from_reference: str | None
     vocab_size: int | None
     architecture: str | None
@@ -80,6 +82,7 @@ class ExportKeywords(TargetKeywords, total=False):
 
     iteration: int | None
     weights: Literal["model", "master"]
+    base: Folder | None
     check_source: bool
     resume: bool
     pipeline_parallel: int | None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import OptionError
-from pp_export.options.rates import parse_rates
 
 MAX_NUMBER = 10**9
 TYPES = ("checkpoint", "float32", "bfloat16", "float16")
@@ -52,7 +51,7 @@ def parse_bytes(text: str | int) -> int:
     size = int(float(match[1]) * unit) if match else 0
     if not 1 <= size <= _MAX_SIZE:
         raise OptionError(
-            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=_brief(text)
+            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=brief(text)
         )
     return size
 
@@ -61,8 +60,8 @@ def parse_leaders(text: str | int) -> int | None:
     """`all` (None) or a positive number."""
     if text == "all":
         return None
-    if not re.fullmatch(r"[0-9]{1,9}", _brief(text)) or int(text) < 1:
-        raise OptionError("not a number of leaders", expected="a positive number, or all", got=_brief(text))
+    if not re.fullmatch(r"[0-9]{1,9}", brief(text)) or int(text) < 1:
+        raise OptionError("not a number of leaders", expected="a positive number, or all", got=brief(text))
     return int(text)
 
 
@@ -76,13 +75,13 @@ def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
             raise OptionError(
                 "--dtype-of has no such pattern and type",
                 expected=f"PATTERN=TYPE, TYPE of {', '.join((*TYPES, *TYPE_ALIASES))}",
-                got=_brief(part),
+                got=brief(part),
             )
         pairs.append((pattern, dtype))
     return tuple(pairs)
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """A value in a message: numbers and texts may have any length."""
     if isinstance(value, int) and abs(value) > _MAX_SIZE:
         return "a huge number"
@@ -122,13 +121,13 @@ class Options:
                     f"--{flag(option.name)} has no such value", expected=", ".join(choices), got=value
                 )
             if option.metadata["positive"] and value is not None and not value > 0:
-                raise OptionError(f"--{flag(option.name)} must be positive", got=_brief(value))
+                raise OptionError(f"--{flag(option.name)} must be positive", got=brief(value))
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if is_number and not -MAX_NUMBER <= value <= MAX_NUMBER:
                 raise OptionError(
                     f"--{flag(option.name)} is no usable number",
                     expected=f"at most {MAX_NUMBER:,}",
-                    got=_brief(value),
+                    got=brief(value),
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +149,11 @@ class SourceOptions(Options):
         "the model's weights, or the optimizer's own in float32, where the checkpoint has them by name",
         "model",
         choices=("model", "master"),
+    )
+    base: Path | None = _option(
+        "Hugging Face folder of the model that a checkpoint holds adapters of: what the checkpoint lacks is"
+        " taken from its weights; also the --reference where there is no other",
+        None,
     )
     check_source: bool = _option(
         "check the CRC-32 that torch stored with every record while reading it", True
@@ -186,6 +190,15 @@ class ResultOptions(Options):
         " require at least one",
         "export",
         choices=("export", "drop", "require"),
+    )
+    lora: str = _option(
+        "what becomes of adapters (LoRA): merge them into the weights, export the adapter alone as PEFT has"
+        " it, or refuse checkpoints that have any",
+        "refuse",
+        choices=("refuse", "merge", "adapter"),
+    )
+    lora_alpha: float | None = _option(
+        "alpha of the adapters; default: what the run says in its own files", None, positive=True
     )
     take_missing_from_reference: str | None = _option(
         "take tensors that the checkpoint lacks from the reference's own weights, byte for byte: patterns of"
@@ -240,11 +253,13 @@ class ResultOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantize != "none" and self.lora != "refuse":
+            raise OptionError("--quantize is for a model's own weights; export with --lora alone")
         if parse_bytes(self.max_shard_size) < _MIN_SHARD_BYTES:
             raise OptionError(
                 "--max-shard-size is a few bytes",
                 expected="a size with its unit, for example 5GB",
-                got=_brief(self.max_shard_size),
+                got=brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
         if self.quantize != "none" and (self.weights_only or self.config_as_reference):
@@ -337,6 +352,8 @@ class TargetOptions(RunOptions, ResultOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lora == "adapter" and self.contents != "folder":
+            raise OptionError("--lora adapter makes a folder of its own", got=f"--contents {self.contents}")
         if self.reference is not None and self.tokenizer is not None:
             raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
         for name in ("config_as_reference", "take_missing_from_reference"):
@@ -372,29 +389,12 @@ class ExportOptions(TargetOptions, SourceOptions):
         "ranks over which a stage's experts are dealt; default: not dealt by expert", None, positive=True
     )
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions(Options):
-    """What `plan` plans for, beside what is exported: options of that command alone."""
-
-    world_size: int = _option("number of ranks to plan for", 1, positive=True)
-    nodes: int | None = _option("nodes that they are on; default: one for every 8 ranks", None, positive=True)
-    cores: int | None = _option(
-        "cores of a node; default: as many as this process may use here", None, positive=True
-    )
-    storage_gbps: str = _option(
-        "R,W: gigabytes per second that the storage reads, or writes, for all nodes together", "2,1"
-    )
-    network_gbps: float = _option(
-        "gigabytes per second that one node gets through its network, to the storage and to others",
-        12.5,
-        positive=True,
-    )
-
     def __post_init__(self) -> None:
+        if self.base is not None and self.reference is None:
+            object.__setattr__(self, "reference", self.base)
         super().__post_init__()
-        parse_rates(self.storage_gbps)
-        if self.nodes is not None and self.nodes > self.world_size:
+        if self.base is not None and (self.lora != "merge" or self.take_missing_from_reference):
             raise OptionError(
-                "there are more nodes than ranks", where={"--nodes": self.nodes}, got=self.world_size
+                "--base gives what the adapters of a checkpoint are merged into, and all that it lacks",
+                expected="--lora merge, without --take-missing-from-reference",
             )

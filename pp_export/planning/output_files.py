@@ -17,10 +17,10 @@ from typing import Any
 
 from pp_export.architecture.accounting import Account
 from pp_export.architecture.units import Unit
-from pp_export.core.file_names import SINGLE_WEIGHTS, number_of, numbered_weights
+from pp_export.core.file_names import ADAPTER_WEIGHTS, SINGLE_WEIGHTS, number_of, numbered_weights
 from pp_export.core.tensors import TensorSpec
 
-LAYERS, SIZE, REFERENCE = "layers", "size", "reference"
+LAYERS, SIZE, REFERENCE, ADAPTER = "layers", "size", "reference", "adapter"
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -31,7 +31,7 @@ class Layout:
 
     LAYERS: the units of the model, each in files of its own. SIZE: one unit after another, in as few files as
     the limit allows; one file alone is `model.safetensors`. REFERENCE: the files of `weight_map` (tensor ->
-    file), whatever their size.
+    file), whatever their size. ADAPTER: the one file that an adapter has.
     """
 
     kind: str = LAYERS
@@ -54,6 +54,8 @@ def output_files(account: Account, max_bytes: int, layout: Layout) -> list[Outpu
     """
     if layout.kind == REFERENCE:
         named = _by_reference(account, layout.weight_map)
+    elif layout.kind == ADAPTER:
+        named = [(ADAPTER_WEIGHTS, [name for _, group in _groups(account) for name in group])]
     else:
         cut = list(_cut(account, max_bytes, across_units=layout.kind == SIZE))
         is_single = layout.kind == SIZE and len(cut) == 1

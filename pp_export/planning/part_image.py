@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
+from pp_export.architecture.made import Placement
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.numbering import Numbering, heard_rows, told_rows
@@ -103,7 +103,7 @@ class _Telling:
             [range_.file, range_.file_bytes, range_.header_bytes, first, range_.number, range_.count],
             [self._place(place) for place in range_.tensors],
             [shard.unit, shard.stage],
-            [[e.kind, self._specs(e.inputs), self._specs(e.outputs)] for e in shard.encodings],
+            [[e.kind, self._specs(e.inputs), self._specs(e.outputs), e.scale] for e in shard.encodings],
             [
                 [
                     self.sources[source],
@@ -184,7 +184,10 @@ class _Hearing:
             unit=where[0],
             stage=where[1],
             leader=self._rank,
-            encodings=tuple(Encoding(kind, self._specs(i), self._specs(o)) for kind, i, o in encodings),
+            encodings=tuple(
+                Encoding(kind, self._specs(inputs), self._specs(outputs), scale)
+                for kind, inputs, outputs, scale in encodings
+            ),
             placements=placements,
             shapes=shapes,
             buckets=tuple(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from pp_export.architecture.accounting import Placement
 from pp_export.architecture.encodings import Encoding
+from pp_export.architecture.made import Placement
 from pp_export.core.tensors import Shape, Slice
 from pp_export.planning.file_layout import FileRange, TensorPlace, arrange
 

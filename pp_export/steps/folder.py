@@ -78,7 +78,8 @@ def index_folder(
         assert whole is not None
         plan, inputs = whole.plan, whole.inputs
         shards = index.merge_shards(staging, plan)
-        index.write_index(staging, plan, shards)
+        if inputs.model.config.file == file_names.CONFIG:
+            index.write_index(staging, plan, shards)
         not_finite = {name: count for shard in shards for name, count in shard.not_finite.items()}
         _check_finite(not_finite, options)
         contents = options.contents if inputs.reference.is_there else WEIGHTS
@@ -103,6 +104,9 @@ def _check_finite(not_finite: Mapping[str, int], options: TargetOptions) -> None
 
 def _add_model_files(staging: Path, inputs: ExportInputs) -> Completed:
     reference, model = inputs.reference, inputs.model
+    if model.config.file != file_names.CONFIG:
+        files.write_file(staging / model.config.file, [model.config.image])
+        return Completed()
     copy_assets(reference, staging)
     files.write_file(staging / file_names.CONFIG, [model.config.image])
     return Completed(

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 
+from pp_export.architecture.accounting import Account
 from pp_export.checkpoint.catalog import NO_CRC, Catalog, StoredBox, StoredItem, StoredTensor
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
@@ -61,6 +62,17 @@ def with_reference(catalog: Catalog, reference: Reference, patterns: str | None)
         tensors=tuple(tensors),
         holders=None if holders is None else (*holders, *((0,),) * (len(names) - len(holders))),
     )
+
+
+def taken_notes(account: Account) -> list[str]:
+    """That tensors are the reference's own, if some are."""
+    if not account.taken:
+        return []
+    num_bytes = sum(account.outputs[name].num_bytes for name in account.taken)
+    return [
+        f"{len(account.taken)} tensors ({num_bytes:,} bytes) are the reference's own, byte for byte,"
+        f" since the checkpoint has none of them: {account.taken[0]}, ..."
+    ]
 
 
 def _fitting(weights: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pp_export.checkpoint.source import Source
 from pp_export.checkpoint.weights_digest import weights_digest
 from pp_export.core.digest import json_digest
 from pp_export.core.errors import OptionError, RuleError
+from pp_export.core.file_names import ADAPTER_CONFIG
 from pp_export.core.version import VERSION
 from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
@@ -26,13 +27,14 @@ from pp_export.options.kinds import ResultOptions, SourceOptions, TargetOptions,
 from pp_export.planning import part_image
 from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan
-from pp_export.planning.output_files import LAYERS, REFERENCE, SIZE, Layout
+from pp_export.planning.output_files import ADAPTER, LAYERS, REFERENCE, SIZE, Layout
 from pp_export.planning.planner import make_plan, unit_bytes
 from pp_export.planning.proof import ProvedPart
 from pp_export.planning.rank_grid import choose_grid
 from pp_export.planning.rank_plan import RankPlan
 from pp_export.reference.reference_folder import Reference, digests_of
 from pp_export.steps import model, named_model
+from pp_export.steps.adapters import with_base
 from pp_export.steps.capacity import capacity_of
 from pp_export.steps.from_reference import with_reference
 from pp_export.steps.model import SettledModel, settle
@@ -120,6 +122,7 @@ def read_inputs(
     catalog = source.describe(announced)
     pending.hear(catalog)
     catalog = with_reference(catalog, pending.reference, options.take_missing_from_reference)
+    catalog = with_base(catalog, options)
     read_statements = named_model.read_statements if catalog.has_hf_names else model.read_statements
     found = settle(read_statements(catalog, pending, options), pending, wait=wait)
     return ExportInputs(
@@ -212,7 +215,12 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
         catalog.slices,
         world_size,
         max_shard_bytes=parse_bytes(options.max_shard_size),
-        layout=layout_of(options, inputs.reference, is_consolidation=catalog.has_hf_names),
+        layout=layout_of(
+            options,
+            inputs.reference,
+            is_consolidation=catalog.has_hf_names,
+            is_adapter=inputs.model.config.file == ADAPTER_CONFIG,
+        ),
         grid=grid,
         holders=holders,
         leaders_per_stage=parse_leaders(options.leaders_per_stage),
@@ -223,11 +231,15 @@ def plan_export(inputs: ExportInputs, options: TargetOptions, world_size: int) -
     return plan
 
 
-def layout_of(options: ResultOptions, reference: Reference, *, is_consolidation: bool) -> Layout:
+def layout_of(
+    options: ResultOptions, reference: Reference, *, is_consolidation: bool, is_adapter: bool = False
+) -> Layout:
     """How the result is cut into files. Raises OptionError where it is to be as a reference that has no
     weights of its own, nor an index.
     """
     kind = options.layout
+    if is_adapter:
+        return Layout(ADAPTER)
     if kind == "auto":
         with_files = REFERENCE if reference.weights else SIZE
         kind = with_files if is_consolidation else LAYERS

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from pp_export.architecture import accounting, meaning, vocabulary
 from pp_export.architecture.accounting import Account, Expected
+from pp_export.architecture.adapter_names import adapted_weights
 from pp_export.architecture.decisions import Decisions
 from pp_export.architecture.encodings import Types
+from pp_export.architecture.lora import ADAPTER, Lora
 from pp_export.architecture.meaning import Meaning
 from pp_export.architecture.mtp import Depths, settle_count
 from pp_export.architecture.multimodal import Within, language_config, with_language_config
@@ -27,7 +29,7 @@ from pp_export.checkpoint.catalog import Catalog
 from pp_export.core import dtypes
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import ExportError, OptionError, ReferenceFolderError
-from pp_export.core.file_names import CONFIG
+from pp_export.core.file_names import ADAPTER_CONFIG, CONFIG
 from pp_export.core.settings import agree
 from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.megatron import settings
@@ -37,7 +39,9 @@ from pp_export.reference.definition_cache import Answer
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
+from pp_export.steps.adapters import adapter_config, depths_of_base, lora_of, notes_on
 from pp_export.steps.expected import Resized, mtp_notes, tensors_of
+from pp_export.steps.from_reference import taken_notes
 from pp_export.steps.made_reference import origin_of
 from pp_export.steps.pending import PendingInputs, question_of
 from pp_export.steps.quantized import checked_quantization, quantization_notes
@@ -51,13 +55,15 @@ Ask = Callable[[Config], Answer | None]
 class FinalConfig:
     """The bytes of the export's config.json, and a sentence for each change to the reference's and for each
     key that says outright what the reference leaves open, or says in another spelling. Where it was made of
-    the training args, there are `origins` instead: key -> where its value comes from.
+    the training args, there are `origins` instead: key -> where its value comes from. `file` is another one
+    for an adapter, which is no model.
     """
 
     image: bytes
     corrections: tuple[str, ...] = ()
     additions: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    file: str = CONFIG
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Stated:
     depths: Depths
     num_mtp: int
     is_closed: bool = True
+    lora: Lora | None = None
 
     @cached_property
     def language(self) -> Config:
@@ -140,16 +147,21 @@ def settle(stated: Statements, pending: PendingInputs, *, wait: bool) -> Settled
 def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOptions) -> Stated:
     """Check what needs no definition; raises where the files contradict each other already."""
     reference, architecture = pending.reference, pending.architecture
-    check_names(architecture, catalog.specs)
+    lora = lora_of(catalog, options)
+    check_names(architecture, [*catalog.specs, *adapted_weights(catalog.specs)])
     args = catalog.description.args
     trained = None if args is None else settings.derive(args)
     correct = _corrects(options, reference)
     language = language_config(architecture.within, reference.config)
     meaning.settle(architecture, trained, language, None, correct=correct, provisional=True)
-    depths = Depths.of(catalog.specs)
     promised = config_json.num_mtp_layers(reference.config)
+    depths = Depths.of(catalog.specs)
+    if lora is not None:
+        depths = depths_of_base(depths, architecture, language, catalog, promised)
     num_mtp = settle_count(options.mtp, depths, args, promised, architecture.mtp_refusal)
     rows = vocabulary.num_rows(catalog.specs)
+    if lora is not None and vocabulary.EMBEDDING not in catalog.specs:
+        rows = options.vocab_size or language.get("vocab_size") or 0
     size = vocabulary.true_size(
         rows,
         asked=options.vocab_size,
@@ -157,7 +169,7 @@ def read_statements(catalog: Catalog, pending: PendingInputs, options: ResultOpt
         args=args or {},
         num_tokens=reference.tokenizer.ids.at_least,
     )
-    return Stated(catalog, architecture, reference, options, trained, rows, size, depths, num_mtp)
+    return Stated(catalog, architecture, reference, options, trained, rows, size, depths, num_mtp, lora=lora)
 
 
 @dataclass(frozen=True)
@@ -219,15 +231,16 @@ def _settle(stated: Stated, question: Config, ask: Ask, planned: Settled | None 
     if planned is not None and planned.sizes == sizes:
         account = accounting.held_against(planned.account, architecture, expected)
     else:
-        account = settle_account(catalog, architecture, sizes, expected, options)
-    config = _final_config(stated, settled, account)
+        account = settle_account(stated, sizes, expected)
+    config = _final_config(stated, settled, account, expected)
     padded = vocabulary.says_padding(args or {})
     is_counted = padded or reference.tokenizer.num_ids is not None
     unknown = Decisions(architecture, settings.read_by()).unknown(args or {})
     notes = (
         *_notes(args, settled, account, stated.num_rows - size, is_counted),
         *mtp_notes(account, expected),
-        *_taken_notes(account),
+        *taken_notes(account),
+        *notes_on(account.adapted),
         *quantization_notes(account),
         *token_id_notes(reference.tokenizer, size),
     )
@@ -246,22 +259,19 @@ def _is_answered(final: Config, question: Config, library: Config | None) -> boo
     return all(question.get(key) == value or agree(said.get(key), value) for key, value in final.items())
 
 
-def settle_account(
-    catalog: Catalog,
-    architecture: Architecture,
-    sizes: ModelSizes,
-    expected: Expected,
-    options: ResultOptions,
-) -> Account:
+def settle_account(stated: Stated, sizes: ModelSizes, expected: Expected) -> Account:
     """The account of the checkpoint's tensors against the `expected` ones; the same on every rank."""
+    options = stated.options
     types = types_of(options)
     account = accounting.account(
-        architecture,
-        catalog.specs,
+        stated.architecture,
+        stated.catalog.specs,
         sizes,
         expected=expected,
         types=types,
         drop_mtp=options.mtp == "drop",
+        lora=stated.lora,
+        depths=stated.depths,
         scheme=None if options.quantize == "none" else options.quantize,
     )
     return checked_quantization(checked_types(account, types))
@@ -314,8 +324,11 @@ def _notes(
     return notes
 
 
-def _final_config(stated: Stated, settled: Meaning, account: Account) -> FinalConfig:
+def _final_config(stated: Stated, settled: Meaning, account: Account, expected: Expected) -> FinalConfig:
     """What the export's config.json is, known before a byte is read."""
+    if account.adapted is not None and account.adapted.lora.form == ADAPTER:
+        image = adapter_config(account.adapted, stated.architecture, expected.tensors)
+        return FinalConfig(image, file=ADAPTER_CONFIG)
     architecture, reference, options = stated.architecture, stated.reference, stated.options
     within, language = architecture.within, stated.language
     whole = with_language_config(within, reference.config, settled.config)
@@ -366,16 +379,6 @@ def final_config(
             advice="leave --config-as-reference out, or give a reference of which all of this is true",
         )
     return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_CONFIG_BYTES))
-
-
-def _taken_notes(account: Account) -> list[str]:
-    if not account.taken:
-        return []
-    num_bytes = sum(account.outputs[name].num_bytes for name in account.taken)
-    return [
-        f"{len(account.taken)} tensors ({num_bytes:,} bytes) are the reference's own, byte for byte,"
-        f" since the checkpoint has none of them: {account.taken[0]}, ..."
-    ]
 
 
 def _placed(sentences: list[str], within: Within | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pp_export.core.collector import paused_collector
 from pp_export.core.json_values import to_json_value
 from pp_export.distributed.backends import expected
-from pp_export.options.kinds import ClusterOptions
+from pp_export.options.cluster import ClusterOptions
 from pp_export.steps.plan_summary import PlanSummary, notes_on, summarize
 from pp_export.steps.prediction_report import PredictionReport, predicted
 

@@ -13,6 +13,7 @@ from pp_export.architecture.decisions import Decisions
 from pp_export.core.json_values import to_json_value
 from pp_export.megatron import settings
 from pp_export.options.kinds import ResultOptions
+from pp_export.steps import adapters
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def provenance(inputs: ExportInputs, plan: ExportPlan, options: ResultOptions) -
         "expected_from": inputs.account.truth,
         "dropped": dict(inputs.account.dropped),
         "taken_from_reference": list(inputs.account.taken),
+        "lora": adapters.to_json(inputs.account.adapted),
         "options": told_options(options),
         "inputs_digest": None if options.provenance == "none" else inputs.digest,
         "plan_fingerprint": plan.of_everything.fingerprint,

@@ -21,6 +21,7 @@ from pp_export.options.kinds import SourceOptions, TargetOptions
 from pp_export.process.log import logger
 from pp_export.process.own_memory import peak_anonymous_bytes
 from pp_export.shards.manifests import Errors
+from pp_export.steps import adapters
 from pp_export.steps.plan_summary import notes_on
 from pp_export.steps.quantized import errors_json, errors_note, not_quantized
 from pp_export.steps.target import is_inside
@@ -127,8 +128,9 @@ class ExportReport:
     `config_origins` tells of each key of a config.json that was made without a reference where its value
     comes from. `quantized` are the largest errors of each weight that is, `absolute` and, as a part of the
     largest value under the same scale, `relative`; `not_quantized` weights of linear layers that stay as they
-    are with --quantize, and why. `kept_bytes` of the files are those of an earlier run (`--resume`).
-    `backend` is what carried values between ranks (None: nothing did), for the
+    are with --quantize, and why. `lora` tells of adapters that were merged or exported, if there were any.
+    `kept_bytes` of the files are those of an earlier run (`--resume`). `backend` is what carried values
+    between ranks (None: nothing did), for the
     `backend_reason`; `links` are the bytes that were sent from rank to rank. `timeline` is a
     `core.timeline.Timeline` as JSON. What grows with the tensors or the ranks (`dropped`, `other_dtypes`,
     `not_finite`, `quantized`, `not_quantized`, `links`, `peak_anonymous_bytes`, `planned_peak_bytes`,
@@ -145,6 +147,7 @@ class ExportReport:
     expected_cached: bool
     dropped: Mapping[str, str]
     taken_from_reference: tuple[str, ...]
+    lora: Mapping[str, Any] | None
     options: Mapping[str, Any]
     plan_fingerprint: str
     versions: Mapping[str, str]
@@ -263,6 +266,7 @@ def succeeded(
         expected_cached=model.is_cached,
         dropped=dict(inputs.account.dropped),
         taken_from_reference=inputs.account.taken,
+        lora=adapters.to_json(inputs.account.adapted),
         options=options.to_json(),
         plan_fingerprint=plan.of_everything.fingerprint,
         versions=versions(),

@@ -15,7 +15,7 @@ from pp_export.core.digest import json_digest
 from pp_export.core.json_values import to_json_value
 from pp_export.core.version import VERSION
 from pp_export.disk import files
-from pp_export.options.kinds import ResultOptions, flag
+from pp_export.options.kinds import ResultOptions, SourceOptions, flag
 from pp_export.steps.inputs import Whole
 
 Work = Mapping[str, Mapping[str, str]]
@@ -27,6 +27,7 @@ _MAX_BYTES = 256 << 20
 def work_of(whole: Whole, options: ResultOptions) -> Work:
     """The work of an export of files: version, options, model, checkpoint, and the layout of the result."""
     inputs, plan = whole.inputs, whole.plan
+    base = options.base if isinstance(options, SourceOptions) else None
     result = {flag(name): value for name, value in to_json_value(options.result).items()}
     # The file of the table may have another name elsewhere; its content counts.
     result["architecture"] = json_digest(inputs.architecture.table)
@@ -35,6 +36,7 @@ def work_of(whole: Whole, options: ResultOptions) -> Work:
         "option": result,
         "size of the model:": inputs.sizes.values,
         "file of the checkpoint": file_identities(Path(inputs.catalog.description.folder)),
+        "file of the base": file_identities(base) if base is not None else {},
         "file of the result": {
             ranges[0].file: json_digest(ranges[0].range.header.decode("latin-1")) for ranges in plan.files
         },

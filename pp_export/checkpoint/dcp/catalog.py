@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pp_export.checkpoint import locate, training_args
+from pp_export.architecture.adapter_names import is_of_adapter
+from pp_export.checkpoint import adapters, locate, training_args
 from pp_export.checkpoint.canonical_names import (
     canonical,
     check_sections,
@@ -26,7 +26,6 @@ from pp_export.core.tensors import Box
 from pp_export.torch_file import unpickler
 
 READER = "DCP"
-_ADAPTER = re.compile(r"\.adapters?\.|lora_")
 
 
 def read_catalog(folder: Path, *, masters: bool = False) -> Catalog:
@@ -71,13 +70,6 @@ def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
     is_sharded_by_megatron = (folder / "metadata.json").is_file()  # torch_dist
     if is_by_megatron and not is_sharded_by_megatron:
         raise unfinished(folder)
-    if stored.tensors and all(_ADAPTER.search(key) for key in stored.tensors):
-        raise CheckpointError(
-            "the checkpoint holds an adapter (LoRA) only, as a run of Megatron-Bridge's PEFT saves it",
-            where={"folder": folder},
-            got=f"{len(stored.tensors)} tensors, all of adapters",
-            advice="merge it into the base model's weights, save those, and export them",
-        )
     _check_common(folder, stored)
     notes = check_places(folder, stored.infos, stored.tensors)
     found = training_args.read(folder, stored.items)
@@ -87,9 +79,12 @@ def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
     parts: defaultdict[str, dict[str | None, StoredTensor]] = defaultdict(dict)
     for key in sorted(stored.tensors):
         name, part = spelled(stored.stands_for[key].removeprefix(prefix))
+        name = adapters.named(name, len(stored.tensors[key].size))
         if part in parts[name]:
             raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
-        parts[name][part] = stored.tensor(key, name)
+        tensor = stored.tensor(key, name)
+        parts[name][part] = adapters.in_row_order(tensor, key, canonical(name).num_stacked, found.args)
+    adapters.check_shared(parts, found.args)
     if is_sharded_by_megatron or found.layout.get("tensor_model_parallel_size") != 1:
         check_sections(name for name, of_name in sorted(parts.items()) if None in of_name)
     tensors = tuple(_fused(name, of_name, interleave(name)) for name, of_name in sorted(parts.items()))
@@ -104,6 +99,7 @@ def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
         notes=(*found.notes, *stored.notes, *notes, *locate.renamed(folder, found.iteration)),
         reader=READER,
         weights="master" if masters else "model",
+        lora=adapters.settings(folder, found.args) if any(map(is_of_adapter, parts)) else None,
     )
     catalog = Catalog(description, tuple(stored.files), tuple(stored.stored_items), tensors)
     catalog.check_names()

@@ -24,7 +24,8 @@ from pp_export.disk import folders
 from pp_export.distributed.shared_keys import SharedKeys
 from pp_export.distributed.world import World
 from pp_export.export import export
-from pp_export.options.kinds import ClusterOptions, ExportOptions
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.kinds import ExportOptions
 from pp_export.steps.plan_report import PlanReport, plan_checkpoint
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.exports import export_here, files_of, remembering
@@ -289,8 +290,8 @@ def test_a_tensor_without_a_rule(inputs: Inputs) -> None:
 def test_lora_keys(inputs: Inputs, key: str) -> None:
     """The keys of an adapter are called that, and merging it is advised."""
     inputs.store(lambda tensors: tensors.update({key: torch.zeros(6, 8, 64)}))
-    name = key.replace("layers.", "layers.0.", 1)
-    inputs.refused(errors.AccountingError, f"{name} belongs to an adapter (LoRA)", "merge")
+    name = key.replace("layers.", "layers.0.", 1).replace(".lora_A.", ".adapter.linear_in.")
+    inputs.refused(errors.AccountingError, f"{name} belongs to an adapter (LoRA)", "--lora merge")
 
 
 def test_a_name_that_is_produced_twice(inputs: Inputs) -> None:

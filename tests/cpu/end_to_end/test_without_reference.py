@@ -21,7 +21,8 @@ from pp_export.core.errors import (
     ReferenceFolderError,
     RuleError,
 )
-from pp_export.options.kinds import ClusterOptions, ExportOptions
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.kinds import ExportOptions
 from pp_export.steps.exported import is_exported
 from pp_export.steps.plan_report import plan_checkpoint
 from pp_export.verification import verify_folder

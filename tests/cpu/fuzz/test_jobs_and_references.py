@@ -20,7 +20,8 @@ from pp_export.architecture import table_files
 from pp_export.architecture.rules import Architecture
 from pp_export.core import strict_json
 from pp_export.core.errors import ExportError, OptionError, RuleError
-from pp_export.options.kinds import ClusterOptions, ExportOptions
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.kinds import ExportOptions
 from pp_export.options.values import check_keys, options_from, parse_setting, read_job
 from pp_export.steps.plan_report import PlanReport, plan_checkpoint
 from tests.fixtures import toy_qwen2

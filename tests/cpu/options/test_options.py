@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from pp_export.core.errors import OptionError
-from pp_export.options import keywords, kinds, values
+from pp_export.options import cluster, keywords, kinds, values
 from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
@@ -23,7 +23,6 @@ from pp_export.options.kinds import (
     SourceOptions,
     TargetOptions,
 )
-from pp_export.options.rates import parse_rates
 from pp_export.options.values import options_from
 
 NEEDED: dict[str, Any] = {"checkpoint": "ckpt", "reference": "ref", "output": "out"}
@@ -167,10 +166,10 @@ def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
 
 def test_rates_are_two_positive_numbers() -> None:
     """What storage reads and writes is given as R,W."""
-    assert parse_rates("200,1e2") == (200, 100)
+    assert cluster.parse_rates("200,1e2") == (200, 100)
     for text in ("2", "2,", "2,1,1", "0,1", "1,-1", "nan,1", "a,b"):
         with pytest.raises(OptionError, match="not two rates"):
-            kinds.ClusterOptions(storage_gbps=text)
+            cluster.ClusterOptions(storage_gbps=text)
 
 
 def test_a_job_file_is_a_mapping_of_option_names(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_options_become_json_and_come_back() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     """Every field carries the help that the command line prints."""
-    for option in (*dataclasses.fields(ExportOptions), *dataclasses.fields(kinds.ClusterOptions)):
+    for option in (*dataclasses.fields(ExportOptions), *dataclasses.fields(cluster.ClusterOptions)):
         assert len(option.metadata["help"]) > 8, option.name
 
 
@@ -296,7 +295,7 @@ def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None
     "name",
     [
         option.name
-        for kind in (ExportOptions, kinds.ClusterOptions)
+        for kind in (ExportOptions, cluster.ClusterOptions)
         for option in dataclasses.fields(kind)
         if option.type.partition(" ")[0] in ("int", "float")
         or option.name in ("max_shard_size", "memory_limit", "leaders_per_stage", "storage_gbps")
@@ -304,7 +303,7 @@ def test_keywords_are_the_fields(kind: type[kinds.Options], typed: type) -> None
 )
 def test_no_number_is_too_strange(name: str, value: Any) -> None:
     """Whatever stands where a number should: an error that names the option or the value, in a line."""
-    kind = kinds.ClusterOptions if name in kinds.ClusterOptions.__dataclass_fields__ else ExportOptions
+    kind = cluster.ClusterOptions if name in cluster.ClusterOptions.__dataclass_fields__ else ExportOptions
     needed = NEEDED if kind is ExportOptions else {}
     if name == "storage_gbps":
         value = f"{value},1" if isinstance(value, str) else "nan,1"

@@ -22,7 +22,8 @@ import pytest
 
 import pp_export
 from pp_export.architecture import table_files
-from pp_export.architecture.accounting import Account, Expected, Placement, account
+from pp_export.architecture.accounting import Account, Expected, account
+from pp_export.architecture.made import Placement
 from pp_export.core.tensors import Slice
 from pp_export.planning import output_files, planner, rank_plan
 from pp_export.planning.export_plan import ExportPlan

@@ -15,7 +15,7 @@ import pytest
 
 from pp_export.core.timeline import Lane, RankTimeline, Span, Timeline
 from pp_export.distributed.backends import Backend
-from pp_export.options.kinds import ClusterOptions
+from pp_export.options.cluster import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.inputs import Whole, plan_export
 from pp_export.steps.plan_report import PlanReport, plan_report

@@ -9,7 +9,7 @@ import pytest
 
 from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.distributed.backends import Backend
-from pp_export.options.kinds import ClusterOptions
+from pp_export.options.cluster import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.inputs import Whole, plan_export
