@@ -365,6 +365,28 @@ def _families(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _docs(arguments: argparse.Namespace) -> int:
+    from pp_export import shipped
+
+    if arguments.topic is not None:
+        sys.stdout.write(shipped.page(arguments.topic))
+        return 0
+    for name, path in shipped.pages().items():
+        sys.stdout.write(f"{name:28}{shipped.title(path)}\n")
+    return 0
+
+
+def _launch_template(arguments: argparse.Namespace) -> int:
+    from pp_export import shipped
+
+    if arguments.name is not None:
+        sys.stdout.write(shipped.template(arguments.name))
+        return 0
+    for name, path in shipped.templates().items():
+        sys.stdout.write(f"{name:28}{shipped.purpose(path)}\n")
+    return 0
+
+
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
@@ -396,4 +418,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "clean": _clean,
     "draft-table": _draft_table,
     "families": _families,
+    "docs": _docs,
+    "launch-template": _launch_template,
 }

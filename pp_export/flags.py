@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
 
     families = commands.add_parser("families", help="the model classes that are served, and their proofs")
 
+    _add_shipped(commands)
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole
@@ -136,6 +137,15 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
     told.add_argument(
         "--log-level", choices=list(log.LEVELS), help="log this, and what is worse (default: info)"
     )
+
+
+def _add_shipped(commands: Any) -> None:
+    """The commands that show what comes with the code."""
+    docs = commands.add_parser("docs", help="read the documentation: a page, or what is told of an error")
+    docs.add_argument("topic", nargs="?", help="name of a page, or of an error's class; default: list them")
+
+    template = commands.add_parser("launch-template", help="print a file to start jobs from, as for Slurm")
+    template.add_argument("name", nargs="?", help="name of the template; default: list them")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
