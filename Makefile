@@ -147,9 +147,10 @@ hooks: $(READY) ## run what `make check` runs before each commit (installs pre-c
 	$(BIN)/python $(PIP_INSTALL) "pre-commit>=3.2"
 	$(BIN)/pre-commit install
 
-dist: $(READY) ## build the wheel into build/dist
+dist: $(READY) ## build wheel and sources into build/dist (PP_EXPORT_HOME: where the project is published)
 	rm -rf build/dist build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/dist')"
 
 clean: ## remove environments and what was built
 	rm -rf $(VENV) .venv-* build *.egg-info

@@ -16,7 +16,7 @@ from tests.cpu.conftest import Checkpoint, Reference
 from tests.fixtures.processes import ROOT
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|sh)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```(bash|sh|text)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def test_only_installations_and_the_server_are_left_to_the_reader() -> None:
