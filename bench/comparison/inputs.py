@@ -50,7 +50,8 @@ def _megatron(folder: Path) -> Input:
         run_writer(_TOY, [_LAYOUT], folder, world_size=4, optimizer=False)
         _python("-m", "tests.fixtures.reference", _TOY, str(folder / "reference"))
     config = json.loads((folder / "reference" / "config.json").read_text())
-    # Of the toy, the rules of the usual converter give what tests hold to megatron-core's own logits.
+    # By the usual converter's rules. That pp_export gives the same is the first row of the table, and that
+    # its exports answer as megatron-core's model does is tested (tests/cpu/end_to_end/test_parity.py).
     truth = {name: value.clone() for name, value in convert(load(folder / _LAYOUT), config)}
     return Input(MEGATRON, folder / _LAYOUT, folder / "reference", truth)
 
