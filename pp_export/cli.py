@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pp_export import flags
+from pp_export import flags, shipped
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.comparison import SideOptions
@@ -365,28 +365,6 @@ def _families(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _docs(arguments: argparse.Namespace) -> int:
-    from pp_export import shipped
-
-    if arguments.topic is not None:
-        sys.stdout.write(shipped.page(arguments.topic))
-        return 0
-    for name, path in shipped.pages().items():
-        sys.stdout.write(f"{name:28}{shipped.title(path)}\n")
-    return 0
-
-
-def _launch_template(arguments: argparse.Namespace) -> int:
-    from pp_export import shipped
-
-    if arguments.name is not None:
-        sys.stdout.write(shipped.template(arguments.name))
-        return 0
-    for name, path in shipped.templates().items():
-        sys.stdout.write(f"{name:28}{shipped.purpose(path)}\n")
-    return 0
-
-
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
@@ -418,6 +396,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "clean": _clean,
     "draft-table": _draft_table,
     "families": _families,
-    "docs": _docs,
-    "launch-template": _launch_template,
+    **dict.fromkeys(("docs", "launch-template"), shipped.show),
 }

@@ -142,7 +142,9 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
 def _add_shipped(commands: Any) -> None:
     """The commands that show what comes with the code."""
     docs = commands.add_parser("docs", help="read the documentation: a page, or what is told of an error")
-    docs.add_argument("topic", nargs="?", help="name of a page, or of an error's class; default: list them")
+    docs.add_argument(
+        "name", nargs="?", metavar="topic", help="name of a page, or of an error's class; default: list them"
+    )
 
     template = commands.add_parser("launch-template", help="print a file to start jobs from, as for Slurm")
     template.add_argument("name", nargs="?", help="name of the template; default: list them")

@@ -6,9 +6,11 @@ edited: `docs`, `launch` and `configs`. Imports `core`; called by `cli`, on any 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -68,6 +70,20 @@ def purpose(path: Path) -> str:
     """What the first comment of a template says that it is for."""
     comments = re.findall(r"^# ?(.*)$", _text(path).removeprefix("#!"), re.MULTILINE)
     return " ".join(comments).partition(". ")[0].partition(": ")[0]
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """The commands `docs` and `launch-template`: print what is named, or the list of all; the exit status."""
+    if arguments.command == "docs":
+        text = _listed(pages(), title) if arguments.name is None else page(arguments.name)
+    else:
+        text = _listed(templates(), purpose) if arguments.name is None else template(arguments.name)
+    sys.stdout.write(text)
+    return 0
+
+
+def _listed(paths: Mapping[str, Path], told: Callable[[Path], str]) -> str:
+    return "".join(f"{name:28}{told(path)}\n" for name, path in paths.items())
 
 
 def _folder(name: str) -> Path:
