@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz fuzz-coverage test-pythons test-oldest test-newest check coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -103,6 +103,25 @@ check: $(READY) ## lint, format, types, import floors
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/cpu/test_floors.py
 
+# The site's generator has an environment of its own: it needs none of the packages here, and none of them needs it.
+DOCS := $(VENV)/docs
+$(DOCS)/.ready: setup.py
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(PIP_INSTALL) "$$(sed -n 's/.*"\(zensical==[0-9.]*\)".*/\1/p' setup.py)"
+	@touch $@
+
+# Pages lie there as they lie here (zensical.toml says why), with what they link to.
+SITE_PAGES := build/pages
+docs: $(READY) $(DOCS)/.ready ## build the documentation's site, strictly, into build/site
+	@rm -rf $(SITE_PAGES) build/site && mkdir -p $(SITE_PAGES)
+	@cp --parents -r *.md LICENSE docs launch configs pp_export/schemas/*.json $(SITE_PAGES)
+	$(BIN)/python -m tests.fixtures.generated_pages messages $(SITE_PAGES)/docs/messages.md
+	$(DOCS)/bin/zensical build --clean --strict
+
+pages: $(READY) ## write the pages that are made of the code: commands, options, Python, JSON, settings
+	$(BIN)/python -m tests.fixtures.generated_pages
+	$(BIN)/python -m tests.fixtures.settings_page
+
 # Settings are in pyproject.toml: processes that the tests start count too.
 coverage: $(READY) ## which lines the tests run, in child processes too; build/coverage/index.html
 	@rm -rf build/coverage && mkdir -p build/coverage
@@ -128,9 +147,10 @@ hooks: $(READY) ## run what `make check` runs before each commit (installs pre-c
 	$(BIN)/python $(PIP_INSTALL) "pre-commit>=3.2"
 	$(BIN)/pre-commit install
 
-dist: $(READY) ## build the wheel into build/dist
+dist: $(READY) ## build wheel and sources into build/dist (PP_EXPORT_HOME: where the project is published)
 	rm -rf build/dist build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/dist')"
 
 clean: ## remove environments and what was built
 	rm -rf $(VENV) .venv-* build *.egg-info

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The plain multi-node call. Run it on every node, with the same NODES, MASTER and arguments:
 #
-#   NODES=4 NODE_RANK=0 MASTER=node0:29500 launch/torchrun.sh configs/several_nodes.yaml --report report.json
+#   NODES=4 NODE_RANK=0 MASTER=node0:29500 ./torchrun.sh job.yaml --report report.json
 #
 # NODES      number of nodes (default 1)
 # NODE_RANK  this node's number, from 0 (default 0)

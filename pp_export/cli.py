@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pp_export import flags
+from pp_export import aids, flags, shipped
 from pp_export.core.collector import paused_collector
 from pp_export.core.errors import ExportError, LaunchError, OptionError, StopRequest, as_export_error
 from pp_export.options.cluster import ClusterOptions
@@ -331,20 +331,6 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def _clean(arguments: argparse.Namespace) -> int:
-    from pp_export.disk import litter
-
-    done = litter.remove(Path(os.path.abspath(arguments.folder)), dry_run=arguments.dry_run)
-    for each in done:
-        verb = ("would be removed" if arguments.dry_run else "removed") if each.is_removed else "kept"
-        sys.stdout.write(f"{verb}: {each.leftover}; {each.why}\n")
-        if not each.is_removed:
-            sys.stdout.write(f"  if you know that its run has ended: {each.command}\n")
-    if not done:
-        sys.stdout.write("nothing is left here\n")
-    return 0
-
-
 def _init(arguments: argparse.Namespace) -> int:
     from pp_export import api
     from pp_export.steps.first_job import first_job
@@ -352,26 +338,6 @@ def _init(arguments: argparse.Namespace) -> int:
     report = api.inspect(arguments.checkpoint, iteration=arguments.iteration)
     reference = None if arguments.reference is None else arguments.reference.absolute()
     sys.stdout.write(first_job(report, arguments.checkpoint.absolute(), reference))
-    return 0
-
-
-def _completion(arguments: argparse.Namespace) -> int:
-    from argcomplete.shell_integration import shellcode
-
-    sys.stdout.write(shellcode(["pp_export"], shell=arguments.shell))
-    return 0
-
-
-def _draft_table(arguments: argparse.Namespace) -> int:
-    from pp_export.steps.drafting import draft_table
-
-    text = draft_table(
-        arguments.checkpoint,
-        arguments.reference,
-        iteration=arguments.iteration,
-        extends=arguments.extends,
-    )
-    sys.stdout.write(text)
     return 0
 
 
@@ -416,9 +382,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "diff": _diff,
     "compare-logits": _compare_logits,
-    "clean": _clean,
+    "clean": aids.clean,
     "init": _init,
-    "completion": _completion,
-    "draft-table": _draft_table,
+    "completion": aids.completion,
+    "draft-table": aids.draft_table,
     "families": _families,
+    **dict.fromkeys(("docs", "launch-template"), shipped.show),
 }

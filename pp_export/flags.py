@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
 
     families = commands.add_parser("families", help="the model classes that are served, and their proofs")
 
+    _add_shipped(commands)
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole
@@ -153,6 +154,17 @@ def _add_first_minute(commands: Any) -> None:
         "completion", help="print what makes a shell complete commands and flags"
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish"])
+
+
+def _add_shipped(commands: Any) -> None:
+    """The commands that show what comes with the code."""
+    docs = commands.add_parser("docs", help="read the documentation: a page, or what is told of an error")
+    docs.add_argument(
+        "name", nargs="?", metavar="topic", help="name of a page, or of an error's class; default: list them"
+    )
+
+    template = commands.add_parser("launch-template", help="print a file to start jobs from, as for Slurm")
+    template.add_argument("name", nargs="?", help="name of the template; default: list them")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:

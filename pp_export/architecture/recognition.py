@@ -85,7 +85,7 @@ def check_names(architecture: Architecture, specs: Collection[str]) -> None:
             where=where,
             expected=_EXPECTED,
             got=f"{next(filter(_NUMBER.search, named), named[0])} ({len(named)} of {len(names)} tensors)",
-            advice="`pp_export consolidate --input DIR` makes one folder of it (docs/consolidate.md)",
+            advice="`pp_export consolidate --input DIR` makes one folder of it",
             findings=_some(named),
         )
     for kind in _OTHERS:

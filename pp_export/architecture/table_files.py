@@ -127,7 +127,7 @@ def _unserved(class_name: str) -> RuleError:
         "no architecture table serves this model class" + (f": {reason}" if reason else ""),
         expected=", ".join(sorted(served)),
         got=class_name,
-        advice="write a table (docs/architectures.md; `pp_export draft-table` begins one)"
+        advice="write a table (`pp_export docs architectures`; `pp_export draft-table` begins one)"
         + (f", which may extend {tables} if its layers are alike," if tables else "")
         + " and pass it with --architecture FILE.yaml"
         + (", if the model was trained with layers that do this" if reason else ""),

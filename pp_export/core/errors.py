@@ -60,7 +60,13 @@ class ExportError(Exception):
             lines.append(
                 f"  - and {len(self.findings) - MAX_PRINTED_FINDINGS} more (--report FILE lists all)"
             )
+        lines.append(f"  more:     pp_export docs {self._section}")
         return "\n".join(lines)
+
+    @property
+    def _section(self) -> str:
+        """The part of docs/troubleshooting.md that tells of such errors: that of the nearest class here."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
 
     def to_json(self) -> dict[str, object]:
         """The fields of the error, for the report and for the other ranks."""

@@ -96,13 +96,13 @@ def _advice(launcher: _Launcher, environment: Mapping[str, str]) -> str:
     if nodes < 2:
         alone = "python -m pp_export export ..."
         return (
-            f"{launcher.name} -n 1 {alone}; for several nodes launch/many_nodes.sbatch; "
+            f"{launcher.name} -n 1 {alone}; for several nodes `pp_export launch-template slurm-many-nodes`; "
             f"where one process alone exports on purpose: env -u {launcher.size} {alone}"
         )
     return (
         f"srun --nodes={nodes} --ntasks-per-node=1 torchrun --nnodes={nodes} --nproc-per-node=RANKS "
         "--rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=FIRST_HOST:PORT -m pp_export export ... "
-        "(launch/many_nodes.sbatch is that)"
+        "(`pp_export launch-template slurm-many-nodes` is that)"
     )
 
 

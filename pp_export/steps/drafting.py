@@ -45,7 +45,7 @@ def draft_table(checkpoint: Path, reference: Path, *, iteration: int | None, ext
         f"# A first draft for {name}, by names and shapes alone.",
         f"# {base_name}.yaml makes {drafted.num_inherited} of {len(stored)} tensors already.",
         "# It doesn't tell what the model computes: see to `config`, `requires`, `defaults`"
-        " (docs/architectures.md).",
+        " (`pp_export docs architectures`).",
         "# `pp_export plan --architecture THIS.yaml` names what is left; equal logits prove it.",
         f"extends: {base_name}",
         f"serves: [{name}]",

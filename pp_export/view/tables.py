@@ -108,7 +108,7 @@ def print_families(families: Sequence[Family]) -> None:
         table.add_row(family.hf_class, family.table, kinds or "nothing yet", f"{counts:,}", left_out)
     out = console()
     out.print(table)
-    out.print("Why not, and every value of a setting that a class can't say: --json, docs/settings.md")
+    out.print("Why not, and values of settings that a class can't say: --json, `pp_export docs settings`")
     for kind, text in KINDS.items():
         out.print(f"{kind}: {text}")
 

@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
     {"shards"},
     {"steps"},
     {"export", "difference", "view", "background"},
-    {"api", "comparing", "many", "flags"},
+    {"api", "comparing", "many", "flags", "shipped", "aids"},
     {"cli", "consolidation", "integrations", ""},
     {"__main__"},
 )

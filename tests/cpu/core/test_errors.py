@@ -47,18 +47,19 @@ def test_message_has_every_field_in_reading_order() -> None:
         "  do:       do this",
         "  - first",
         "  - second",
+        "  more:     pp_export docs ExportError",
     ]
-    assert str(ExportError("only this")) == "only this"
+    assert str(ExportError("only this")) == "only this\n  more:     pp_export docs ExportError"
 
 
 def test_many_findings_are_shortened_in_print_but_not_in_the_report() -> None:
     """A long list of findings is cut in the text, which says how many are left out; the JSON has them all."""
     error = ExportError("many", findings=[f"finding {number}" for number in range(100)])
     lines = str(error).splitlines()
-    assert lines[-1] == f"  - and {100 - errors.MAX_PRINTED_FINDINGS} more (--report FILE lists all)"
-    assert len(lines) == errors.MAX_PRINTED_FINDINGS + 2
+    assert lines[-2] == f"  - and {100 - errors.MAX_PRINTED_FINDINGS} more (--report FILE lists all)"
+    assert len(lines) == errors.MAX_PRINTED_FINDINGS + 3
     assert len(json.loads(json.dumps(error.to_json()))["findings"]) == 100
-    assert "more" not in str(ExportError("all", findings=["x"] * errors.MAX_PRINTED_FINDINGS))
+    assert "--report" not in str(ExportError("all", findings=["x"] * errors.MAX_PRINTED_FINDINGS))
 
 
 def test_at_adds_places_and_keeps_known_ones() -> None:

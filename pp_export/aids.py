@@ -1,0 +1,45 @@
+"""Small commands around exports: what was left behind, what a shell completes, and a table to begin with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def clean(arguments: argparse.Namespace) -> int:
+    """What killed exports have left."""
+    from pp_export.disk import litter
+
+    done = litter.remove(Path(os.path.abspath(arguments.folder)), dry_run=arguments.dry_run)
+    for each in done:
+        verb = ("would be removed" if arguments.dry_run else "removed") if each.is_removed else "kept"
+        sys.stdout.write(f"{verb}: {each.leftover}; {each.why}\n")
+        if not each.is_removed:
+            sys.stdout.write(f"  if you know that its run has ended: {each.command}\n")
+    if not done:
+        sys.stdout.write("nothing is left here\n")
+    return 0
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """What a shell reads."""
+    from argcomplete.shell_integration import shellcode
+
+    sys.stdout.write(shellcode(["pp_export"], True, arguments.shell))
+    return 0
+
+
+def draft_table(arguments: argparse.Namespace) -> int:
+    """A table to begin with."""
+    from pp_export.steps import drafting
+
+    text = drafting.draft_table(
+        arguments.checkpoint,
+        arguments.reference,
+        iteration=arguments.iteration,
+        extends=arguments.extends,
+    )
+    sys.stdout.write(text)
+    return 0
