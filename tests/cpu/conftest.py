@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.fixtures.processes import run_python, torchrun
+from tests.fixtures.audit.watch import Watch, append_to, watch
+from tests.fixtures.processes import ROOT, run_python, torchrun
 from tests.fixtures.reference import write_reference
 from tests.fixtures.sharing import alone, of_the_run
 from tests.fixtures.tiny_models import write_tiny_model
 
-_HERE = ("127.", "::1", "localhost", "::ffff:127.", "0.0.0.0", "::", socket.gethostname())
-_REACHED_OUT: list[str] = []
+AUDIT = ROOT / "tests" / "fixtures" / "audit"
 Checkpoint = Callable[[str, str], Path]
 Reference = Callable[[str], Path]
 
@@ -98,26 +98,37 @@ RANK_SAVES = {
 """Kinds of `tests.fixtures.write_rank_shards`, by model."""
 
 
-def _note(event: str, args: Any) -> None:
-    """Remember who is talked to, or asked for by name, that isn't this host."""
-    whom: Any = None
-    if event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
-        whom = args[1][0]
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        whom = args[0]
-    if whom is not None and not str(whom).startswith(_HERE):
-        _REACHED_OUT.append(f"{event} {whom}")
-
-
-sys.addaudithook(_note)
+@pytest.fixture(scope="session", autouse=True)
+def watch_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """From the first test on, this process and every Python that it starts are watched: the file to which
+    each adds what it did that no test may make it do.
+    """
+    log = tmp_path_factory.mktemp("watched") / "seen"
+    temporary = tmp_path_factory.mktemp("temporary")
+    folders = (
+        tmp_path_factory.getbasetemp().parent,
+        *(ROOT / name for name in (".hypothesis", ".pytest_cache")),
+    )
+    allowed = {"write": [str(folder) for folder in folders], "hosts": [socket.gethostname()]}
+    path = os.pathsep.join((str(AUDIT), os.environ.get("PYTHONPATH", ""), str(ROOT)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PP_EXPORT_AUDIT", json.dumps({"allowed": allowed, "log": str(log)}))
+        patch.setenv("PYTHONPATH", path)
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", None)
+        watch(Watch(**allowed), append_to(str(log)))
+        yield log
 
 
 @pytest.fixture(autouse=True)
-def talks_to_this_host_alone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test does in this process needs no network."""
-    _REACHED_OUT.clear()
+def does_what_it_may(request: pytest.FixtureRequest, watch_log: Path) -> Iterator[None]:
+    """Whatever a test does, here and in the processes that it starts: no network, no module that only an
+    input names, no file but of the run, of Python and of this repository.
+    """
+    watch_log.write_text("")
     yield
-    assert bool(_REACHED_OUT) == (request.node.get_closest_marker("asks_elsewhere") is not None)
+    seen = watch_log.read_text()
+    assert bool(seen) == (request.node.get_closest_marker("asks_elsewhere") is not None), seen
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cpu.conftest import Checkpoint, Reference
+from tests.cpu.conftest import AUDIT, Checkpoint, Reference
 from tests.fixtures.processes import ROOT, started, torchrun
 
-HOOK = ROOT / "tests" / "fixtures" / "audit"
 PLANTED = "planted_by_the_input"
 
 
@@ -45,15 +44,15 @@ class Watched:
 
     def run(self, *command: str, timeout_s: float = 200) -> list[str]:
         """What the processes of a command did that they may not; the command ends well."""
-        asked = {
+        allowed = {
             "read": [str(self.checkpoint), str(self.reference), str(self.output)],
             "write": [str(self.output.parent), str(self.root / "cache"), str(self.root / "temporary")],
             "names": [PLANTED, f"modeling_{PLANTED}"],
-            "log": str(self.log),
+            "python_alone": True,
         }
         env = {
-            "PP_EXPORT_AUDIT": json.dumps(asked),
-            "PYTHONPATH": os.pathsep.join((str(HOOK), str(ROOT), str(self.root / "modules"))),
+            "PP_EXPORT_AUDIT": json.dumps({"allowed": allowed, "log": str(self.log)}),
+            "PYTHONPATH": os.pathsep.join((str(AUDIT), str(ROOT), str(self.root / "modules"))),
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "TMPDIR": str(self.root / "temporary"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.root / "temporary" / "torch"),  # made by the import of torch

@@ -17,6 +17,7 @@ import pickle
 import pickletools
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import CheckpointError, UnsafePickleError
 from pp_export.torch_file import unpickler
 from pp_export.torch_file.inert import InertDict, InertObject
+from tests.fixtures.audit.watch import BAIT
 from tests.fixtures.models import MODELS
 from tests.fixtures.stored import write_stored
 
@@ -144,6 +146,15 @@ def test_harmless_globals_are_refused_too(value: Any) -> None:
     """What is not in the table is refused even if it could do no harm: the table is closed."""
     with pytest.raises(UnsafePickleError, match="not on the allow-list"):
         unpickler.load(pickle.dumps(value), ORIGIN)
+
+
+@pytest.mark.parametrize("name", BAIT)
+def test_a_module_that_a_pickle_names_is_not_imported(name: str) -> None:
+    """Naming a module doesn't import it: neither is it there afterwards, nor did the watch of all tests see it."""
+    assert name not in sys.modules
+    with pytest.raises(UnsafePickleError, match="not on the allow-list"):
+        unpickler.load(b"\x80\x02c" + f"{name}\nA\n.".encode(), ORIGIN)
+    assert name not in sys.modules
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
