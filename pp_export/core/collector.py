@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LOCK = threading.Lock()
-_PAUSES: list[bool] = []
-"""One for each pause that goes on: whether there were collections before the first of them."""
+_PAUSES: dict[object, bool] = {}
+"""The pauses that go on: whether there were collections before the first of them."""
 
 
 @contextmanager
@@ -23,34 +23,32 @@ def paused_collector() -> Iterator[Callable[[], None]]:
     at before the context is left. A job that has frozen values of its own keeps them as they are.
     """
     may_freeze = gc.get_freeze_count() == 0
-    frozen, paused = False, True
-    _begin()
+    frozen, pause = False, object()
 
     def resume() -> None:
-        nonlocal frozen, paused
-        if may_freeze and paused and _PAUSES[0]:
+        nonlocal frozen
+        if may_freeze and _PAUSES.get(pause):
             gc.freeze()
             frozen = True
-        if paused:
-            paused = False
-            _end()
+        _end(pause)
 
     try:
+        _begin(pause)  # a signal may end it halfway
         yield resume
     finally:
-        if paused:
-            _end()
+        _end(pause)
         if frozen:
             gc.unfreeze()
 
 
-def _begin() -> None:
+def _begin(pause: object) -> None:
     with _LOCK:
-        _PAUSES.append(_PAUSES[0] if _PAUSES else gc.isenabled())
+        _PAUSES[pause] = next(iter(_PAUSES.values()), gc.isenabled())
         gc.disable()
 
 
-def _end() -> None:
+def _end(pause: object) -> None:
+    """Ends it unless it has ended, or never begun."""
     with _LOCK:
-        if _PAUSES.pop() and not _PAUSES:
+        if _PAUSES.pop(pause, False) and not _PAUSES:
             gc.enable()

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -53,6 +54,19 @@ def test_a_failure_leaves_the_collector_as_it_was() -> None:
         raise ValueError("broken")
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_pause_that_is_interrupted_as_it_begins_ends() -> None:
+    """A signal's exception in the middle of its beginning leaves no pause that nobody ends."""
+    with (
+        patch.object(gc, "disable", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+        paused_collector(),
+    ):
+        raise AssertionError
+    with paused_collector():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_job_s_own_choice_stays() -> None:

@@ -231,6 +231,7 @@ def test_the_command_refuses_an_existing_output(
     assert files_of(exported.folder) == before
 
 
+@pytest.mark.asks_elsewhere  # for the folder of the report, which there isn't
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pp_export.distributed.address import wait_for_listener
@@ -105,6 +106,7 @@ def test_rank_0_never_starts(tmp_path: Path) -> None:
     assert "MASTER_ADDR" in error["advice"]
 
 
+@pytest.mark.asks_elsewhere
 def test_a_wrong_address_is_told(tmp_path: Path) -> None:
     """An address that leads nowhere ends a rank within --stall-seconds, and it says what to check."""
     ranks = Ranks(tmp_path, address="no-such-host.invalid")

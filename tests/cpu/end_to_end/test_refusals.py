@@ -445,6 +445,7 @@ def test_a_target_without_a_parent(inputs: Inputs) -> None:
     inputs.refused(errors.TargetError, str(inputs.parent / "no"))
 
 
+@pytest.mark.asks_elsewhere
 def test_a_target_where_nothing_can_be_made(inputs: Inputs) -> None:
     """Whether a folder can be made is tried, not guessed: nobody, root neither, makes one in /sys."""
     inputs.options["output"] = Path("/sys/export")

@@ -33,6 +33,7 @@ def test_the_summary_of_torchrun_says_it_for_the_right_rank(
     assert "free space" not in others
 
 
+@pytest.mark.asks_elsewhere
 @pytest.mark.parametrize("file", [None, "", "/nowhere/error.json"])
 def test_it_never_fails_itself(monkeypatch: pytest.MonkeyPatch, file: str | None) -> None:
     """Without a launcher, or where its file can't be written, nothing happens."""

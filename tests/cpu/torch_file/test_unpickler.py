@@ -150,7 +150,7 @@ def test_harmless_globals_are_refused_too(value: Any) -> None:
 
 @pytest.mark.parametrize("name", BAIT)
 def test_a_module_that_a_pickle_names_is_not_imported(name: str) -> None:
-    """Naming a module doesn't import it: neither is it there afterwards, nor did the watch of all tests see it."""
+    """Naming a module imports nothing: it isn't there afterwards, and the watch over all tests saw no try."""
     assert name not in sys.modules
     with pytest.raises(UnsafePickleError, match="not on the allow-list"):
         unpickler.load(b"\x80\x02c" + f"{name}\nA\n.".encode(), ORIGIN)
