@@ -20,6 +20,7 @@ import torch
 from pp_export.core import file_names
 from tests.fixtures import toy_qwen2
 from tests.fixtures.exports import files_of
+from tests.fixtures.gpu_job import SCHEMES
 from tests.fixtures.processes import is_alive, run_python, started, torchrun
 
 NUM_GPUS = torch.cuda.device_count()
@@ -124,6 +125,18 @@ def test_a_live_model_gives_the_bytes_of_files(
     for rank in ranks:
         assert rank[name]["backend"] == ("gloo" if name == "gloo" else "nccl")
     assert {(link["sender"], link["receiver"]) for link in ranks[0][name]["links"]} == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_gpu_model_is_quantized_as_files_are(
+    job: tuple[Path, list[dict[str, Any]]], inputs: list[str], tmp_path: Path, scheme: str
+) -> None:
+    """Weights in parts on GPUs are whole before they are quantized, and have the bytes of a CPU's export."""
+    options = ["--backend", "gloo", "--max-shard-size", "1MB", "--quantize", scheme]
+    on_cpu = export(inputs, tmp_path / "files", 1, *options)
+    folder, ranks = job
+    assert weights((folder / scheme / file_names.SUMS).read_bytes()) == weights(on_cpu[file_names.SUMS])
+    assert ranks[0][scheme]["quantized"]
 
 
 @pytest.mark.parametrize("name", ["nccl", "gloo", "auto", "small buckets", "fault round"])
