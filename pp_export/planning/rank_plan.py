@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from pp_export.architecture.quantization import SCHEMES
 from pp_export.planning.capacity import Capacity
 from pp_export.planning.rounds import LOOK_AHEAD, Link, Round
 from pp_export.planning.shard_plan import Contribution, ShardPlan
@@ -17,6 +18,8 @@ BOX_BYTES, TENSOR_BYTES = 1200, 700
 """What a rank holds of each box that it reads, and of each tensor that it makes; `python -m bench.scale`
 measures it.
 """
+QUANTIZING_BYTES = 10 << 20
+"""What a thread needs that quantizes, besides the weight and what comes of it."""
 DESCRIBED_BOX_BYTES = 2400
 """What rank 0 needs for each stored box of the whole, from the checkpoint's own description to the parts."""
 
@@ -123,7 +126,9 @@ class RankPlan:
 
     @cached_property
     def _besides_images(self) -> int:
+        quantizes = any(encoding.kind in SCHEMES for shard in self.led for encoding in shard.encodings)
         buffers = self.ahead_bytes + self.incoming_bytes + self.scratch_bytes
+        buffers += quantizes * self.capacity.threads * QUANTIZING_BYTES
         return self.base_bytes + self.metadata_bytes + buffers
 
     @cached_property

@@ -16,7 +16,8 @@ from pp_export.shards.manifests import LargestError
 
 Tensors = Mapping[str, torch.Tensor]
 
-_STEP_ELEMENTS = 1 << 18
+_STEP_ELEMENTS = 1 << 20
+"""Large enough that threads don't wait for Python's interpreter between operations."""
 _FLOAT8 = torch.float8_e4m3fn
 _MOST_FLOAT8, _MOST_INT8 = 448.0, 127.0
 _OFFSET = 128
@@ -52,36 +53,59 @@ Found = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """The largest error of each step, and the largest one as a part of the largest value under its scale."""
 
 
+class _Step:
+    """Memory for the values of one step, used again for each: threads that all ask the system for more of it,
+    and give it back, wait for each other.
+    """
+
+    def __init__(self, stored: torch.dtype, count: int) -> None:
+        self._parts = torch.empty((2, count))
+        self._stored = torch.empty(count, dtype=stored)
+
+    def take(self, part: torch.Tensor, *shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The values in float32, as much memory for what is made of them, and for what is stored."""
+        count = part.numel()
+        values, work = (each[:count].view(shape) for each in self._parts)
+        values.view(part.shape).copy_(part)
+        return values, work, self._stored[:count].view(shape)
+
+
 def _by_block(weight: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> Found:
-    width = _STEP_ELEMENTS // BLOCK
+    width, step = _STEP_ELEMENTS // BLOCK, _Step(_FLOAT8, _STEP_ELEMENTS)
     for row in range(0, weight.shape[0], BLOCK):
         for column in range(0, weight.shape[1], width):
-            part = weight[row : row + BLOCK, column : column + width].float()
-            tiles = part.view(BLOCK, -1, BLOCK)
-            most = tiles.abs().amax(dim=(0, 2))
+            part = weight[row : row + BLOCK, column : column + width]
+            tiles, work, stored = step.take(part, BLOCK, part.shape[1] // BLOCK, BLOCK)
+            most = torch.abs(tiles, out=work).amax(dim=(0, 2))
             scale = _scale(most, _MOST_FLOAT8, torch.float32)
             across = scale.view(1, -1, 1)
-            stored = _float8(tiles, across)
+            stored.copy_(_within(torch.div(tiles, across, out=work), _MOST_FLOAT8))
             values[row : row + BLOCK, column : column + width] = stored.view(part.shape)
             scales[row // BLOCK, column // BLOCK : column // BLOCK + len(scale)] = scale
-            yield _largest((stored.float() * across - tiles).abs().amax(dim=(0, 2)), most)
+            errors = work.copy_(stored).mul_(across).sub_(tiles).abs_()
+            yield _largest(errors.amax(dim=(0, 2)), most)
 
 
 def _by_row(weight: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, *, is_float: bool) -> Found:
-    height = max(1, _STEP_ELEMENTS // weight.shape[1])
+    width, limit = weight.shape[1], _MOST_FLOAT8 if is_float else _MOST_INT8
+    height = max(1, _STEP_ELEMENTS // width)
+    step = _Step(_FLOAT8 if is_float else torch.uint8, height * width)
     for row in range(0, weight.shape[0], height):
-        part = weight[row : row + height].float()
-        most = part.abs().amax(dim=1, keepdim=True)
-        scale = _scale(most, _MOST_FLOAT8 if is_float else _MOST_INT8, scales.dtype)
+        source = weight[row : row + height]
+        part, work, stored = step.take(source, *source.shape)
+        most = torch.abs(part, out=work).amax(dim=1, keepdim=True)
+        scale = _scale(most, limit, scales.dtype)
         scales[row : row + height] = scale
         scale = scale.float()
+        torch.div(part, scale, out=work)
         if is_float:
-            stored = _float8(part, scale)
-            values[row : row + height] = stored
+            values[row : row + height] = stored.copy_(_within(work, limit))
+            work.copy_(stored)
         else:
-            stored = (part / scale).round_().clamp_(-_MOST_INT8, _MOST_INT8)
-            values[row : row + height] = (stored + _OFFSET).to(torch.uint8).view(torch.int32)
-        yield _largest((stored.float() * scale - part).abs().amax(dim=1, keepdim=True), most)
+            _within(work.round_(), limit)
+            values[row : row + height] = stored.copy_(work.add_(_OFFSET)).view(torch.int32)
+            work.sub_(_OFFSET)
+        yield _largest(work.mul_(scale).sub_(part).abs_().amax(dim=1, keepdim=True), most)
 
 
 def _scale(most: torch.Tensor, limit: float, dtype: torch.dtype) -> torch.Tensor:
@@ -92,9 +116,9 @@ def _scale(most: torch.Tensor, limit: float, dtype: torch.dtype) -> torch.Tensor
     return torch.where(most == 0, torch.ones_like(scale), scale)
 
 
-def _float8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Beyond its largest number a cast makes NaNs."""
-    return (values / scale).clamp_(-_MOST_FLOAT8, _MOST_FLOAT8).to(_FLOAT8)
+def _within(values: torch.Tensor, limit: float) -> torch.Tensor:
+    """Beyond its largest number a cast to float8 makes NaNs."""
+    return values.clamp_(-limit, limit)
 
 
 def _largest(errors: torch.Tensor, most: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
