@@ -54,23 +54,6 @@ def lines() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
-
-
 def drawn(now: ExportProgress, width: int, monkeypatch: pytest.MonkeyPatch, waited: float = 0.0) -> list[str]:
     """The lines of a terminal of `width` columns."""
     monkeypatch.setattr(progress, "_width", lambda: width)
