@@ -307,7 +307,7 @@ def compare_logits(
     True
 
     """
-    from pp_export.options.kinds import parse_bytes
+    from pp_export.options.texts import parse_bytes
     from pp_export.verification.logits import compare_folder
 
     if tolerance is not None and not 0 <= tolerance < float("inf"):

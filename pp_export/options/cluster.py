@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pp_export.core.errors import OptionError
-from pp_export.options.kinds import MAX_NUMBER, Options, brief, option_of
-
-
-def parse_rates(text: str) -> tuple[float, float]:
-    """`R,W`, two positive numbers."""
-    try:
-        read, write = (float(part) for part in text.split(","))
-        if not all(0 < rate <= MAX_NUMBER for rate in (read, write)):
-            raise ValueError
-    except ValueError:
-        raise OptionError("not two rates", expected="R,W: two positive numbers", got=brief(text)) from None
-    return read, write
+from pp_export.options.kinds import Options, option_of
+from pp_export.options.texts import parse_rates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pp_export.options.kinds import NO_OUTPUT, ExportOptions, Options, option_of, parse_bytes, parse_types
+from pp_export.options.kinds import NO_OUTPUT, ExportOptions, Options, option_of
+from pp_export.options.texts import parse_bytes, parse_types
 from pp_export.options.values import check_keys, options_from
 
 SHARD_SIZE = "256MB"

@@ -7,85 +7,29 @@ narrowest kind that tells it enough.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pp_export.core.errors import OptionError
+from pp_export.options.texts import (
+    MAX_NUMBER,
+    TYPE_ALIASES,
+    TYPES,
+    brief,
+    parse_bytes,
+    parse_leaders,
+    parse_types,
+)
 
-MAX_NUMBER = 10**9
-TYPES = ("checkpoint", "float32", "bfloat16", "float16")
-TYPE_ALIASES = {"keep": "checkpoint", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {
-    f"torch.{name}": name for name in TYPES[1:]
-}
-"""Of any option that is a number: what waits for seconds, or counts ranks, takes no larger ones."""
-
-_MAX_SIZE = 1 << 62
 _MIN_SHARD_BYTES = 100  # less is a size whose unit was forgotten
-_MAX_DIGITS = 30
-_UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-}
-_SIZE = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
 
 WEIGHTS = "weights"
 """Of the contents: weights and index alone."""
 
 NO_OUTPUT = Path("(no output)")
 """What the options say of a plan for nowhere."""
-
-
-def parse_bytes(text: str | int) -> int:
-    """`5GB`, `512MiB` or a number, in bytes."""
-    match = _SIZE.fullmatch(str(text)) if not isinstance(text, int) or abs(text) <= _MAX_SIZE else None
-    unit = _UNITS.get(match[2].upper(), 0) if match else 0
-    size = int(float(match[1]) * unit) if match else 0
-    if not 1 <= size <= _MAX_SIZE:
-        raise OptionError(
-            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=brief(text)
-        )
-    return size
-
-
-def parse_leaders(text: str | int) -> int | None:
-    """`all` (None) or a positive number."""
-    if text == "all":
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}", brief(text)) or int(text) < 1:
-        raise OptionError("not a number of leaders", expected="a positive number, or all", got=brief(text))
-    return int(text)
-
-
-def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
-    """Patterns and types of `--dtype-of`, in the order in which they are tried."""
-    pairs = []
-    for part in filter(None, map(str.strip, (text or "").split(","))):
-        pattern, _, name = part.rpartition("=")
-        dtype = TYPE_ALIASES.get(name, name)
-        if not pattern or dtype not in TYPES:
-            raise OptionError(
-                "--dtype-of has no such pattern and type",
-                expected=f"PATTERN=TYPE, TYPE of {', '.join((*TYPES, *TYPE_ALIASES))}",
-                got=brief(part),
-            )
-        pairs.append((pattern, dtype))
-    return tuple(pairs)
-
-
-def brief(value: object) -> str:
-    """A value in a message: numbers and texts may have any length."""
-    if isinstance(value, int) and abs(value) > _MAX_SIZE:
-        return "a huge number"
-    return str(value)[:_MAX_DIGITS]
 
 
 def flag(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pp_export.options.kinds import RunOptions, parse_bytes
+from pp_export.options.kinds import RunOptions
+from pp_export.options.texts import parse_bytes
 from pp_export.planning.capacity import Capacity
 from pp_export.process.cores import usable_cores
 from pp_export.process.node_memory import usable_bytes

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pp_export.core.errors import OptionError
 from pp_export.distributed import backends
 from pp_export.distributed.world import World
-from pp_export.options.kinds import NO_OUTPUT, parse_bytes
+from pp_export.options.kinds import NO_OUTPUT
+from pp_export.options.texts import parse_bytes
 from pp_export.planning.capacity import Capacity
 from pp_export.planning.export_plan import ExportPlan
 from pp_export.planning.file_layout import TensorPlace

@@ -23,7 +23,8 @@ from pp_export.core.version import VERSION
 from pp_export.distributed import backends
 from pp_export.distributed.backends import Backend, RankFacts
 from pp_export.distributed.world import World
-from pp_export.options.kinds import ResultOptions, SourceOptions, TargetOptions, parse_bytes, parse_leaders
+from pp_export.options.kinds import ResultOptions, SourceOptions, TargetOptions
+from pp_export.options.texts import parse_bytes, parse_leaders
 from pp_export.planning import part_image
 from pp_export.planning.assign_holders import Holders
 from pp_export.planning.export_plan import ExportPlan

@@ -7,7 +7,6 @@ the reference's own weights stand for it, and everything is settled again with t
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,6 @@ from pp_export.architecture import accounting, meaning, vocabulary
 from pp_export.architecture.accounting import Account, Expected
 from pp_export.architecture.adapter_names import adapted_weights
 from pp_export.architecture.decisions import Decisions
-from pp_export.architecture.encodings import Types
 from pp_export.architecture.lora import ADAPTER, Lora
 from pp_export.architecture.meaning import Meaning
 from pp_export.architecture.mtp import Depths, settle_count
@@ -26,20 +24,19 @@ from pp_export.architecture.recognition import check_names
 from pp_export.architecture.rules import Architecture
 from pp_export.architecture.sizes import ModelSizes, model_sizes
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.core import dtypes
-from pp_export.core.dtypes import DType
-from pp_export.core.errors import ExportError, OptionError, ReferenceFolderError
+from pp_export.core.errors import ExportError, ReferenceFolderError
 from pp_export.core.file_names import ADAPTER_CONFIG, CONFIG
 from pp_export.core.settings import agree
 from pp_export.core.strict_json import MAX_CONFIG_BYTES
 from pp_export.megatron import settings
-from pp_export.options.kinds import ResultOptions, parse_types
+from pp_export.options.kinds import ResultOptions
 from pp_export.reference import config_json
 from pp_export.reference.definition_cache import Answer
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.safe_files import read_bytes, read_json
 from pp_export.reference.tokenizer import token_id_notes
 from pp_export.steps.adapters import adapter_config, depths_of_base, lora_of, notes_on
+from pp_export.steps.element_types import checked_types, types_of
 from pp_export.steps.expected import Resized, mtp_notes, tensors_of
 from pp_export.steps.from_reference import taken_notes
 from pp_export.steps.made_reference import origin_of
@@ -275,27 +272,6 @@ def settle_account(stated: Stated, sizes: ModelSizes, expected: Expected) -> Acc
         scheme=None if options.quantize == "none" else options.quantize,
     )
     return checked_quantization(checked_types(account, types))
-
-
-def types_of(options: ResultOptions) -> Types:
-    """The element types that are asked for."""
-    patterns = tuple((pattern, _type(name)) for pattern, name in parse_types(options.dtype_of))
-    return Types(_type(options.dtype), patterns, options.allow_overflow)
-
-
-def checked_types(account: Account, types: Types) -> Account:
-    """The account, if every pattern of `types` fits a tensor of it; OptionError otherwise."""
-    if idle := [pattern for pattern, _ in types.patterns if not fnmatch.filter(account.tensors, pattern)]:
-        raise OptionError(
-            "--dtype-of has patterns that fit no tensor of the export",
-            expected=f"Hugging Face names, such as {next(iter(account.tensors))}",
-            got=", ".join(idle),
-        )
-    return account
-
-
-def _type(name: str) -> DType | None:
-    return None if name == "checkpoint" else dtypes.from_torch(name)
 
 
 def _notes(

@@ -29,15 +29,14 @@ from pp_export.reference.definition_cache import Answer
 from pp_export.reference.own_weights import read_specs
 from pp_export.reference.reference_folder import Reference
 from pp_export.reference.tokenizer import token_id_notes
+from pp_export.steps.element_types import checked_types, types_of
 from pp_export.steps.model import (
     Ask,
     Config,
     FinalConfig,
     Settled,
     SettledModel,
-    checked_types,
     final_config,
-    types_of,
 )
 from pp_export.steps.pending import PendingInputs
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core.json_values import to_json_value
-from pp_export.options.cluster import ClusterOptions, parse_rates
+from pp_export.options.cluster import ClusterOptions
+from pp_export.options.texts import parse_rates
 from pp_export.planning.machine import Machine
 from pp_export.planning.prediction import predict
 from pp_export.planning.work import work_of

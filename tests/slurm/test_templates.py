@@ -255,5 +255,5 @@ def test_processes_that_are_no_world_are_refused(
     )
     assert done.returncode == 1
     assert done.stderr.count("error: srun started 2") == 1
-    assert "many_nodes.sbatch" in done.stderr
+    assert "launch-template slurm-many-nodes" in done.stderr
     assert not list(tmp_path.glob("*output*"))

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from pp_export.core.errors import OptionError
-from pp_export.options import cluster, keywords, kinds, values
+from pp_export.options import cluster, keywords, kinds, texts, values
 from pp_export.options.comparison import SideOptions
 from pp_export.options.consolidation import OF_MEGATRON, ConsolidateOptions
 from pp_export.options.kinds import (
@@ -159,14 +159,14 @@ def test_values_that_make_no_sense_are_refused(key: str, value: Any) -> None:
 def test_sizes_and_leaders_are_read_as_people_write_them() -> None:
     """Sizes take decimal and binary units in any case; leaders are a number or all."""
     sizes = {"5GB": 5 * 10**9, "512MiB": 512 << 20, "1.5kb": 1500, " 7 ": 7, "2 TB": 2 * 10**12}
-    assert {text: kinds.parse_bytes(text) for text in sizes} == sizes
-    assert kinds.parse_leaders("3") == 3
-    assert kinds.parse_leaders("all") is None
+    assert {text: texts.parse_bytes(text) for text in sizes} == sizes
+    assert texts.parse_leaders("3") == 3
+    assert texts.parse_leaders("all") is None
 
 
 def test_rates_are_two_positive_numbers() -> None:
     """What storage reads and writes is given as R,W."""
-    assert cluster.parse_rates("200,1e2") == (200, 100)
+    assert texts.parse_rates("200,1e2") == (200, 100)
     for text in ("2", "2,", "2,1,1", "0,1", "1,-1", "nan,1", "a,b"):
         with pytest.raises(OptionError, match="not two rates"):
             cluster.ClusterOptions(storage_gbps=text)
