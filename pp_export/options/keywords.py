@@ -26,6 +26,7 @@ class FolderKeywords(TypedDict, total=False):
     allow_overflow: bool
     config_as_reference: bool
     provenance: Literal["model", "full", "none"]
+    card: bool
     layout: Layout
     max_shard_size: str | int
     code: bool

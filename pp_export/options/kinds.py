@@ -174,6 +174,10 @@ class ResultOptions(Options):
         "model",
         choices=("model", "full", "none"),
     )
+    card: bool = _option(
+        "write README.md, a model card with the facts of the export and no more of the run than the manifest",
+        False,
+    )
     layout: str = _option(
         "how the weights are cut into files: layers, a file for each; size, one layer after another up to the"
         " maximal size; reference, the files of the reference's own weights; auto: layers, or, to"
@@ -199,6 +203,8 @@ class ResultOptions(Options):
         super().__post_init__()
         if self.quantize != "none" and self.lora != "refuse":
             raise OptionError("--quantize is for a model's own weights; export with --lora alone")
+        if self.card and self.beside:
+            raise OptionError("--card writes a folder's README.md, which would be another's with --contents")
         if parse_bytes(self.max_shard_size) < _MIN_SHARD_BYTES:
             raise OptionError(
                 "--max-shard-size is a few bytes",

@@ -21,6 +21,8 @@ from pp_export.reference.reference_folder import copy_assets
 from pp_export.shards import index
 from pp_export.shards.manifests import ShardManifest
 from pp_export.steps import resumption
+from pp_export.steps.card import FILE as CARD
+from pp_export.steps.card import card
 from pp_export.steps.inputs import ExportInputs, Whole
 from pp_export.steps.preflight import check_space
 from pp_export.steps.provenance import provenance
@@ -39,6 +41,7 @@ class IndexedFolder:
     shards: tuple[ShardManifest, ...]
     completed: Completed
     provenance: Mapping[str, Any]
+    card: bytes | None
 
 
 def make_staging_folder(world: World, target: Target, whole: Whole | None, options: TargetOptions) -> Path:
@@ -87,7 +90,8 @@ def index_folder(
         quantized = {name: error for shard in shards for name, error in shard.quantized.items()}
         completed = replace(completed, not_finite=not_finite, quantized=quantized)
         told = provenance(inputs, plan, options)
-        return IndexedFolder(staging, plan, contents, tuple(shards), completed, told)
+        text = card(inputs, plan, completed, told) if options.card else None
+        return IndexedFolder(staging, plan, contents, tuple(shards), completed, told, text)
 
     return world.control.on_first(complete)
 
@@ -129,6 +133,8 @@ def seal(world: World, indexed: IndexedFolder | None, measured: Sequence[Measure
         digests = {file: sha256 for each in measured for file, sha256 in each.sha256_of.items()}
         shards = [replace(shard, sha256=digests.get(shard.file, shard.sha256)) for shard in indexed.shards]
         index.seal(indexed.staging, indexed.plan, shards, indexed.provenance, indexed.contents)
+        if indexed.card is not None:
+            files.write_file(indexed.staging / CARD, [indexed.card])
         faults = verify_structure(indexed.staging)
         if faults:
             findings = [str(fault) for fault in faults]
