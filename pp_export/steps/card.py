@@ -71,9 +71,9 @@ def card(
             lines += ["", f"## {title}", "", *(f"- {_cell(each)}" for each in found)]
     lines += [
         *("", "## Proof", ""),
-        f"`{file_names.MANIFEST}` and `{file_names.SUMS}` tell of every other file: `pp_export verify .` holds",
-        "the folder against them and against the model's definition, `sha256sum -c SHA256SUMS` against the",
-        "sums alone.",
+        f"`{file_names.MANIFEST}` and `{file_names.SUMS}` tell of every other file: `pp_export verify .`",
+        "holds the folder against them and against the model's definition, `sha256sum -c SHA256SUMS` against",
+        "the sums alone.",
         "",
     ]
     return "\n".join(lines).encode()
