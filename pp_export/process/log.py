@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
 
 logger = logging.getLogger("pp_export")
 LEVELS = {
@@ -15,16 +14,15 @@ LEVELS = {
 }
 
 
-class _ToStderr(logging.StreamHandler[TextIO]):
+class _ToStderr(logging.Handler):
     """Writes to whatever sys.stderr is at the time: where a display is up, above it."""
 
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        """The base class sets it once."""
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001  as every handler of logging
+            self.handleError(record)
 
 
 def configure(rank: str | None, level: str = "info") -> None:
