@@ -97,6 +97,7 @@ setup(
         "megatron": ["megatron-core>=0.8"],
         "test": [
             "pytest>=8",
+            "setuptools>=70.1",  # the first that builds wheels by itself
             "pytest-xdist>=3.6",
             "hypothesis>=6",
             "jsonschema>=4",
