@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 _LOCK = threading.Lock()
 _PAUSES: dict[object, bool] = {}
-"""The pauses that go on: whether there were collections before the first of them."""
+"""The pauses that go on: whether there shall be collections when the last of them ends."""
 
 
 @contextmanager
@@ -43,12 +43,17 @@ def paused_collector() -> Iterator[Callable[[], None]]:
 
 def _begin(pause: object) -> None:
     with _LOCK:
-        _PAUSES[pause] = next(iter(_PAUSES.values()), gc.isenabled())
+        # Others turn collections off and on too, torch around its state dicts: on again in the middle of a
+        # pause means that they were on before.
+        _PAUSES[pause] = gc.isenabled() or any(_PAUSES.values())
         gc.disable()
 
 
 def _end(pause: object) -> None:
     """Ends it unless it has ended, or never begun."""
     with _LOCK:
-        if _PAUSES.pop(pause, False) and not _PAUSES:
+        is_wanted = _PAUSES.pop(pause, False)
+        if is_wanted and _PAUSES:
+            _PAUSES.update(dict.fromkeys(_PAUSES, True))
+        elif is_wanted:
             gc.enable()

@@ -10,15 +10,17 @@ from unittest.mock import patch
 
 import pytest
 
+from pp_export.core import collector
 from pp_export.core.collector import paused_collector
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Whatever a test does to the collector is undone."""
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
-    yield
+    """Whatever a test does to the collector is undone; what other tests' threads still do plays no part."""
+    gc.unfreeze()
+    gc.enable()
+    with patch.object(collector, "_PAUSES", {}):
+        yield
     gc.unfreeze()
     gc.enable()
 
@@ -67,6 +69,23 @@ def test_a_pause_that_is_interrupted_as_it_begins_ends() -> None:
     with paused_collector():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_what_others_turn_on_meanwhile_is_on_at_the_end() -> None:
+    """Somebody else, as torch does around its state dicts, had collections off when a first pause began, and
+    turns them on before a second one begins: at the end of both they are on, whichever ends first.
+    """
+    for ends_first in (0, 1):
+        pauses = [paused_collector(), paused_collector()]
+        gc.disable()
+        pauses[0].__enter__()
+        gc.enable()
+        pauses[1].__enter__()
+        assert not gc.isenabled()
+        pauses[ends_first].__exit__(None, None, None)
+        assert not gc.isenabled()
+        pauses[1 - ends_first].__exit__(None, None, None)
+        assert gc.isenabled()
 
 
 def test_a_job_s_own_choice_stays() -> None:
