@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pp_export.architecture.mtp import Depths
 from pp_export.architecture.quantization import Projection
 from pp_export.architecture.rules import Architecture, Rule
-from pp_export.architecture.transforms import TRANSFORMS, Geometry, Transform
+from pp_export.architecture.transforms import TRANSFORMS, Geometry, Move, Transform
 from pp_export.architecture.units import Unit, UnitKind
 from pp_export.core.errors import ExportError
 from pp_export.core.tensors import REFERENCE, TensorSpec
@@ -111,19 +111,8 @@ class Made:
                 self.projections[name] = found
             self.sources_of[name] = sources
         for at, source, _, numbered in members:
-            self.num_parts_of[source] = rule.transform.num_parts
-            if "expert" in numbered:
-                self.expert_of[source] = numbered["expert"]
-            placed = [
-                Placement(
-                    source,
-                    move.source,
-                    by_role[move.role],
-                    move.target.stacked(at, stack, geometry.outputs[move.role]) if stack else move.target,
-                )
-                for move in geometry.moves
-            ]
-            self.placements[source] = (*self.placements.get(source, ()), *placed)
+            piece = Piece(source, spec, rule.transform, at=at, expert=numbered.get("expert"))
+            self._place(piece, geometry, geometry.moves, by_role, stack)
         return []
 
     def lay(
@@ -135,26 +124,38 @@ class Made:
         stack: tuple[int, ...] = (),
     ) -> None:
         """Make the tensor `name` of its `pieces`, all alike: of one, or of a `stack` of them."""
-        for source, spec, transform, role, at, expert in pieces:
-            geometry, outputs = self.geometry(transform, spec, sizes)
-            output = outputs[role]
-            placed = [
-                Placement(
-                    source,
-                    move.source,
-                    name,
-                    move.target.stacked(at, stack, output.shape) if stack else move.target,
-                )
-                for move in geometry.moves
-                if move.role == role
-            ]
-            self.placements[source] = (*self.placements.get(source, ()), *placed)
-            self.num_parts_of[source] = transform.num_parts
-            if expert is not None:
-                self.expert_of[source] = expert
+        for piece in pieces:
+            geometry, outputs = self.geometry(piece.transform, piece.spec, sizes)
+            output = outputs[piece.role]
+            moves = [move for move in geometry.moves if move.role == piece.role]
+            self._place(piece, geometry, moves, {piece.role: name}, stack)
             self.mapped[name] = TensorSpec((*stack, *output.shape), output.dtype)
         self.unit_of[name] = unit
         self.sources_of[name] = tuple(piece.source for piece in pieces)
+
+    def _place(
+        self,
+        piece: Piece,
+        geometry: Geometry,
+        moves: Iterable[Move],
+        name_of: Mapping[str, str],
+        stack: tuple[int, ...],
+    ) -> None:
+        """Where elements of a piece land, by some moves of its geometry; `name_of` names each role."""
+        source = piece.source
+        placed = [
+            Placement(
+                source,
+                move.source,
+                name_of[move.role],
+                move.target.stacked(piece.at, stack, geometry.outputs[move.role]) if stack else move.target,
+            )
+            for move in moves
+        ]
+        self.placements[source] = (*self.placements.get(source, ()), *placed)
+        self.num_parts_of[source] = piece.transform.num_parts
+        if piece.expert is not None:
+            self.expert_of[source] = piece.expert
 
     def copy(
         self, architecture: Architecture, depths: Depths, wanted: Container[str] | None

@@ -160,7 +160,10 @@ class Telling:
             return
         self._told = now
         seconds = 0.0 if self._began is None else (self._ended or now) - self._began
-        parts = tuple(self._count(part) for part in self._parts)
+        posted: Mapping[int, Mapping[str, Any]] = {}
+        if self._parts and self._step != Step.DONE:
+            posted = self.world.liveness.progress_of(range(self.world.size))
+        parts = tuple(self._count(part, posted) for part in self._parts)
         try:
             self.on_progress(ExportProgress(self._step, self._about, seconds, self._files_are, parts))
         except Exception as error:
@@ -174,13 +177,13 @@ class Telling:
                 advice="mend the callback: what it raises ends the export",
             ) from error
 
-    def _count(self, part: _Part) -> PartProgress:
+    def _count(self, part: _Part, posted: Mapping[int, Mapping[str, Any]]) -> PartProgress:
         if self._step == Step.DONE:
             files, written, verified = part.num_files, part.to_write, part.to_verify
         else:
-            posted = self.world.liveness.progress_of(part.ranks).values()
+            own = [posted.get(rank, {}) for rank in part.ranks]
             files, written, verified = (
-                sum(each.get(name, 0) for each in posted) for name in ("shards", "written", "verified")
+                sum(each.get(name, 0) for each in own) for name in ("shards", "written", "verified")
             )
         return PartProgress(
             part.name, files, part.num_files, written, part.to_write, verified, part.to_verify

@@ -38,13 +38,13 @@ class ExportView:
     def __init__(self, *, in_job: bool = False) -> None:
         self._in_job = in_job
         self._now = ExportProgress()
-        self._stepped = self._line_at = self._began = time.monotonic()
+        self._stepped, self._pace = time.monotonic(), _LinePace()
         self._live: Live | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._ticker: threading.Thread | None = None
 
     def __enter__(self) -> ExportView:
-        self._stepped = self._line_at = self._began = time.monotonic()
+        self._stepped, self._pace = time.monotonic(), _LinePace()
         if is_shown():
             self._live = _live(self._draw, in_job=self._in_job)
             self._live.start()
@@ -82,16 +82,28 @@ class ExportView:
             self._line()
 
     def _line(self) -> None:
-        """A line, if it is time for one; where an export takes long they become rarer."""
+        """A line, if it is time for one."""
         with self._lock:
-            now = time.monotonic()
-            pause = max(_LINE_SECONDS, (now - self._began) / _LINES_GET_RARER)
-            if now - self._line_at >= pause and self._now.step != Step.DONE:
-                self._line_at = now
-                logger.info("%s", line_of(self._now, now - self._stepped))
+            if self._now.step != Step.DONE and self._pace.is_due():
+                logger.info("%s", line_of(self._now, time.monotonic() - self._stepped))
 
     def _draw(self) -> RenderableType:
         return table_of(self._now, time.monotonic() - self._stepped)
+
+
+class _LinePace:
+    """When the next line of a log is due: the longer something takes, the rarer they are."""
+
+    def __init__(self) -> None:
+        self.began = self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is now; then the next one is awaited."""
+        now = time.monotonic()
+        if now - self._last < max(_LINE_SECONDS, (now - self.began) / _LINES_GET_RARER):
+            return False
+        self._last = now
+        return True
 
 
 def shown_by(rank: int, kind: str) -> AbstractContextManager[OnProgress]:
@@ -198,7 +210,7 @@ class BytesView:
     def __init__(self, what: str, *, is_quiet: bool = False) -> None:
         self._what, self._is_quiet = what, is_quiet
         self._done, self._total = 0, 0
-        self._began = self._line_at = time.monotonic()
+        self._pace = _LinePace()
         self._live = _live(self._draw, in_job=False) if is_shown() and not is_quiet else None
 
     def __enter__(self) -> BytesView:
@@ -216,22 +228,18 @@ class BytesView:
 
     def total(self, num_bytes: int) -> None:
         """So many are to be read, beginning now."""
-        self._total, self._began = num_bytes, time.monotonic()
-        self._line_at = self._began
+        self._total, self._pace = num_bytes, _LinePace()
 
     def add(self, count: int) -> None:
         """So many more are read; called by one thread at a time."""
         self._done += count
-        now = time.monotonic()
-        pause = max(_LINE_SECONDS, (now - self._began) / _LINES_GET_RARER)
-        if self._live is None and not self._is_quiet and now - self._line_at >= pause:
-            self._line_at = now
+        if self._live is None and not self._is_quiet and self._pace.is_due():
             of = f" of {human_bytes(self._total)}" if self._total else ""
-            rate, left = self._pace(now)
+            rate, left = self._rate_and_left(time.monotonic())
             logger.info("%s %s%s, %s%s", self._what, human_bytes(self._done), of, rate, left and f", {left}")
 
-    def _pace(self, now: float) -> tuple[str, str]:
-        seconds = max(now - self._began, 1e-3)
+    def _rate_and_left(self, now: float) -> tuple[str, str]:
+        seconds = max(now - self._pace.began, 1e-3)
         left = ""
         if self._total and self._done:
             left = f"{_clock(seconds * max(0, self._total - self._done) / self._done)} left"
@@ -239,9 +247,9 @@ class BytesView:
 
     def _draw(self) -> RenderableType:
         now = time.monotonic()
-        rate, left = self._pace(now)
+        rate, left = self._rate_and_left(now)
         name = self._what if self._done or self._total else "reading metadata"
-        pace = f"{_clock(now - self._began)} {left}"
+        pace = f"{_clock(now - self._pace.began)} {left}"
         return _grid([(name, self._done, self._total or None, rate, pace, "")])
 
 
