@@ -28,9 +28,6 @@ class Variant:
 def all_variants(source: Source, folder: Path) -> list[Variant]:
     """The variants in the order of a round; all write below `folder`, on the checkpoint's own filesystem."""
     python = sys.executable
-    copied = folder / "cp"
-    copy = f"cp -r {source.checkpoint} {copied} && sync -f {copied}"
-    reread = f"find {copied} -type f -exec dd if={{}} of=/dev/null bs=8M iflag=direct status=none ';'"
 
     def naive(output: Path) -> tuple[str, ...]:
         return (python, "-m", "bench.naive", *map(str, (source.checkpoint, source.reference, output)))
@@ -44,8 +41,7 @@ def all_variants(source: Source, folder: Path) -> list[Variant]:
             ("sh", "-c", naive_on_disk),
             folder / "naive-sync",
         ),
-        Variant("cp-sync", "cp -r of the checkpoint, then sync -f", ("sh", "-c", copy), copied),
-        Variant(COPY, "the same, then read back past the cache", ("sh", "-c", f"{copy} && {reread}"), copied),
+        *copies("cp -r of the checkpoint", source.checkpoint, folder / "cp"),
     ]
     for world_size in WORLD_SIZES:
         launcher = (python, "-m") if world_size == 1 else _torchrun(world_size)
@@ -57,6 +53,16 @@ def all_variants(source: Source, folder: Path) -> list[Variant]:
         text = f"torchrun, {_ranks(world_size)}: import torch, join"
         variants.append(Variant(f"floor-{world_size}", text, command))
     return variants
+
+
+def copies(text: str, source: Path, copied: Path) -> tuple[Variant, Variant]:
+    """A durable copy of a folder, and the same with every byte read back: the least that any proof takes."""
+    copy = f"cp -r {source} {copied} && sync -f {copied}"
+    reread = f"find {copied} -type f -exec dd if={{}} of=/dev/null bs=8M iflag=direct status=none ';'"
+    return (
+        Variant("cp-sync", f"{text}, then sync -f", ("sh", "-c", copy), copied),
+        Variant(COPY, "the same, then read back past the cache", ("sh", "-c", f"{copy} && {reread}"), copied),
+    )
 
 
 def choose(variants: list[Variant], names: list[str] | None) -> list[Variant]:
