@@ -343,14 +343,14 @@ def reporting(options: TargetOptions, world: World, act: Callable[[], ExportRepo
     """Do an export and write its report, of success or failure, and its page, where the options ask for
     them; by one rank.
     """
-    from pp_export.steps import report
+    from pp_export.steps import report_files
 
     since = time.time()
     try:
         done = act()
     except ExportError as error:
         if world.abort.is_reporter:
-            report.write_failure(error, options, since=since)
+            report_files.write_failure(error, options, since=since)
         raise
     if world.rank != 0:
         return done

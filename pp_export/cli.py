@@ -76,12 +76,9 @@ def _fail(
         """Which may be what the error is about."""
     log.logger.error("error: %s", failure)
     with suppress(ImportError):  # which may be what failed
-        from pp_export.steps import report
+        from pp_export.steps import ending
 
-        if options is not None:
-            report.write_failure(failure, options, since=since)
-        if as_json:
-            _print_json(report.failure_json(failure, options))
+        ending.tell_machines(failure, options, since=since, as_json=as_json)
     return 1
 
 

@@ -27,8 +27,9 @@ from pp_export.steps.confirmation import Confirmation
 from pp_export.steps.failure import ending_together
 from pp_export.steps.folder import index_folder, make_staging_folder, publish_folder, seal
 from pp_export.steps.inputs import agree_on_backend, agree_on_plan, describe, make_whole
+from pp_export.steps.measured import Clock, Measured
 from pp_export.steps.pending import PendingInputs, asking
-from pp_export.steps.report import Clock, ExportReport, Measured
+from pp_export.steps.report import ExportReport
 from pp_export.steps.target import Target
 from pp_export.steps.telling import OnProgress, Step, Telling, ignore
 from pp_export.steps.transfer import Transfer

@@ -19,7 +19,7 @@ from pp_export.distributed.world import World
 from pp_export.options.kinds import TargetOptions
 from pp_export.process import signals
 from pp_export.process.log import logger
-from pp_export.steps import report
+from pp_export.steps import report_files
 from pp_export.steps.failure import abort
 
 _FIRST_SPEAKS_SECONDS = 2.0
@@ -49,10 +49,20 @@ def end_together(
     tell_launcher(failure, in_full=world.abort.is_witness)
     if world.abort.is_reporter:
         logger.error("error: %s", failure)
-        report.write_failure(failure, options, since=since)
-        if as_json:
-            sys.stdout.write(json.dumps(report.failure_json(failure, options), indent=1) + "\n")
+        tell_machines(failure, options, since=since, as_json=as_json)
     world.abort.leave_after_failure()
+
+
+def tell_machines(
+    error: ExportError, options: TargetOptions | None, *, since: float = 0.0, as_json: bool
+) -> None:
+    """Write the report of a failure, if the `options` of an export ask for one, and print it to stdout if
+    `as_json`; called by the one rank that says it.
+    """
+    if options is not None:
+        report_files.write_failure(error, options, since=since)
+    if as_json:
+        sys.stdout.write(json.dumps(report_files.failure_json(error, options), indent=1) + "\n")
 
 
 def tell_launcher(error: ExportError, *, in_full: bool = True) -> None:

@@ -24,9 +24,10 @@ from pp_export.steps import resumption
 from pp_export.steps.card import FILE as CARD
 from pp_export.steps.card import card
 from pp_export.steps.inputs import ExportInputs, Whole
+from pp_export.steps.measured import Measured
 from pp_export.steps.preflight import check_space
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Completed, Measured, noted
+from pp_export.steps.report import Completed, noted
 from pp_export.steps.target import Target
 from pp_export.verification import verify_structure
 

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pp_export.core import errors
-from pp_export.core.errors import ExportError, PeerError, StoppedError
+from pp_export.core.errors import ExportError
 from pp_export.core.json_values import to_json_value
-from pp_export.core.timeline import SPANS_SHOWN, RankTimeline, Timeline, shown_ranks
+from pp_export.core.timeline import RankTimeline, Timeline
 from pp_export.core.words import counted
-from pp_export.disk import files
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import SourceOptions, TargetOptions
-from pp_export.process.log import logger
-from pp_export.process.own_memory import peak_anonymous_bytes
 from pp_export.shards.manifests import Errors
 from pp_export.steps import adapters
 from pp_export.steps.plan_summary import notes_on
 from pp_export.steps.quantized import errors_json, errors_note, not_quantized
-from pp_export.steps.target import is_inside
 from pp_export.steps.versions import versions
 
 if TYPE_CHECKING:
     from pp_export.checkpoint.catalog import Catalog
     from pp_export.distributed.backends import Backend
     from pp_export.distributed.world import World
-    from pp_export.process.recorder import Recorder
     from pp_export.steps.inputs import Whole
+    from pp_export.steps.measured import Measured
 
 SCHEMA_VERSION = 1
 
@@ -48,53 +42,6 @@ _RANK_0_ONLY: Mapping[str, Any] = {
     "planned_peak_bytes": (),
     "timeline": {"words": [], "phases": {}, "ranks": []},
 }
-
-
-class Clock:
-    """Seconds that each phase took."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Everything since the last lap was `name`."""
-        now = time.monotonic()
-        self.laps[name], self._last = round(now - self._last, 3), now
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a rank measured: the peak of its anonymous memory, the bytes that it sent to each other rank,
-    the SHA-256 of those files of several ranges that it re-read, and what it did when, if it is one of
-    those whose timeline is kept.
-    """
-
-    peak_anonymous_bytes: int
-    sent: Mapping[int, int]
-    sha256_of: Mapping[str, str]
-    timeline: RankTimeline | None = None
-
-    @classmethod
-    def of(
-        cls, world: World, recorder: Recorder, sent: Mapping[int, int], sha256_of: Mapping[str, str]
-    ) -> Measured:
-        """What this rank measured until now."""
-        is_shown = world.rank in shown_ranks(world.size)
-        timeline = recorder.timeline(world.rank).coarse(SPANS_SHOWN) if is_shown else None
-        return cls(peak_anonymous_bytes(), sent, sha256_of, timeline)
-
-    def to_bytes(self) -> bytes:
-        timeline = None if self.timeline is None else self.timeline.to_json()
-        value = [self.peak_anonymous_bytes, list(self.sent.items()), dict(self.sha256_of), timeline]
-        return json.dumps(value).encode()
-
-    @classmethod
-    def from_bytes(cls, image: bytes) -> Measured:
-        """What another rank measured."""
-        peak, sent, sha256_of, timeline = json.loads(image)
-        found = None if timeline is None else RankTimeline.from_json(timeline)
-        return cls(peak, dict(sent), sha256_of, found)
 
 
 @dataclass(frozen=True)
@@ -341,60 +288,3 @@ def _timeline(ranks: Sequence[RankTimeline], seconds: Mapping[str, float]) -> di
         phases[name] = (round(at, 6), round(at + lasted, 6))
         at += lasted
     return Timeline.of(ranks, phases).to_json()
-
-
-def failure_json(error: ExportError, options: TargetOptions | None) -> dict[str, Any]:
-    """The report of a failure, of an export where there are `options`."""
-    told = {} if options is None else {"options": options.to_json()}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "failed",
-        "error": error.to_json(),
-        **told,
-        "versions": versions(),
-    }
-
-
-def write_failure(error: ExportError, options: TargetOptions, *, since: float) -> None:
-    """Write the report of a failure, if one is asked for; that it can't be written hides nothing of
-    `error`. What a rank only saw of others replaces no report that one of them has written `since` the
-    export began (seconds of the clock).
-    """
-    if options.report is None or is_inside(options.report, options.output):
-        return
-    if isinstance(error, (PeerError, StoppedError)) and _is_newer(options.report, since):
-        return
-    try:
-        write_report(options.report, failure_json(error, options))
-    except ExportError as unwritten:
-        logger.error("the report could not be written: %s", unwritten)
-
-
-def _is_newer(path: Path, since: float) -> bool:
-    try:
-        return path.stat().st_mtime > since
-    except OSError:
-        return False
-
-
-def written(done: ExportReport, write: Callable[[ExportReport], None]) -> ExportReport:
-    """The report of an export that is published, when it has been written somewhere; that this fails is a
-    note in it.
-    """
-    try:
-        write(done)
-    except Exception as error:  # noqa: BLE001  whatever it is, the export stands
-        note = noted(errors.as_export_error(error))
-        logger.warning("%s", note)
-        return replace(done, notes=(*done.notes, note))
-    return done
-
-
-def write_done(path: Path, done: ExportReport) -> None:
-    """Write the report of an export, replacing an older one."""
-    write_report(path, done.to_json())
-
-
-def write_report(path: Path, value: dict[str, Any]) -> None:
-    """Write a report, replacing an older one."""
-    files.write_file(path, [(json.dumps(value, indent=1) + "\n").encode()])

@@ -48,12 +48,12 @@ def write_files(options: RunOptions, done: ExportReport) -> ExportReport:
     """Write what `options` ask for of an export that is published, its page and its report; called on rank 0.
     What can't be written is a note in the report that is returned: the export stands.
     """
-    from pp_export.steps import report
+    from pp_export.steps import report_files
 
     if options.html is not None:
-        done = report.written(done, partial(write_export, options.html))
+        done = report_files.written(done, partial(write_export, options.html))
     if options.report is not None:
-        done = report.written(done, partial(report.write_done, options.report))
+        done = report_files.written(done, partial(report_files.write_done, options.report))
     return done
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pp_export.core.errors import ExportError
 from pp_export.process.log import logger
-from pp_export.steps import report
+from pp_export.steps import report_files
 from pp_export.steps.target import check_path
 from pp_export.view.progress import shown_by
 from pp_export.view.tables import print_many
@@ -37,7 +37,7 @@ class ManyView:
         if self._options.report is None:
             return
         try:
-            report.write_report(self._options.report, so_far.to_json())
+            report_files.write_report(self._options.report, so_far.to_json())
         except ExportError as error:
             logger.error("the report could not be written: %s", error)
 

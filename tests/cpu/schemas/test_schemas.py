@@ -18,7 +18,7 @@ from pp_export.core import file_names
 from pp_export.core.errors import ExportError, OptionError, TargetError
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
-from pp_export.steps import limits, report
+from pp_export.steps import limits, report_files
 from pp_export.steps.checkpoint_report import CheckpointReport
 from pp_export.steps.many_report import ManyReport, Outcome
 from pp_export.steps.plan_report import PlanReport, plan_report
@@ -124,7 +124,7 @@ def test_a_failure_follows_the_report_s_schema(planned: Planned) -> None:
     live = TargetOptions(**{name: getattr(planned.options, name) for name in names})
     for error in (full, OptionError("wrong")):
         for options in (planned.options, live):
-            check("report", report.failure_json(error, options))
+            check("report", report_files.failure_json(error, options))
 
 
 def test_metadata_follows_its_schemas(planned: Planned) -> None:
@@ -185,7 +185,7 @@ def test_schemas_are_strict(name: str, made: Made, planned: Planned) -> None:
         "compare_logits": COMPARISON.to_json,
         "diff": lambda: pp_export.diff(made.report.output, made.report.output).to_json(),
         "export_manifest": lambda: made.manifest,
-        "failure": lambda: report.failure_json(ExportError("no"), None),
+        "failure": lambda: report_files.failure_json(ExportError("no"), None),
         "families": limits.to_json,
         "inspect": lambda: pp_export.inspect(planned.options.checkpoint).to_json(),
         "many": lambda: many_report().to_json(),

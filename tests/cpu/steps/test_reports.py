@@ -13,12 +13,13 @@ from pp_export.checkpoint.formats import describe_checkpoint
 from pp_export.core.errors import ExportError, TargetError
 from pp_export.distributed.backends import Backend
 from pp_export.distributed.world import World
-from pp_export.steps import report
+from pp_export.steps import report, report_files
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.inputs import Whole, plan_export
+from pp_export.steps.measured import Measured
 from pp_export.steps.plan_report import plan_report
 from pp_export.steps.provenance import provenance
-from pp_export.steps.report import Completed, ExportReport, Measured
+from pp_export.steps.report import Completed, ExportReport
 from tests.cpu.conftest import Checkpoint
 from tests.fixtures.planned import Planned
 from tests.fixtures.worlds import on_all
@@ -64,7 +65,7 @@ def test_a_failure_s_report_is_raised_again(planned: Planned) -> None:
     """`from_json` of the report of a failure raises that error, with all its fields."""
     error = TargetError("full", where={"rank": 3}, expected=1, got=2, advice="less", findings=["a", "b"])
     with pytest.raises(TargetError) as caught:
-        ExportReport.from_json(through_json(report.failure_json(error, planned.options)))
+        ExportReport.from_json(through_json(report_files.failure_json(error, planned.options)))
     assert caught.value.to_json() == error.to_json()
 
 

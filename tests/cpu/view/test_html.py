@@ -18,8 +18,9 @@ from pp_export.distributed.backends import Backend
 from pp_export.options.cluster import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.inputs import Whole, plan_export
+from pp_export.steps.measured import Measured
 from pp_export.steps.plan_report import PlanReport, plan_report
-from pp_export.steps.report import Completed, ExportReport, Measured
+from pp_export.steps.report import Completed, ExportReport
 from pp_export.view import html
 from tests.fixtures.launch import ROOT
 from tests.fixtures.planned import Planned

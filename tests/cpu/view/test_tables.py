@@ -13,8 +13,9 @@ from pp_export.options.cluster import ClusterOptions
 from pp_export.steps import report
 from pp_export.steps.checkpoint_report import checkpoint_report
 from pp_export.steps.inputs import Whole, plan_export
+from pp_export.steps.measured import Measured
 from pp_export.steps.plan_report import plan_report
-from pp_export.steps.report import Completed, Measured
+from pp_export.steps.report import Completed
 from pp_export.verification import Fault, Verification
 from pp_export.verification.comparison import LogitComparison, LogitDifference
 from pp_export.verification.diff import Difference, SpecDifference
