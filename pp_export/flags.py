@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,29 +29,39 @@ from pp_export.options.kinds import (
 from pp_export.options.values import check_keys, parse_setting, read_job
 from pp_export.process import log
 
+_BEFORE_COMMANDS = ("--verbose", "--quiet", "--log-level", "--version")
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes flags in full only, and refuses unknown ones with the nearest known one."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self._is_json = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._is_json = "--json" in (sys.argv if args is None else args)
         options, unknown = super().parse_known_args(args, namespace)
         for text in (text for text in unknown if text.startswith("-")):
             flag, known = text.partition("=")[0], self._option_string_actions
-            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
+            if flag in _BEFORE_COMMANDS:
+                self.error(f"{flag} goes before the command: pp_export {flag} {self.prog.split()[-1]} ...")
+            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(
+                flag, known, cutoff=0.7
+            )
             self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the flags, by one rank for all, and leave."""
-        from pp_export.steps import ending
+        from pp_export.steps import ending, report
 
         told = OptionError(message)
         ending.wait_for_first(told)
         ending.tell_launcher(told)
-        super().error(message)
+        if self._is_json:
+            sys.stdout.write(json.dumps(report.failure_json(told, None), indent=1) + "\n")
+        self.exit(2, f"{self.prog}: error: {message}\n  more: {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:

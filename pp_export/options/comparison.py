@@ -49,7 +49,7 @@ class SideOptions(Options):
         super().__post_init__()
         parse_types(self.dtype_of)
         if self.memory_limit is not None:
-            parse_bytes(self.memory_limit)
+            parse_bytes(self.memory_limit, "--memory-limit")
 
     def export_of(self, checkpoint: Path, other: Path | None) -> ExportOptions:
         """The options of an export of `checkpoint`, of whose model the folder `other` is, if none is named.

@@ -69,7 +69,7 @@ class Options:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if is_number and not -MAX_NUMBER <= value <= MAX_NUMBER:
                 raise OptionError(
-                    f"--{flag(option.name)} is no usable number",
+                    f"--{flag(option.name)} is out of range",
                     expected=f"at most {MAX_NUMBER:,}",
                     got=brief(value),
                 )
@@ -202,18 +202,28 @@ class ResultOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantize != "none" and self.lora != "refuse":
-            raise OptionError("--quantize is for a model's own weights; export with --lora alone")
-        if self.card and self.beside:
-            raise OptionError("--card writes a folder's README.md, which would be another's with --contents")
-        if parse_bytes(self.max_shard_size) < _MIN_SHARD_BYTES:
             raise OptionError(
-                "--max-shard-size is a few bytes",
+                "--quantize can't be used together with --lora",
+                got=f"--quantize {self.quantize} --lora {self.lora}",
+            )
+        if self.card and self.beside:
+            raise OptionError(
+                "--card can't be used with --contents model or weights: it writes the folder's README.md",
+                expected="--contents folder",
+                got=f"--contents {self.contents}",
+            )
+        if parse_bytes(self.max_shard_size, "--max-shard-size") < _MIN_SHARD_BYTES:
+            raise OptionError(
+                "--max-shard-size is too small",
                 expected="a size with its unit, for example 5GB",
                 got=brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
         if self.quantize != "none" and (self.weights_only or self.config_as_reference):
-            raise OptionError("--quantize needs a config.json that says how the weights are quantized")
+            raise OptionError(
+                "--quantize needs a config.json that says how the weights are quantized",
+                expected="neither --contents weights nor --config-as-reference",
+            )
 
     @property
     def result(self) -> ResultOptions:
@@ -282,7 +292,7 @@ class RunOptions(Options):
         super().__post_init__()
         parse_leaders(self.leaders_per_stage)
         if self.memory_limit is not None:
-            parse_bytes(self.memory_limit)
+            parse_bytes(self.memory_limit, "--memory-limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,15 +313,22 @@ class TargetOptions(RunOptions, ResultOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora == "adapter" and self.contents != "folder":
-            raise OptionError("--lora adapter makes a folder of its own", got=f"--contents {self.contents}")
+            raise OptionError(
+                "--lora adapter makes a folder of its own",
+                expected="--contents folder",
+                got=f"--contents {self.contents}",
+            )
         if self.reference is not None and self.tokenizer is not None:
-            raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
+            raise OptionError(
+                "--tokenizer can't be used with --reference, whose own tokenizer is copied",
+                advice="leave one of them out",
+            )
         for name in ("config_as_reference", "take_missing_from_reference"):
             if self.reference is None and getattr(self, name):
                 raise OptionError(f"--{flag(name)} needs a --reference")
         if self.reference is None and self.architecture is None:
             raise OptionError(
-                "neither a reference nor an architecture is given, and so no class of the model",
+                "the class of the model is not known: neither --reference nor --architecture is given",
                 expected="--reference DIR, or --architecture with a class, a table's name or a table's file",
                 advice="`pp_export families` lists the classes",
             )
@@ -345,6 +362,6 @@ class ExportOptions(TargetOptions, SourceOptions):
         super().__post_init__()
         if self.base is not None and (self.lora != "merge" or self.take_missing_from_reference):
             raise OptionError(
-                "--base gives what the adapters of a checkpoint are merged into, and all that it lacks",
+                "--base is for merging adapters only, and gives all weights that the checkpoint lacks",
                 expected="--lora merge, without --take-missing-from-reference",
             )

@@ -169,11 +169,15 @@ def _read_shard_claim(folder: Path, file: str) -> ShardClaim | Fault:
 
 def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int) -> None:
     if subset is not None and not 1 <= subset[0] <= subset[1]:
-        raise OptionError("a subset is i/n with i from 1 to n", got=f"{subset[0]}/{subset[1]}")
+        raise OptionError(
+            "there is no such subset",
+            expected=f"the I of I/N from 1 to {subset[1]}",
+            got=f"{subset[0]}/{subset[1]}",
+        )
     if subset is not None and quick:
         raise OptionError("a quick verification reads no tensor bytes, so it has no subsets")
     if threads < 1:
-        raise OptionError("verification needs at least one thread", got=threads)
+        raise OptionError("--threads must be positive", got=threads)
 
 
 def _promises(survey: Survey) -> list[Promise]:

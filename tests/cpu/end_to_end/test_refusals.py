@@ -449,7 +449,7 @@ def test_a_target_without_a_parent(inputs: Inputs) -> None:
 def test_a_target_where_nothing_can_be_made(inputs: Inputs) -> None:
     """Whether a folder can be made is tried, not guessed: nobody, root neither, makes one in /sys."""
     inputs.options["output"] = Path("/sys/export")
-    inputs.refused(errors.TargetError, "make a folder in failed: Operation not permitted", "file /sys")
+    inputs.refused(errors.TargetError, "make folder failed: Operation not permitted", "file /sys")
     inputs.options |= {"output": Path("/sys/none/export"), "parents": True}
     for refuse in (lambda: export_here(**inputs.options), lambda: planned(inputs.options)):
         with pytest.raises(errors.TargetError, match=r"make .*folder.* failed: Operation not permitted"):
@@ -472,7 +472,7 @@ def test_everything_that_is_wrong_is_said_at_once(inputs: Inputs) -> None:
     (inputs.parent / "export").mkdir()
     (inputs.parent / "export" / "config.json").touch()
     inputs.options |= {"checkpoint": inputs.checkpoint / "absent", "reference": inputs.reference / "absent"}
-    raised = inputs.refused(errors.ReferenceFolderError, "the reference folder doesn't exist")
+    raised = inputs.refused(errors.ReferenceFolderError, "the reference folder does not exist")
     assert [finding.partition(";")[0] for finding in raised.findings] == [
         "the output exists",
         "the checkpoint folder does not exist",
