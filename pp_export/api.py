@@ -313,7 +313,7 @@ def compare_logits(
     from pp_export.verification.logits import compare_folder
 
     if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise OptionError("no such tolerance", expected="a finite number, 0 or more", got=tolerance)
+        raise OptionError("--tolerance can't be used", expected="a finite number, 0 or more", got=tolerance)
     limit = None if max_memory is None else parse_bytes(max_memory, "--max-memory")
     return compare_folder(Path(folder), Path(recording), tolerance=tolerance, max_memory=limit)
 

@@ -87,7 +87,7 @@ def _within(class_name: str, config: Mapping[str, Any]) -> Architecture:
     kind = inner.get("model_type") if isinstance(inner, Mapping) else None
     if len(classes) > 1 and kind not in classes:
         raise RuleError(
-            "config.json doesn't tell which language model is within the model",
+            "config.json doesn't say which language model is inside the multimodal model",
             where={"class": class_name, "key": f"{key}.model_type"},
             expected=", ".join(classes),
             got=kind,

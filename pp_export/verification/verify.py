@@ -20,8 +20,8 @@ from pp_export.verification.structure import survey_folder
 from pp_export.verification.survey import Survey
 from pp_export.verification.tokens import check_tokens
 
-_QUICK = "a quick verification looks at structure only, and at no tokenizer either"
-_NOBODY = "nobody was asked for it"
+_QUICK = "a quick verification looks at the structure only, and not at the tokenizer"
+_NOBODY = "it was not asked for"
 
 
 def verify_folder(
@@ -75,7 +75,7 @@ def verify_folder(
         faults += load_faults(folder)
         proved.append("load")
     lacking = "digests are recorded" if MANIFEST in survey.listing.sizes else "manifest"
-    without = "" if quick or promises else f"; no {lacking}, so values can't be held against anything"
+    without = "" if quick or promises else f"; no {lacking}, so values can't be checked"
     return Verification(
         folder=str(folder),
         faults=tuple(faults),

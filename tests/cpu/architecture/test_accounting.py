@@ -151,9 +151,9 @@ def test_everything_wrong_is_listed_at_once() -> None:
         " decoder.layers.2.pre_mlp_layernorm.weight",
         "decoder.layers.1.mlp.linear_fc1.weight: split_glu does not fit the tensor: expected an even number"
         " of rows, got shape [23, 16]",
-        "model.layers.1.mlp.gate_proj.weight is expected but nothing makes it",
-        "model.layers.1.mlp.up_proj.weight is expected but nothing makes it",
-        "model.rotary.inv_freq is expected but nothing makes it",
+        "model.layers.1.mlp.gate_proj.weight is expected, and no rule makes it",
+        "model.layers.1.mlp.up_proj.weight is expected, and no rule makes it",
+        "model.rotary.inv_freq is expected, and no rule makes it",
         "lm_head.weight bfloat16[37, 16] is made but the model does not have it",
         "model.layers.0.mlp.down_proj.weight: the model expects shape [16, 99],"
         " the checkpoint gives [16, 12]",
@@ -210,7 +210,7 @@ def test_dropped_tensors_carry_their_reason(tmp_path: Path) -> None:
     assert not any(".mlp.gate." in name for name in settled.outputs)
     found = findings(MOE, table=table(tmp_path, row), expected=shapes_of(settle(MOE)))
     assert found[:2] == tuple(
-        f"model.layers.{layer}.mlp.gate.weight is expected but nothing makes it" for layer in range(2)
+        f"model.layers.{layer}.mlp.gate.weight is expected, and no rule makes it" for layer in range(2)
     )
     assert found[2] == f"(dropped by a rule: {', '.join(names)})"
 

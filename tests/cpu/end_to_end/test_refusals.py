@@ -315,7 +315,7 @@ def test_a_name_that_is_not_produced(inputs: Inputs) -> None:
     inputs.table(lambda rows: rows.append({"megatron": "decoder.final_layernorm.weight", "drop": reason}))
     inputs.refused(
         errors.AccountingError,
-        "model.norm.weight is expected but nothing makes it",
+        "model.norm.weight is expected, and no rule makes it",
         "dropped by a rule: decoder.final_layernorm.weight",
     )
 
@@ -323,7 +323,7 @@ def test_a_name_that_is_not_produced(inputs: Inputs) -> None:
 def test_a_tensor_that_the_checkpoint_lacks(inputs: Inputs) -> None:
     """A weight missing in the checkpoint is named as the Hugging Face tensor that nothing makes."""
     inputs.store(lambda tensors: tensors.pop("decoder.final_layernorm.weight"))
-    inputs.refused(errors.AccountingError, "model.norm.weight is expected but nothing makes it")
+    inputs.refused(errors.AccountingError, "model.norm.weight is expected, and no rule makes it")
 
 
 def test_a_name_that_the_model_does_not_have(inputs: Inputs) -> None:

@@ -387,7 +387,10 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         with_tensor("top_ids", lambda x: x[..., :1].expand(3, 7, 4)),
         ["top_ids is the same twice"],
     ),
-    "no number": (with_tensor("num_columns", lambda x: x.float()), ["num_columns is no number", "int64 [1]"]),
+    "no number": (
+        with_tensor("num_columns", lambda x: x.float()),
+        ["the recording's num_columns is not a number", "int64 [1]"],
+    ),
 }
 
 
