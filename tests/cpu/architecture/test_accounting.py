@@ -176,7 +176,7 @@ def test_a_missing_layer_is_named_tensor_by_tensor() -> None:
     specs = {name: spec for name, spec in DENSE.specs().items() if not name.startswith("decoder.layers.1.")}
     found = findings(specs=specs, expected=shapes_of(settle()))
     assert len(found) == 12
-    assert all(line.startswith("model.layers.1.") and "nothing makes it" in line for line in found)
+    assert all(line.startswith("model.layers.1.") and "no rule makes it" in line for line in found)
 
 
 def test_names_that_collide_are_made_twice(tmp_path: Path) -> None:

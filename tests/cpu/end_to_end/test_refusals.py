@@ -484,7 +484,7 @@ def test_a_target_that_holds_an_input(inputs: Inputs) -> None:
     """An output above what is read is refused, also with --overwrite."""
     inputs.options |= {"output": inputs.parent, "overwrite": True, "reference": inputs.parent / "model"}
     shutil.copytree(inputs.reference, inputs.parent / "model")
-    inputs.refused(errors.TargetError, "contains, what the export reads")
+    inputs.refused(errors.TargetError, "contains, a folder that the export reads")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_missing_code_file_fails_loudly(reference: Reference, tmp_path: Path) 
 def test_slime_refuses_what_would_be_wrong(tmp_path: Path) -> None:
     """A quantized save, and one onto the reference itself, are refused at once."""
     args = Namespace(hf_checkpoint=str(tmp_path), save=str(tmp_path))
-    with pytest.raises(OptionError, match="the reference itself"):
+    with pytest.raises(OptionError, match="the reference's own folder"):
         slime.save_hf_model_to_path(args, tmp_path, [])
     with pytest.raises(OptionError, match="own precision"):
         slime.save_hf_model_to_path(args, tmp_path / "x", [], quantization_config={})

@@ -425,7 +425,7 @@ def test_other_files_are_refused(
         pp_export.compare_logits(model, file)
     for metadata in (None, {"format": "pt"}, {"format": "pp_export logits 2"}):
         save_file({"token_ids": token_ids, "logits": logits}, file, metadata)
-        with pytest.raises(VerificationError, match="no recording of logits") as caught:
+        with pytest.raises(VerificationError, match="not a recording of logits") as caught:
             pp_export.compare_logits(model, file)
         assert "pp_export.record_logits" in str(caught.value)
 
