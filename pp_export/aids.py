@@ -7,19 +7,25 @@ import os
 import sys
 from pathlib import Path
 
+from pp_export.core.errors import TargetError
+
 
 def clean(arguments: argparse.Namespace) -> int:
     """What killed exports have left."""
     from pp_export.disk import litter
 
-    done = litter.remove(Path(os.path.abspath(arguments.folder)), dry_run=arguments.dry_run)
+    folder = Path(os.path.abspath(arguments.folder))
+    if not folder.parent.is_dir():
+        raise TargetError("the folder does not exist", where={"folder": folder}, advice="check the path")
+    done = litter.remove(folder, dry_run=arguments.dry_run)
     for each in done:
         verb = ("would be removed" if arguments.dry_run else "removed") if each.is_removed else "kept"
         sys.stdout.write(f"{verb}: {each.leftover}; {each.why}\n")
         if not each.is_removed:
-            sys.stdout.write(f"  if you know that its run has ended: {each.command}\n")
+            sys.stdout.write(f"  if you know that its run has ended, remove it: {each.command}\n")
     if not done:
-        sys.stdout.write("nothing is left here\n")
+        there = f"in {folder}, or beside it" if folder.exists() else f"of {folder}, which does not exist"
+        sys.stdout.write(f"killed exports have left nothing {there}\n")
     return 0
 
 

@@ -91,7 +91,9 @@ def export_checkpoint(
         from pp_export.steps.target import check_path
 
         if on_progress is not None:
-            raise OptionError("on_progress is told in the caller's thread; the handle has progress()")
+            raise OptionError(
+                "on_progress can't be used with background=True: the handle that is returned has progress()"
+            )
         check_path(chosen)
         return BackgroundExport(chosen)
 
@@ -311,8 +313,8 @@ def compare_logits(
     from pp_export.verification.logits import compare_folder
 
     if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise OptionError("no such tolerance", expected="a finite number, 0 or more", got=tolerance)
-    limit = None if max_memory is None else parse_bytes(max_memory)
+        raise OptionError("--tolerance can't be used", expected="a finite number, 0 or more", got=tolerance)
+    limit = None if max_memory is None else parse_bytes(max_memory, "--max-memory")
     return compare_folder(Path(folder), Path(recording), tolerance=tolerance, max_memory=limit)
 
 

@@ -27,6 +27,7 @@ from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import NO_OUTPUT, ExportOptions, TargetOptions
 from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
+from pp_export.view.text import leave_stdout
 
 if TYPE_CHECKING:
     from pp_export.checkpoint.source import Source
@@ -53,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     try:
         status = _COMMANDS[options.command](options)
-    except (ExportError, StopRequest) as error:
-        status = _fail(error, as_json=getattr(options, "json", False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`
+        status = 1
+    except (ExportError, StopRequest, OSError, MemoryError) as error:  # an OSError may be of stdout
+        status = _fail(error, as_json=getattr(options, "json", False) and not isinstance(error, OSError))
+    leave_stdout()
     return status
 
 
@@ -211,7 +216,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     if wanted is not None:
         if len(wanted.numbers) != 1 or wanted.all or wanted.latest:
-            raise OptionError("a plan is of one export", expected="one number as --iteration")
+            raise OptionError("a plan is of one export only", expected="one number for --iteration")
         options = options_of(options, wanted.numbers[0])
     log.logger.info("planning the export of %s", options.checkpoint)
     return _show_plan(_checkpoint_source, options, arguments, here=has_output)
@@ -285,7 +290,9 @@ def _weight_bytes(folder: Path) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # as for an export
     log.logger.info("comparing %s with %s", arguments.first, arguments.second)
-    of_a, of_b = (dict(map(parse_setting, texts)) for texts in (arguments.a, arguments.b))
+    of_a, of_b = (
+        dict(parse_setting(text, f"--{side}") for text in getattr(arguments, side)) for side in "ab"
+    )
     from pp_export import comparing
     from pp_export.view.differences import print_difference
     from pp_export.view.progress import BytesView
@@ -354,7 +361,7 @@ def _families(arguments: argparse.Namespace) -> int:
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
-        raise OptionError("--subset takes I/N", expected="for example 1/8", got=text[:40])
+        raise OptionError("--subset can't be read", expected="I/N, for example 1/8", got=text[:40])
     return int(part), int(total)
 
 

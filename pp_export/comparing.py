@@ -70,7 +70,10 @@ def diff(
     }
     if holds_checkpoint(Path(a)) or holds_checkpoint(Path(b)):
         if quick:
-            raise OptionError("`quick` is of two folders: a checkpoint has no digests of tensors")
+            raise OptionError(
+                "--quick compares two Hugging Face folders only: a checkpoint records no digests of tensors",
+                advice="leave --quick out",
+            )
         from pp_export.difference import diff_checkpoints
 
         return diff_checkpoints(Path(a), Path(b), sides, **shared)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,29 +29,39 @@ from pp_export.options.kinds import (
 from pp_export.options.values import check_keys, parse_setting, read_job
 from pp_export.process import log
 
+_BEFORE_COMMANDS = ("--verbose", "--quiet", "--log-level", "--version")
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes flags in full only, and refuses unknown ones with the nearest known one."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self._is_json = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._is_json = "--json" in (sys.argv if args is None else args)
         options, unknown = super().parse_known_args(args, namespace)
         for text in (text for text in unknown if text.startswith("-")):
             flag, known = text.partition("=")[0], self._option_string_actions
-            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(flag, known)
+            if flag in _BEFORE_COMMANDS:
+                self.error(f"{flag} goes before the command: pp_export {flag} {self.prog.split()[-1]} ...")
+            near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(
+                flag, known, cutoff=0.7
+            )
             self.error(f"unknown flag {text}" + (f"; did you mean {near[0]}?" if near else ""))
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the flags, by one rank for all, and leave."""
-        from pp_export.steps import ending
+        from pp_export.steps import ending, report
 
         told = OptionError(message)
         ending.wait_for_first(told)
         ending.tell_launcher(told)
-        super().error(message)
+        if self._is_json:
+            sys.stdout.write(json.dumps(report.failure_json(told, None), indent=1) + "\n")
+        self.exit(2, f"{self.prog}: error: {message}\n  more: {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,13 +81,14 @@ def parser() -> argparse.ArgumentParser:
     )
 
     consolidate = commands.add_parser(
-        "consolidate", help="make one folder of what ranks have saved under Hugging Face names"
+        "consolidate",
+        help="make one Hugging Face folder of files that ranks have saved under Hugging Face names",
     )
     _add_consolidate_options(consolidate)
     _add_progress(consolidate)
 
     plan = commands.add_parser(
-        "plan", help="show what an export, or a consolidation, would do; reads metadata only"
+        "plan", help="show what an export or a consolidation would do and take; reads metadata only"
     )
     _add_export_options(plan)
     of_exports = {option.name for option in dataclasses.fields(ExportOptions)}
@@ -83,22 +96,31 @@ def parser() -> argparse.ArgumentParser:
     _add_flags({ConsolidateOptions: of_ranks}, ConsolidateOptions, without=of_exports)
     _add_flags({ClusterOptions: plan.add_argument_group("what is planned for")}, ClusterOptions)
 
-    inspect = commands.add_parser("inspect", help="show what a checkpoint is")
+    inspect = commands.add_parser("inspect", help="show what a checkpoint holds, and how it was trained")
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--iteration", type=int)
 
-    verify = commands.add_parser("verify", help="prove a Hugging Face folder; offline, no Megatron, no GPU")
+    verify = commands.add_parser(
+        "verify", help="check every file and byte of a Hugging Face folder; offline, without Megatron and GPU"
+    )
     verify.add_argument("folder", type=Path)
     depth = verify.add_mutually_exclusive_group()
     depth.add_argument(
-        "--quick", action="store_true", help="structure only: no tensor bytes, no definition, no tokenizer"
+        "--quick",
+        action="store_true",
+        help="look at the structure only: no tensor bytes, no model definition, no tokenizer",
     )
     depth.add_argument("--subset", metavar="I/N", help="read the I-th of N shares of the files")
     verify.add_argument("--load", action="store_true", help="also load the model with transformers")
     verify.add_argument(
-        "--no-cache", dest="cache", action="store_false", help="ask transformers anew for the definition"
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="ask transformers for the model definition again, and don't use the cache",
     )
-    verify.add_argument("--threads", type=int, help="threads that digest (default: one per usable core)")
+    verify.add_argument(
+        "--threads", type=int, help="threads that compute digests (default: one per usable core)"
+    )
 
     diff = commands.add_parser(
         "diff", help="compare two models tensor by tensor: Hugging Face folders, or Megatron checkpoints"
@@ -107,23 +129,39 @@ def parser() -> argparse.ArgumentParser:
 
     logits = commands.add_parser("compare-logits", help="compare a folder's logits with recorded ones")
     logits.add_argument("folder", type=Path)
-    logits.add_argument("recording", type=Path, help="what pp_export.record_logits wrote in training")
-    logits.add_argument("--tolerance", type=float, help="difference that a position may have")
-    logits.add_argument("--max-memory", metavar="SIZE", help="weights beyond this size stay on disk")
+    logits.add_argument("recording", type=Path, help="file that pp_export.record_logits wrote in training")
+    logits.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest difference that a position may have, in standard deviations of the logits",
+    )
+    logits.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="keep weights in memory up to this size, for example 32GB; the rest stays on disk",
+    )
 
     clean = commands.add_parser("clean", help="remove what killed exports have left beside their outputs")
-    clean.add_argument("folder", type=Path, help="the folder that outputs lie in, or one output")
-    clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    clean.add_argument("folder", type=Path, help="the folder in which outputs lie, or one output")
+    clean.add_argument("--dry-run", action="store_true", help="only print what would be removed")
 
     _add_first_minute(commands)
 
-    draft = commands.add_parser("draft-table", help="begin a table for a class that none serves")
+    draft = commands.add_parser(
+        "draft-table", help="print a first architecture table for a class that no packaged table serves"
+    )
     draft.add_argument("checkpoint", type=Path)
     draft.add_argument("--reference", type=Path, required=True, help="the Hugging Face folder of the class")
     draft.add_argument("--iteration", type=int)
-    draft.add_argument("--extends", metavar="TABLE", help="table to build on; default: the nearest by name")
+    draft.add_argument(
+        "--extends",
+        metavar="TABLE",
+        help="packaged table to extend; default: that of the class with the most similar name",
+    )
 
-    families = commands.add_parser("families", help="the model classes that are served, and their proofs")
+    families = commands.add_parser(
+        "families", help="list the model classes that can be exported, and how each is proved"
+    )
 
     _add_shipped(commands)
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
@@ -137,7 +175,7 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
     told.add_argument("--verbose", action="store_true", help="log more")
     told.add_argument("--quiet", action="store_true", help="no progress, and log warnings and errors only")
     told.add_argument(
-        "--log-level", choices=list(log.LEVELS), help="log this, and what is worse (default: info)"
+        "--log-level", choices=list(log.LEVELS), help="log messages of this level and above (default: info)"
     )
 
 
@@ -151,19 +189,21 @@ def _add_first_minute(commands: Any) -> None:
     init.add_argument("--iteration", type=int)
 
     completion = commands.add_parser(
-        "completion", help="print what makes a shell complete commands and flags"
+        "completion", help="print the script that makes a shell complete commands and flags"
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish"])
 
 
 def _add_shipped(commands: Any) -> None:
     """The commands that show what comes with the code."""
-    docs = commands.add_parser("docs", help="read the documentation: a page, or what is told of an error")
+    docs = commands.add_parser("docs", help="print a page of the documentation, or what it says of an error")
     docs.add_argument(
         "name", nargs="?", metavar="topic", help="name of a page, or of an error's class; default: list them"
     )
 
-    template = commands.add_parser("launch-template", help="print a file to start jobs from, as for Slurm")
+    template = commands.add_parser(
+        "launch-template", help="print a script or a job file to start from, for example for Slurm"
+    )
     template.add_argument("name", nargs="?", help="name of the template; default: list them")
 
 
@@ -203,8 +243,8 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
         "--progress",
         choices=["auto", "json", "none"],
         default="auto",
-        help="how far it is, on stderr: drawn on a terminal and in lines elsewhere, or in lines of JSON"
-        " (default: auto)",
+        help="progress on stderr: auto (bars on a terminal, lines elsewhere), json (lines of JSON) or"
+        " none (default: auto)",
     )
 
 
@@ -214,9 +254,21 @@ def _add_diff_options(diff: argparse.ArgumentParser) -> None:
     diff.add_argument("second", type=Path, metavar="B", help="the same")
     diff.add_argument("--quick", action="store_true", help="don't read what both manifests say is equal")
     diff.add_argument("--threads", type=int, help="threads that compare (default: one per usable core)")
-    diff.add_argument("--atol", type=float, default=0.0, help="absolute error that an element may have")
-    diff.add_argument("--rtol", type=float, default=0.0, help="and error relative to the larger of both")
-    diff.add_argument("--ulps", type=float, default=0.0, help="or so many values of its type")
+    diff.add_argument(
+        "--atol", type=float, default=0.0, help="absolute difference that an element may have (default: 0)"
+    )
+    diff.add_argument(
+        "--rtol",
+        type=float,
+        default=0.0,
+        help="plus difference relative to the larger of both values (default: 0)",
+    )
+    diff.add_argument(
+        "--ulps",
+        type=float,
+        default=0.0,
+        help="or difference in steps between neighbouring values of its type (default: 0)",
+    )
 
     of_checkpoints = diff.add_argument_group("sides that are checkpoints")
     _add_flags({SideOptions: of_checkpoints}, SideOptions)

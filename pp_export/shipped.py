@@ -102,5 +102,5 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> OptionError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return OptionError(what, expected=", ".join(near or known), got=name[:80])
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return OptionError(what, expected=" or ".join(near) or f"one of {', '.join(known)}", got=name[:80])

@@ -32,7 +32,7 @@ DEFINITION, INDEX, TABLE = (
     "the table itself",
 )
 
-_MISSING = "is expected but nothing makes it"
+_MISSING = "is expected, and no rule makes it"
 
 
 class Expected(NamedTuple):

@@ -300,7 +300,9 @@ def _laid_out(
     shape = (*base.shape[: len(rule.stacked)], *_shape_of(first, made, sizes))
     if shape != base.shape:
         raise ExportError(
-            "its adapter doesn't fit", expected=f"shape {list(base.shape)}", got=f"shape {list(shape)}"
+            "the adapter's shape doesn't fit the weight's",
+            expected=f"shape {list(base.shape)}",
+            got=f"shape {list(shape)}",
         )
     is_stacked = bool(rule.stacked) and not first.is_shared
     names = (f"{name}#outer", f"{name}#inner") if is_stacked else (f"{pair.outer}#{role}", f"{pair.inner}#")

@@ -64,7 +64,7 @@ def make_config(
     work.put_settings()
     if work.findings:
         raise AccountingError(
-            "the training args don't determine config.json",
+            "the training args don't tell all that config.json needs",
             where={"class": class_of(architecture)},
             advice="give --reference, a folder with the config.json of the model that was trained",
             findings=work.findings,

@@ -106,12 +106,12 @@ def check_names(architecture: Architecture, specs: Collection[str]) -> None:
     if prefixes:
         told = ", ".join(repr(prefix) for prefix in sorted(prefixes))
         raise AccountingError(
-            f"something unknown stands before Megatron's names: {told}",
+            f"the tensors' names begin with something unknown, before Megatron's own names: {told}",
             where=where,
             expected=_EXPECTED,
             got=", ".join(_some(prefixes[prefix] for prefix in sorted(prefixes))),
-            advice="save the model that is inside of it alone, or give a table whose rows begin with it"
-            " (--architecture FILE)",
+            advice="save the inner model alone, or pass a table whose rows begin with it (--architecture"
+            " FILE.yaml)",
         )
     if not any(_LAYER.match(name) for name in names):
         raise AccountingError(

@@ -25,6 +25,7 @@ _UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
 _MULTIMODAL = resources.files("pp_export.architecture") / "multimodal.yaml"
 _BASE = "megatron"
 _SETTINGS = {"config", "requires", "tells", "defaults", "shown"}
+_SHAPES: Mapping[type, str] = {dict: "mapping", list: "list", str: "text"}
 _TABLE_KEYS = _SETTINGS | {"serves", "model_type", "extends", "units", "rules", "mtp", "within"}
 
 
@@ -86,7 +87,7 @@ def _within(class_name: str, config: Mapping[str, Any]) -> Architecture:
     kind = inner.get("model_type") if isinstance(inner, Mapping) else None
     if len(classes) > 1 and kind not in classes:
         raise RuleError(
-            "config.json doesn't tell which language model is within the model",
+            "config.json doesn't say which language model is inside the multimodal model",
             where={"class": class_name, "key": f"{key}.model_type"},
             expected=", ".join(classes),
             got=kind,
@@ -125,7 +126,7 @@ def _unserved(class_name: str) -> RuleError:
     tables = " or ".join(nearest(class_name))
     return RuleError(
         "no architecture table serves this model class" + (f": {reason}" if reason else ""),
-        expected=", ".join(sorted(served)),
+        expected=f"one of the {len(served)} classes that `pp_export families` lists",
         got=class_name,
         advice="write a table (`pp_export docs architectures`; `pp_export draft-table` begins one)"
         + (f", which may extend {tables} if its layers are alike," if tables else "")
@@ -213,7 +214,11 @@ def _packaged_file(name: str) -> Traversable:
 def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
     try:
         if not source.is_file():
-            raise RuleError("there is no such architecture table", where={"table": table})
+            raise RuleError(
+                "there is no such architecture table",
+                where={"table": table},
+                advice="give the path of a .yaml file; `pp_export families` lists the packaged tables",
+            )
         with source.open("rb") as file:
             value = plain_yaml.parse(file.read(plain_yaml.MAX_BYTES + 1))
     except (OSError, YamlError) as error:
@@ -240,7 +245,11 @@ def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
     }
     for key, kind in shapes.items():
         if key in value and not isinstance(value[key], kind):
-            raise RuleError(f"`{key}` must be a {kind.__name__}", where={"table": table})
+            raise RuleError(
+                f"`{key}` of the table must be a {_SHAPES[kind]}",
+                where={"table": table},
+                got=f"a {_SHAPES.get(type(value[key]), type(value[key]).__name__)}",
+            )
     if not all(isinstance(name, str) for name in value.get("serves", ())):
         raise RuleError("`serves` must hold names of classes", where={"table": table})
     if not all(entry is None or isinstance(entry, (str, dict)) for entry in value.get("config", {}).values()):

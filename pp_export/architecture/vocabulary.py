@@ -66,7 +66,7 @@ def true_size(
     is_doubtful = (is_count(padded) and padded != rows) or (is_count(trained) and trained > rows)
     if not asked and known != rows and is_doubtful:
         raise AccountingError(
-            "the training args count other rows than the embedding has",
+            "the training args and the embedding differ in the number of rows",
             where={"tensor": EMBEDDING},
             expected=f"padded_vocab_size {rows}",
             got=f"padded_vocab_size {padded}, vocab_size {trained}",

@@ -63,11 +63,11 @@ def check_shared(names: Iterable[str], args: Mapping[str, Any] | None) -> None:
     found = [name for name in names if f"{_OF_EXPERTS}linear_fc" in name and adapter_names.half_of(name)]
     if found and size > 1:
         raise CheckpointError(
-            "of the adapters of routed experts only those of one expert parallel rank are stored",
+            "the adapters of routed experts are stored for one expert parallel rank only",
             where={"tensor": found[0]},
             expected="a dim for the experts, as Megatron-Bridge stores it after release 0.3.1",
             got=f"one adapter for the experts of {size} ranks, each of which trained its own",
-            advice="save them with a newer Megatron-Bridge while the run lasts: others are in memory only",
+            advice="save again with a newer Megatron-Bridge while the run still has the others in memory",
         )
 
 
@@ -148,7 +148,7 @@ def _at(box: Box, axis: int, offset: int, count: int) -> Box:
 
 def _unordered(tensor: StoredTensor, expected: str, count: int) -> CheckpointError:
     return CheckpointError(
-        "the order of an adapter's rows can't be told: ranks have stored them in another than the weight's",
+        "the order of an adapter's rows is not known: it is not stored in that of the weight's rows",
         where={"tensor": tensor.key},
         expected=expected,
         got=f"{count} pieces",
@@ -190,7 +190,7 @@ def _json(path: Path) -> dict[str, Any]:
             locate.read_small(path, strict_json.MAX_CONFIG_BYTES), allow_infinity=True
         )
     except strict_json.JsonError as error:
-        raise CheckpointError(f"{path.name} is wrong: {error}", where={"file": path}) from error
+        raise CheckpointError(f"{path.name} can't be understood: {error}", where={"file": path}) from error
 
 
 def _number(value: Any) -> float | None:

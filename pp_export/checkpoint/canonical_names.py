@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pp_export.architecture import adapter_names
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import REFERENCE, Box, Shape
+from pp_export.core.words import counted
 
 _NUMBER = re.compile(r"(\d+)")
 _STACKED_LAYER = re.compile(r"^((?:[\w]+\.)*layers\.)(?!\d)")
@@ -125,10 +126,11 @@ def check_sections(whole: Iterable[str]) -> None:
     found = [name for name in whole if _IN_SECTIONS.search(name)]
     if found:
         raise CheckpointError(
-            "a projection or convolution of a Mamba or a gated delta net is stored whole",
+            "a projection or convolution of a Mamba or a gated delta net is stored whole, and the order"
+            " of its rows is not known",
             where={"tensor": found[0]},
             expected=f"its sections under keys of their own, {found[0]}.NAME, as megatron-core stores them",
-            got=f"{len(found)} such tensors, in which the order of rows isn't known",
+            got=f"{counted(len(found), 'such tensor')}",
             advice="frameworks with modules of their own (ms-swift) export these models themselves; with"
             " Megatron-LM save with --ckpt-format torch_dist",
         )

@@ -254,7 +254,9 @@ class Catalog:
             name for tensor, key in zip(self.tensors, self._keys) for name in key.names(tensor.shape)
         )
         doubled = sorted(name for name, count in counts.items() if count > 1)
-        raise CheckpointError("tensors are stored twice, stacked and single", findings=doubled)
+        raise CheckpointError(
+            "tensors are stored twice: stacked over layers, and for each layer", findings=doubled
+        )
 
     @property
     def is_stacked(self) -> bool:
@@ -292,7 +294,7 @@ def _disentangled(slice_: Slice, num_rows: int, how: Interleave) -> Iterator[Sli
     half, slot = num_rows // 2, num_rows // 2 // how.parts
     if num_rows % (2 * how.parts) or 2 * slot % (2 * how.block):
         raise CheckpointError(
-            "the rows of gate and up projection can't be disentangled",
+            "the rows of gate and up projection can't be told apart",
             where={"tensor": slice_.name},
             expected=f"{how.parts} equal TP parts, each of whole blocks of {how.block} rows",
             got=f"{num_rows} rows",

@@ -195,7 +195,7 @@ class FileReader:
 def _check_inside(end: int, stored: StoredBytes) -> None:
     if end > stored.num_bytes:
         raise CheckpointError(
-            "a slice reaches beyond its item", expected=f"{stored.num_bytes} bytes", got=end
+            "a slice reaches beyond the end of its stored item", expected=f"{stored.num_bytes} bytes", got=end
         )
 
 

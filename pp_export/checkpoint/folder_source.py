@@ -40,7 +40,7 @@ class CheckpointSource:
             names = sorted(os.listdir(folder))
         except OSError as error:
             raise CheckpointError(
-                f"this rank can't look into the checkpoint: {error.strerror}",
+                f"this rank can't read the checkpoint's folder: {error.strerror}",
                 where={"folder": error.filename},
             ) from error
         file = next((folder / name for name in names if (folder / name).is_file()), None)

@@ -30,7 +30,7 @@ def describe_checkpoint(checkpoint: Path, iteration: int | None, *, masters: boo
         if isinstance(found, DcpFormat):
             return found.describe(folder, masters=True)
         raise CheckpointError(
-            "of files per rank the optimizer's weights can't be put together",
+            "--weights master can't be taken from a checkpoint with one file per rank",
             where={"folder": folder},
             advice="leave --weights master out, or save with --ckpt-format torch_dist"
             " --dist-ckpt-optim-fully-reshardable",

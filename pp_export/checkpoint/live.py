@@ -304,11 +304,11 @@ def _local_box(entry: Any, give: Callable[[], torch.Tensor]) -> LocalBox:
     values, stacked = entry.data, int(entry.prepend_axis_num)
     if type(values) not in (torch.Tensor, torch.nn.Parameter):
         raise CheckpointError(
-            "a parameter is not a plain tensor, so that no rank holds a whole slice of it, or not its values",
+            "a parameter is not a plain tensor: no rank holds a slice of its values",
             where={"tensor": entry.key},
             expected="torch.Tensor",
             got=type(values).__name__,
-            advice="save a checkpoint (FSDP, quantized training) and export that",
+            advice="save a checkpoint, and export that (as with FSDP or quantized training)",
         )
     if getattr(entry, "flattened_range", None) is not None:
         raise CheckpointError("a parameter is flattened", where={"tensor": entry.key})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pp_export.core.errors import CheckpointError
+from pp_export.core.file_names import CONFIG
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _MAX_TRACKER_BYTES = 100
@@ -25,18 +26,20 @@ def iteration_folder(checkpoint: Path, iteration: int | None, is_save: Callable[
         raise CheckpointError(
             "the checkpoint is a file, not a folder" if is_there else "the checkpoint folder does not exist",
             where={"folder": checkpoint},
-            advice="give the folder that it lies in" if is_there else None,
+            advice="give the folder that it lies in"
+            if is_there
+            else "check the path: it must be a folder on this machine, or on a filesystem that it mounts",
         )
     if is_nemo(checkpoint):
         return checkpoint / "weights"
     if is_save(checkpoint):
         if iteration is not None and iteration_of(checkpoint) not in (iteration, None):
             raise CheckpointError(
-                "--iteration contradicts the iteration folder",
+                "--iteration and --checkpoint, an iteration folder, name different iterations",
                 where={"folder": checkpoint},
                 expected=iteration,
                 got=iteration_of(checkpoint),
-                advice="give the checkpoint's root folder together with --iteration",
+                advice="leave --iteration out, or give the checkpoint's root folder",
             )
         return checkpoint
     folder = checkpoint / _tracked(checkpoint) if iteration is None else folder_of(checkpoint, iteration)
@@ -73,7 +76,7 @@ def iterations(checkpoint: Path) -> list[int]:
         return []
     except OSError as error:
         raise CheckpointError(
-            f"can't look into the checkpoint: {error.strerror}", where={"folder": checkpoint}
+            f"the checkpoint's folder can't be read: {error.strerror}", where={"folder": checkpoint}
         ) from error
     return sorted(number for number in found if number is not None)
 
@@ -128,16 +131,25 @@ def read_small(path: Path, max_bytes: int) -> bytes:
 def _tracked(checkpoint: Path) -> str:
     tracker = checkpoint / TRACKER
     if not tracker.is_file():
+        advice = f"give the folder that holds {TRACKER}, or an iter_* folder in it"
+        if (checkpoint / CONFIG).is_file():
+            advice = f"this is a Hugging Face folder, as --reference takes it (it has {CONFIG}); {advice}"
+        elif iterations(checkpoint):
+            advice = "choose one of its iter_* folders with --iteration"
         raise CheckpointError(
-            f"there is neither an iteration folder's .metadata nor {TRACKER} here",
+            f"the folder is not a Megatron checkpoint: it has neither {TRACKER} nor .metadata",
             where={"folder": checkpoint},
-            advice="give the folder that holds the tracker file, an iter_* folder, or --iteration",
+            advice=advice,
         )
     text = read(tracker, 0, _MAX_TRACKER_BYTES).decode(errors="replace").strip()
     if text == "release":
         return text
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise CheckpointError(
-            "the tracker file names no iteration", where={"file": tracker}, got=repr(text[:80])
+            "the tracker file names no iteration",
+            where={"file": tracker},
+            expected="a number, or release",
+            got=repr(text[:80]),
+            advice="choose one with --iteration",
         )
     return f"iter_{int(text):07d}"

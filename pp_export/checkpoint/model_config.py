@@ -62,7 +62,7 @@ def read(file: ConfigFile) -> dict[str, Any]:
     except plain_yaml.YamlError as error:
         raise CheckpointError(f"{path.name} is no plain YAML: {error}", where={"file": path}) from error
     except strict_json.JsonError as error:
-        raise CheckpointError(f"{path.name} is wrong: {error}", where={"file": path}) from error
+        raise CheckpointError(f"{path.name} can't be understood: {error}", where={"file": path}) from error
     config = value.get(file.section) if file.section and isinstance(value, dict) else value
     if not isinstance(config, dict):
         raise CheckpointError(f"{path.name} has no section `{file.section}`", where={"file": path})

@@ -155,20 +155,21 @@ def unforeseen(error: BaseException) -> ExportError:
     if isinstance(error, OSError) and error.errno is not None:
         names = [name for name in (error.filename, error.filename2) if name is not None]
         return ExportError(
-            f"the system answers: {os.strerror(error.errno)}",
+            f"the operating system answered: {os.strerror(error.errno)}",
             where={"file": os.fsdecode(names[0])} if names and not isinstance(names[0], int) else None,
             got=f"errno {error.errno} ({errno.errorcode.get(error.errno, 'unknown')})",
-            advice="look at the filesystem, or at the network, that this is about; then try again",
+            advice="check the filesystem or the network that this is about, then try again",
         )
     if isinstance(error, MemoryError):
         return ExportError(
-            "the machine has no more memory for this process",
-            advice="see what `plan` says of memory, and whether others use it too; lower --memory-limit",
+            "this process could not get more memory from its machine",
+            advice="compare the peak memory that `pp_export plan` prints with what is free; lower"
+            " --memory-limit, or use more ranks",
         )
     frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:])
     return ExportError(
         f"{type(error).__name__}: {error}",
-        advice="this may be a defect of pp_export; please report it with these lines",
+        advice="this may be a defect of pp_export: please report it, with these lines",
         findings=[" ".join(frame.split()) for frame in frames],
     )
 

@@ -61,6 +61,14 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):  # of which YAML would take the last, without a word
+            twice = next(name for name in names if names.count(name) > 1)
+            raise YamlError(f"the key {twice[:_MAX_SHOWN]!r} stands in it twice")
+        return node
+
     def flatten_mapping(self, node: Any) -> None:
         super().flatten_mapping(node)
         self._num_merged += len(node.value)

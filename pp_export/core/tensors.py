@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pp_export.core.dtypes import DType
 from pp_export.core.errors import CheckpointError
+from pp_export.core.words import counted
 
 Shape = tuple[int, ...]
 
@@ -127,7 +128,7 @@ def check_coverage(name: str, shape: Shape, boxes: Sequence[Box]) -> None:
     """Raise CheckpointError unless `boxes` fill a tensor of `shape` exactly, without overlap or overhang."""
     if any(len(box.shape) != len(shape) for box in boxes):
         raise CheckpointError(
-            "stored boxes have another number of dims than their tensor",
+            "stored slices have another number of dims than their tensor",
             where={"tensor": name},
             expected=len(shape),
         )
@@ -155,7 +156,7 @@ def check_spans(name: str, shape: Shape, parts: Sequence[Sequence[Span]]) -> Non
     for part in parts:
         if any(span.count < 1 or span.begin < 0 or span.end > n for span, n in zip(part, shape)):
             raise CheckpointError(
-                "a stored box reaches outside its tensor",
+                "a stored slice reaches outside its tensor",
                 where={"tensor": name},
                 expected=f"within {shape}",
                 got=", ".join(f"[{span.begin}, {span.end})" for span in part),
@@ -164,17 +165,17 @@ def check_spans(name: str, shape: Shape, parts: Sequence[Sequence[Span]]) -> Non
     full = math.prod(shape)
     if stored > full or _num_cells(parts) > _MAX_CELLS + _MAX_CELLS_PER_PART * len(parts):
         more = ", some twice" if stored > full else ", cut into too many pieces"
-        raise _not_filled(name, shape, f"{stored} elements in {len(parts)} boxes{more}")
+        raise _not_filled(name, shape, f"{stored} elements in {counted(len(parts), 'slice')}{more}")
     cells = _cells(len(shape), parts)
     seen = len(set(cells))
     if seen != len(cells) or stored != full:
         more = ", some twice" if seen != len(cells) else ""
-        raise _not_filled(name, shape, f"{stored} elements in {len(parts)} boxes{more}")
+        raise _not_filled(name, shape, f"{stored} elements in {counted(len(parts), 'slice')}{more}")
 
 
 def _not_filled(name: str, shape: Shape, got: str) -> CheckpointError:
     return CheckpointError(
-        "the stored boxes do not fill the tensor exactly",
+        "the stored slices do not fill the tensor exactly",
         where={"tensor": name},
         expected=f"{math.prod(shape)} elements, each once, for shape {list(shape)}",
         got=got,

@@ -201,7 +201,7 @@ def _walk(view: View, shape: Shape) -> tuple[tuple[Span, ...], tuple[int | None,
                 break
         else:
             raise ExportError(
-                "a view does not go along the dims of its tensor, one for each of its own",
+                "a view does not go along the dims of its tensor, one dim for each of them",
                 expected=f"a view of shape {list(shape)}",
                 got=f"offset {view.offset}, shape {list(view.shape)}, strides {list(view.strides)}",
             )

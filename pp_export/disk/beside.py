@@ -158,7 +158,7 @@ def _move(
         make_folders(path.parent)
         touched.add(path.parent)
         if name not in expected and look(path, follow=False) is not None:
-            raise TargetError("somebody has put a file there meanwhile", where={"file": path})
+            raise TargetError("another program has put a file there meanwhile", where={"file": path})
         attempt("rename", path, os.rename, staging / name, path)
     for folder in sorted(touched, reverse=True) if durably else ():
         sync_folder(folder)

@@ -111,7 +111,7 @@ def check_own(staging: Path, run_id: str) -> Owner:
     owner = read(staging)
     if owner is None or owner.run_id != run_id:
         raise TargetError(
-            "the staging folder is no longer this run's: another run has taken it over, or removed it",
+            "the staging folder is this run's no longer: another run has taken it over, or removed it",
             where={"folder": staging},
             expected=f"run {run_id}",
             got="no record of its owner" if owner is None else f"run {owner.run_id}, {owner}",

@@ -66,7 +66,7 @@ def _check_apart(target: Path, beside: bool, sources: Iterable[Path]) -> None:
     for source in (attempt("look at", source, source.resolve) for source in sources):
         if real == source or (not beside and real in source.parents):
             raise TargetError(
-                "the output is, or contains, what the export reads or works in",
+                "the output is, or contains, a folder that the export reads or works in",
                 where={"output": target},
                 got=source,
                 advice="choose another --output",

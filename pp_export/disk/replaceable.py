@@ -40,7 +40,7 @@ def check_replaceable(folder: Path) -> None:
         return
     if foreign:
         raise TargetError(
-            "the output holds what no model folder has, which replacing it would remove",
+            "the output holds files that are no part of a model, and replacing it would remove them",
             where={"output": folder},
             expected="a model folder and nothing else, or an empty one",
             got=f"{len(foreign)} of {len(names)} files",

@@ -153,9 +153,9 @@ class Meeting:
 
     def _too_late(self) -> PeerError:
         return PeerError(
-            "the other ranks have given this export up: this one was late",
+            "the other ranks have given up this export: this rank came too late",
             where={"rank": self._rank},
-            advice="call it on all ranks at about the same time, or give --stall-seconds more",
+            advice="call it on all ranks at about the same time, or allow more time (--stall-seconds)",
         )
 
 

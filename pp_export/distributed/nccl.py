@@ -64,7 +64,7 @@ class NcclWire:
             raise PeerError(
                 f"NCCL could not connect the ranks of a group: {first_line(error)}",
                 where={"rank": self._member.rank},
-                advice="NCCL_DEBUG=WARN tells more; --backend gloo does without it",
+                advice="NCCL_DEBUG=WARN tells more; --backend gloo does without NCCL",
             ) from error
 
     def exchange(
@@ -76,7 +76,9 @@ class NcclWire:
         except (RuntimeError, ValueError) as error:
             peers = sorted({*(message.peer for message in sent), *(place.peer for place in places)})
             raise PeerError(
-                "a round over NCCL broke", where={"peers": ", ".join(map(str, peers))}, got=first_line(error)
+                "an exchange over NCCL failed",
+                where={"peers": ", ".join(map(str, peers))},
+                got=first_line(error),
             ) from error
 
     def finish(self) -> None:

@@ -49,8 +49,11 @@ def save_hf_from_checkpoint(args: Any, output_dir: Folder, iteration: int | None
 
 def _check(args: Any, output_dir: Folder, quantization_config: Any) -> None:
     if quantization_config is not None:
-        raise OptionError("weights are exported in the training's own precision", got="a quantization_config")
+        raise OptionError(
+            "a quantized target is not supported: weights are exported in the training's own precision",
+            got="a quantization_config",
+        )
     if Path(output_dir).absolute() == Path(args.hf_checkpoint).absolute():
         raise OptionError(
-            "the output is the reference itself (--hf-checkpoint)", where={"output": output_dir}
+            "the output is the reference's own folder (--hf-checkpoint)", where={"output": output_dir}
         )

@@ -183,7 +183,7 @@ def _reshaped(view: View, shape: Shape) -> View:
         return view.reshape(shape)
     except ValueError:
         raise CheckpointError(
-            f"a stored tensor can't be seen in shape {list(shape)}",
+            f"a stored tensor can't be viewed as shape {list(shape)}",
             expected="as many values, one after another",
             got=f"shape {list(view.shape)}, strides {list(view.strides)}",
         ) from None

@@ -61,7 +61,7 @@ class TrainingGrid:
                 "ranks with different parts of the experts wrote to the same file, and one part is lost",
                 expected="an expert tensor parallel size that divides the tensor parallel size",
                 got=f"{grid.expert_tensor} and {grid.tensor}",
-                advice="load and save the model with --ckpt-format torch_dist, where its ranks still have it",
+                advice="if the run still has the model in memory, save it with --ckpt-format torch_dist",
             )
         return grid
 

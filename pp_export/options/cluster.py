@@ -34,5 +34,7 @@ class ClusterOptions(Options):
         parse_rates(self.storage_gbps)
         if self.nodes is not None and self.nodes > self.world_size:
             raise OptionError(
-                "there are more nodes than ranks", where={"--nodes": self.nodes}, got=self.world_size
+                "--nodes is more than --world-size, the number of ranks",
+                expected=f"at most {self.world_size}",
+                got=self.nodes,
             )

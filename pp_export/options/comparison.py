@@ -39,8 +39,8 @@ class SideOptions(Options):
     mtp: str = _same("mtp")
     vocab_size: int | None = _same("vocab_size")
     memory_limit: str | None = option_of(
-        "memory that the comparison of a checkpoint may take, as far as fewer shards in flight need less;"
-        " default: a quarter of the node's memory",
+        "memory that the comparison of a checkpoint may take: the less, the fewer shards are in flight at"
+        " once; default: a quarter of the node's memory",
         None,
     )
     cache: bool = _same("cache")
@@ -49,7 +49,7 @@ class SideOptions(Options):
         super().__post_init__()
         parse_types(self.dtype_of)
         if self.memory_limit is not None:
-            parse_bytes(self.memory_limit)
+            parse_bytes(self.memory_limit, "--memory-limit")
 
     def export_of(self, checkpoint: Path, other: Path | None) -> ExportOptions:
         """The options of an export of `checkpoint`, of whose model the folder `other` is, if none is named.

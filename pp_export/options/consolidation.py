@@ -34,8 +34,8 @@ class ConsolidateOptions(TargetOptions):
         "check the CRC-32 that torch stored with every record while reading it; safetensors have none", True
     )
     resume: bool = option_of(
-        "go on with what an earlier run of the same consolidation has committed; if this one fails, leave"
-        " what is committed for the next",
+        "continue an earlier run of the same consolidation from the shards that it has committed; if this"
+        " run fails, keep its own for the next",
         False,
     )
 

@@ -36,14 +36,18 @@ def wanted(values: Mapping[str, Any], *, watch: bool) -> tuple[Wanted | None, di
     is_many = PLACE in output
     if not is_many and (watch or len(words) > 1 or words == [ALL]):
         raise OptionError(
-            "several iterations need an output for each",
+            "several iterations need an output each",
             expected=f"--output with {PLACE}, for example /exports/run-{PLACE}",
             got=output or None,
         )
     if not is_many:
         return None, {**values, **({"iteration": None} if words == [LATEST] else {})}
     if values.get("html") is not None:
-        raise OptionError("--html draws one export", got=f"--output with {PLACE}")
+        raise OptionError(
+            "--html draws one export, and --output asks for several",
+            expected=f"--output without {PLACE}",
+            got=output,
+        )
     return _wanted(words, asked is None, watch), {**values, "iteration": None}
 
 
@@ -59,11 +63,13 @@ def _wanted(words: list[str], is_default: bool, watch: bool) -> Wanted:
     numbers = [word for word in words if word not in (ALL, LATEST)]
     if any(not word.isdecimal() for word in numbers):
         raise OptionError(
-            "no such iteration", expected=f"numbers, {LATEST}, or {ALL}, with commas", got=",".join(words)
+            "--iteration can't be read",
+            expected=f"whole numbers, {LATEST} or {ALL}, separated by commas",
+            got=",".join(words),
         )
     if numbers and watch:
         raise OptionError(
-            "--watch exports what appears, whatever its number",
+            "--watch exports every save that appears, and can't wait for chosen iterations",
             expected=f"--iteration {ALL} or {LATEST} (from the latest on)",
             got=",".join(words),
         )

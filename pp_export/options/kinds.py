@@ -69,7 +69,7 @@ class Options:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if is_number and not -MAX_NUMBER <= value <= MAX_NUMBER:
                 raise OptionError(
-                    f"--{flag(option.name)} is no usable number",
+                    f"--{flag(option.name)} is out of range",
                     expected=f"at most {MAX_NUMBER:,}",
                     got=brief(value),
                 )
@@ -111,8 +111,8 @@ class ResultOptions(Options):
     """
 
     dtype: str = _option(
-        "element type of floating-point weights (also keep, fp32, bf16, fp16); a number that it has no finite"
-        " value for is refused",
+        "element type of floating-point weights (keep, fp32, bf16 and fp16 mean the same); numbers too"
+        " large for it are refused",
         "checkpoint",
         choices=TYPES,
         aliases=TYPE_ALIASES,
@@ -123,7 +123,7 @@ class ResultOptions(Options):
         None,
         pairs=True,
     )
-    allow_overflow: bool = _option("store numbers as infinite that --dtype has no finite value for", False)
+    allow_overflow: bool = _option("store numbers that are too large for --dtype as infinity", False)
     quantize: str = _option(
         "store linear layers' weights in 8 bits, with a scale for each block of 128 x 128 or for each row",
         "none",
@@ -150,7 +150,8 @@ class ResultOptions(Options):
         None,
     )
     vocab_size: int | None = _option(
-        "true vocabulary size; default: the reference config.json's, else as args or tokenizer say",
+        "vocabulary size without padding; default: that of the reference's config.json, else of the"
+        " training args or the tokenizer",
         None,
         positive=True,
     )
@@ -160,17 +161,19 @@ class ResultOptions(Options):
         None,
     )
     config_from: str = _option(
-        "what decides where config.json and the training args say different functions: the reference, so"
-        " that the export is refused, or the checkpoint, so that config.json is corrected",
+        "what counts where config.json and the training args describe different functions: reference"
+        " refuses the export, checkpoint corrects config.json",
         "reference",
         choices=("reference", "checkpoint"),
     )
     config_as_reference: bool = _option(
-        "leave config.json byte for byte; else it says outright, and in both spellings, what it leaves open",
+        "copy config.json byte for byte; by default the copy also says, for older and newer loaders, what"
+        " the reference leaves to defaults",
         False,
     )
     provenance: str = _option(
-        "what the manifest tells of the run: the model and its layout, all args and paths, or nothing",
+        "what the manifest tells of the run: model (the model and its layout), full (also all args and"
+        " paths) or none",
         "model",
         choices=("model", "full", "none"),
     )
@@ -186,15 +189,17 @@ class ResultOptions(Options):
         choices=("auto", "layers", "size", "reference"),
     )
     max_shard_size: str = _option(
-        "files by layer or by size are split above this size, or filled up to it", "5GB"
+        "maximal size of a weight file, of --layout layers (larger layers are split) and size (files are"
+        " filled up to it)",
+        "5GB",
     )
     code: bool = _option(
         "copy the Python files that config.json's auto_map names, as data; else strip auto_map", True
     )
     contents: str = _option(
-        "a folder of its own; or a whole model, or weights and index, beside what else the output holds: then"
-        " names change one by one, and the output has no index for that moment; it has an index only with all"
-        " of its files",
+        "folder: the output is this export's alone. model, weights: a whole model, or weights and index,"
+        " are put beside what else the output holds; then files change one by one, and the output has no"
+        " index until all are there",
         "folder",
         choices=("folder", "model", "weights"),
     )
@@ -202,18 +207,28 @@ class ResultOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantize != "none" and self.lora != "refuse":
-            raise OptionError("--quantize is for a model's own weights; export with --lora alone")
-        if self.card and self.beside:
-            raise OptionError("--card writes a folder's README.md, which would be another's with --contents")
-        if parse_bytes(self.max_shard_size) < _MIN_SHARD_BYTES:
             raise OptionError(
-                "--max-shard-size is a few bytes",
+                "--quantize can't be used together with --lora",
+                got=f"--quantize {self.quantize} --lora {self.lora}",
+            )
+        if self.card and self.beside:
+            raise OptionError(
+                "--card can't be used with --contents model or weights: it writes the folder's README.md",
+                expected="--contents folder",
+                got=f"--contents {self.contents}",
+            )
+        if parse_bytes(self.max_shard_size, "--max-shard-size") < _MIN_SHARD_BYTES:
+            raise OptionError(
+                "--max-shard-size is too small",
                 expected="a size with its unit, for example 5GB",
                 got=brief(self.max_shard_size),
             )
         parse_types(self.dtype_of)
         if self.quantize != "none" and (self.weights_only or self.config_as_reference):
-            raise OptionError("--quantize needs a config.json that says how the weights are quantized")
+            raise OptionError(
+                "--quantize needs a config.json that says how the weights are quantized",
+                expected="neither --contents weights nor --config-as-reference",
+            )
 
     @property
     def result(self) -> ResultOptions:
@@ -256,11 +271,13 @@ class RunOptions(Options):
         positive=True,
     )
     memory_limit: str | None = _option(
-        "memory that a rank may take, as far as fewer shards in flight need less; default: its share of a"
-        " quarter of the node's memory",
+        "memory that a rank may take: the less, the fewer shards are in flight at once; default: its"
+        " share of a quarter of the node's memory",
         None,
     )
-    stall_seconds: float = _option("give up when no rank makes progress for so long", 600.0, positive=True)
+    stall_seconds: float = _option(
+        "give up after so many seconds in which no rank makes progress", 600.0, positive=True
+    )
     require_finite: bool = _option("refuse weights that hold NaN or infinity", False)
     require_tokenizer: bool = _option("refuse a reference that has no tokenizer", False)
     verify: bool = _option(
@@ -269,20 +286,22 @@ class RunOptions(Options):
         True,
     )
     cache: bool = _option(
-        "take what transformers says of the model from the user's cache folder, and keep it there; else ask"
-        " transformers",
+        "keep what transformers says of the model in the user's cache folder, and take it from there the"
+        " next time",
         True,
     )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
     html: Path | None = _option(
-        "draw there, as one HTML page, who did what when; `plan` draws what will be", None
+        "write an HTML page there that shows which rank did what, and when; that of `plan` shows what is"
+        " predicted",
+        None,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_leaders(self.leaders_per_stage)
         if self.memory_limit is not None:
-            parse_bytes(self.memory_limit)
+            parse_bytes(self.memory_limit, "--memory-limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,15 +322,22 @@ class TargetOptions(RunOptions, ResultOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora == "adapter" and self.contents != "folder":
-            raise OptionError("--lora adapter makes a folder of its own", got=f"--contents {self.contents}")
+            raise OptionError(
+                "--lora adapter makes a folder of its own",
+                expected="--contents folder",
+                got=f"--contents {self.contents}",
+            )
         if self.reference is not None and self.tokenizer is not None:
-            raise OptionError("--tokenizer is for exports without a reference, whose own is copied")
+            raise OptionError(
+                "--tokenizer can't be used with --reference, whose own tokenizer is copied",
+                advice="leave one of them out",
+            )
         for name in ("config_as_reference", "take_missing_from_reference"):
             if self.reference is None and getattr(self, name):
                 raise OptionError(f"--{flag(name)} needs a --reference")
         if self.reference is None and self.architecture is None:
             raise OptionError(
-                "neither a reference nor an architecture is given, and so no class of the model",
+                "the class of the model is not known: neither --reference nor --architecture is given",
                 expected="--reference DIR, or --architecture with a class, a table's name or a table's file",
                 advice="`pp_export families` lists the classes",
             )
@@ -325,8 +351,8 @@ class ExportOptions(TargetOptions, SourceOptions):
     """
 
     resume: bool = _option(
-        "go on with what an earlier run of the same export has committed; if this one fails, leave what is"
-        " committed for the next",
+        "continue an earlier run of the same export from the shards that it has committed; if this run"
+        " fails, keep its own for the next",
         False,
     )
     pipeline_parallel: int | None = _option(
@@ -345,6 +371,6 @@ class ExportOptions(TargetOptions, SourceOptions):
         super().__post_init__()
         if self.base is not None and (self.lora != "merge" or self.take_missing_from_reference):
             raise OptionError(
-                "--base gives what the adapters of a checkpoint are merged into, and all that it lacks",
+                "--base is for merging adapters only, and gives all weights that the checkpoint lacks",
                 expected="--lora merge, without --take-missing-from-reference",
             )

@@ -29,14 +29,16 @@ _UNITS = {
 _SIZE = re.compile(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)\s*")
 
 
-def parse_bytes(text: str | int) -> int:
-    """`5GB`, `512MiB` or a number, in bytes."""
+def parse_bytes(text: str | int, of: str = "the size") -> int:
+    """`5GB`, `512MiB` or a number, in bytes; an error says `of` what it is."""
     match = _SIZE.fullmatch(str(text)) if not isinstance(text, int) or abs(text) <= MAX_SIZE else None
     unit = _UNITS.get(match[2].upper(), 0) if match else 0
     size = int(float(match[1]) * unit) if match else 0
     if not 1 <= size <= MAX_SIZE:
         raise OptionError(
-            "not a size", expected="a positive number with KB, MB, GB, KiB, MiB or GiB", got=brief(text)
+            f"{of} can't be read",
+            expected="a positive number and KB, MB, GB, TB, KiB, MiB or GiB, for example 5GB",
+            got=brief(text),
         )
     return size
 
@@ -46,7 +48,9 @@ def parse_leaders(text: str | int) -> int | None:
     if text == "all":
         return None
     if not re.fullmatch(r"[0-9]{1,9}", brief(text)) or int(text) < 1:
-        raise OptionError("not a number of leaders", expected="a positive number, or all", got=brief(text))
+        raise OptionError(
+            "--leaders-per-stage can't be read", expected="a positive number, or all", got=brief(text)
+        )
     return int(text)
 
 
@@ -58,8 +62,8 @@ def parse_types(text: str | None) -> tuple[tuple[str, str], ...]:
         dtype = TYPE_ALIASES.get(name, name)
         if not pattern or dtype not in TYPES:
             raise OptionError(
-                "--dtype-of has no such pattern and type",
-                expected=f"PATTERN=TYPE, TYPE of {', '.join((*TYPES, *TYPE_ALIASES))}",
+                "--dtype-of can't be read",
+                expected=f"PATTERN=TYPE; TYPE is one of {', '.join((*TYPES, *TYPE_ALIASES))}",
                 got=brief(part),
             )
         pairs.append((pattern, dtype))
@@ -80,5 +84,9 @@ def parse_rates(text: str) -> tuple[float, float]:
         if not all(0 < rate <= MAX_NUMBER for rate in (read, write)):
             raise ValueError
     except ValueError:
-        raise OptionError("not two rates", expected="R,W: two positive numbers", got=brief(text)) from None
+        raise OptionError(
+            "--storage-gbps can't be read",
+            expected="R,W: two positive numbers, in gigabytes per second, for example 2,1",
+            got=brief(text),
+        ) from None
     return read, write

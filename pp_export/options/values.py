@@ -16,6 +16,13 @@ from pp_export.core.plain_yaml import YamlError
 from pp_export.options.kinds import Options, flag
 
 _MAX_SHOWN = 200
+_KINDS = {
+    "Path": "a path",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
 
 Kind = TypeVar("Kind", bound=Options)
 
@@ -27,7 +34,7 @@ def options_from(values: Mapping[str, Any], given_in: str, kind: type[Kind]) -> 
     missing = [n for n, o in fields.items() if o.default is dataclasses.MISSING and values.get(n) is None]
     if missing:
         raise OptionError(
-            "options are missing",
+            "needed options are missing",
             where={"given in": given_in},
             findings=[f"--{flag(name)}" for name in missing],
         )
@@ -44,7 +51,10 @@ def check_keys(keys: Iterable[str], known: Iterable[str], given_in: str) -> None
             findings.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if findings:
         raise OptionError(
-            "unknown options", where={"given in": given_in}, expected=", ".join(known), findings=findings
+            "unknown options",
+            where={"given in": given_in},
+            advice="`pp_export docs options` lists all options",
+            findings=findings,
         )
 
 
@@ -55,22 +65,32 @@ def read_job(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:  # a pipe too
             value = plain_yaml.parse(file.read(plain_yaml.MAX_BYTES + 1))
-    except (OSError, YamlError) as error:
+    except OSError as error:
+        raise OptionError(
+            f"the job file can't be read: {error.strerror}",
+            where={"file": path},
+            advice="pass a checkpoint with --checkpoint" if path.is_dir() else "check the path",
+        ) from error
+    except YamlError as error:
         raise OptionError(f"the job file can't be read: {error}", where={"file": path}) from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise OptionError("a job file must be a mapping of option names to values", where={"file": path})
     return value
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`key=value` as --set takes it; the value is read as YAML."""
+def parse_setting(text: str, given_with: str = "--set") -> tuple[str, Any]:
+    """`key=value` as --set takes it, or another flag; the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise OptionError("--set takes key=value", got=text)
+        raise OptionError(
+            f"{given_with} takes KEY=VALUE", expected="for example threads=4", got=text[:_MAX_SHOWN]
+        )
     try:
         return key.strip().replace("-", "_"), plain_yaml.parse(value)
     except YamlError as error:
-        raise OptionError(f"the value of --set is wrong: {error}", got=text[:_MAX_SHOWN]) from error
+        raise OptionError(
+            f"the value that {given_with} gives is wrong: {error}", got=text[:_MAX_SHOWN]
+        ) from error
 
 
 def _value(option: dataclasses.Field[Any], value: Any) -> Any:
@@ -96,5 +116,7 @@ def _convert(name: str, kind: str, value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         pass
     raise OptionError(
-        f"--{flag(name)} has a value of the wrong type", expected=kind, got=repr(value)[:_MAX_SHOWN]
+        f"--{flag(name)} has a value of the wrong type",
+        expected=_KINDS[kind.partition(" ")[0]],
+        got=repr(value)[:_MAX_SHOWN],
     )

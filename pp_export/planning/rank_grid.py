@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from pp_export.core.errors import OptionError
+from pp_export.core.words import counted
 from pp_export.planning.runs import balance
 
 
@@ -67,19 +68,20 @@ def choose_grid(
     size = (tensor or 1) * (expert or 1)
     num_blocks, rest = divmod(world_size, size)
     if rest or num_blocks < (pipeline or 1):
-        multiple = f"a multiple of {tensor or 1} tensor x {expert or 1} expert ranks"
-        least = f", at least {pipeline * size} for {pipeline} pipeline stages" if pipeline else ""
+        multiple = f"a multiple of {size} ranks (tensor {tensor or 1} x expert {expert or 1})"
+        least = f", at least {pipeline * size} for {counted(pipeline, 'pipeline stage')}" if pipeline else ""
         raise OptionError(
-            "the world size does not fit the grid",
+            "the number of ranks does not fit the parallel sizes",
             expected=multiple + least,
-            got=f"{world_size} ranks",
-            advice="start another number of ranks, or change the parallel sizes",
+            got=counted(world_size, "rank"),
+            advice="start another number of ranks, or leave --tensor-parallel, --expert-parallel and"
+            " --pipeline-parallel out",
         )
     num_stages = pipeline or min(num_blocks, len(unit_bytes))
     if num_stages > len(unit_bytes):
         raise OptionError(
-            "there are more pipeline stages than units to export",
-            expected=f"at most {len(unit_bytes)} (embedding, layers, head)",
+            "--pipeline-parallel is more than there are parts to deal out",
+            expected=f"at most {len(unit_bytes)} (embedding, layers and head)",
             got=pipeline,
         )
     stage_bytes = [0] * num_stages

@@ -44,7 +44,7 @@ def read_specs(folder: Path | None, weight_map: Mapping[str, str] | None) -> dic
             findings.append(f"{name}: " + (f"unknown type {type_name}" if type_name else f"not in {file}"))
     if findings:
         raise ReferenceFolderError(
-            "the reference's own weights can't tell what the model consists of",
+            "the reference's own weights don't tell which tensors the model has",
             where={"reference": folder},
             findings=findings,
         )

@@ -110,6 +110,12 @@ def read_tokenizer_folder(folder: Path, *, code: bool = True) -> Reference:
         return _read(folder, None, code)
 
 
+def check_folder(folder: Path, whose: str = "reference") -> None:
+    """Raise ReferenceFolderError where there is no such folder."""
+    with _readable(folder, whose):
+        """It is there."""
+
+
 @contextmanager
 def _readable(folder: Path, whose: str) -> Iterator[None]:
     try:
@@ -129,13 +135,13 @@ def _no_folder(folder: Path, whose: str) -> ReferenceFolderError:
             where={whose: folder},
             advice="give the folder that it lies in",
         )
-    advice = None
+    advice = "check the path: it must be a folder on this machine, or on a filesystem that it mounts"
     if _HUB_ID.fullmatch(str(folder)):
         advice = (
-            "nothing is downloaded here; if this is a name on the hub, give DIR after:"
+            "pp_export downloads nothing; if this is a name on the Hub, get its files first, and give DIR:"
             f" hf download {folder} --exclude '*.safetensors' --local-dir DIR"
         )
-    return ReferenceFolderError(f"the {whose} folder doesn't exist", where={whose: folder}, advice=advice)
+    return ReferenceFolderError(f"the {whose} folder does not exist", where={whose: folder}, advice=advice)
 
 
 def copy_assets(reference: Reference, staging: Path) -> None:

@@ -11,6 +11,8 @@ from pp_export.core.file_names import CONFIG
 from pp_export.core.strict_json import MAX_CONFIG_BYTES, MAX_JSON_BYTES, JsonError, parse_object
 from pp_export.disk.files import is_regular
 
+_OF_CHECKPOINTS = ("latest_checkpointed_iteration.txt", ".metadata")
+
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object by the strict grammar, except for Infinity, which Mamba configs on the Hub have."""
@@ -23,7 +25,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def not_json(path: Path, error: JsonError) -> ReferenceFolderError:
     """The error of a file that should hold a JSON object."""
-    what = "a file of the reference folder is not a valid JSON object"
+    what = f"{path.name} of the model folder is not a valid JSON object"
     return ReferenceFolderError(what, where={"file": path}, got=error)
 
 
@@ -33,7 +35,7 @@ def read_bytes(folder: Path, name: str, max_bytes: int) -> bytes:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ReferenceFolderError(
-            "a file of the reference folder is larger than such a file can be",
+            f"{name} of the model folder is larger than such a file can be",
             where={"file": folder / name},
             expected=f"at most {max_bytes:,} bytes",
         )
@@ -44,10 +46,14 @@ def real_file(folder: Path, name: str) -> Path:
     """The regular file that `name` leads to, inside the folder or the Hub cache that it belongs to."""
     real = check_inside(folder, name)
     if not is_regular(real):
+        is_checkpoint = any((folder / file).exists() for file in _OF_CHECKPOINTS)
         raise ReferenceFolderError(
-            "a file of the reference folder is missing or not a regular file",
+            f"the model folder has no file {name}",
             where={"file": folder / name},
-            got=real,
+            got="something that is no regular file" if real.exists() else None,
+            advice="this is a Megatron checkpoint; give the Hugging Face folder of the model"
+            if is_checkpoint
+            else None,
         )
     return real
 
@@ -58,6 +64,6 @@ def check_inside(folder: Path, name: str) -> Path:
     # In the Hub's cache, snapshots/REVISION/NAME is a link to blobs/HASH.
     blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
     if not any(real.is_relative_to(allowed) for allowed in (root, *blobs)):
-        what = "a link leads out of the reference folder"
+        what = "a link leads out of the model folder"
         raise ReferenceFolderError(what, where={"file": folder / name}, got=real)
     return real

@@ -72,13 +72,13 @@ def lora_of(catalog: Catalog, options: ResultOptions) -> Lora | None:
     others = [name for name in catalog.specs if not (is_of_adapter(name) or name.startswith(REFERENCE))]
     if options.lora == ADAPTER and is_alone and others:
         raise AccountingError(
-            "beside adapters the checkpoint holds weights that were trained, which an adapter can't say",
+            "besides adapters the checkpoint holds trained weights, which an adapter alone can't hold",
             got=f"{len(others)} tensors: {', '.join(others[:_MAX_SHOWN])}",
             advice="--lora merge, with --base HF_DIR",
         )
     if options.lora != ADAPTER and EMBEDDING not in catalog.specs and not has_base:
         raise OptionError(
-            "--lora merge: the checkpoint holds adapters alone, and nothing to merge them into",
+            "--lora merge needs the base model's weights: the checkpoint holds adapters alone",
             expected="--base HF_DIR, the Hugging Face folder of the model that was adapted",
             advice="or export them alone, as a folder of PEFT, with --lora adapter",
         )
@@ -86,7 +86,7 @@ def lora_of(catalog: Catalog, options: ResultOptions) -> Lora | None:
     alpha = options.lora_alpha or settings.alpha
     if alpha is None:
         raise OptionError(
-            "the alpha of the adapters is not known, and so not how much they count",
+            "the adapters' alpha is not known, and without it neither is their scale",
             where={"folder": catalog.description.folder},
             expected="--lora-alpha, or peft.alpha in run_config.yaml (Megatron-Bridge), lora_alpha among the"
             " training args (ms-swift) or in lora_train_meta.json (verl)",

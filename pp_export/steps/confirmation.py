@@ -60,13 +60,13 @@ def _check_same(planned: Settled, found: Settled) -> None:
         return
     before, after = planned.sizes.values, found.sizes.values
     raise AccountingError(
-        "the model's own definition has other values than config.json and the table, with which the export"
-        " was planned",
+        "the model's own definition has other values than the export was planned with, from config.json"
+        " and the table",
         findings=[
             f"{name}: planned with {before.get(name)}, transformers says {after.get(name)}"
             for name in sorted(before.keys() | after.keys())
             if before.get(name) != after.get(name)
         ],
-        advice="export again: the answer is in the cache now, and is planned with; without a cache, say these"
-        " values outright in the reference's config.json",
+        advice="export again: the answer is in the cache now, and the plan will use it; without a cache,"
+        " write these values into the reference's config.json",
     )

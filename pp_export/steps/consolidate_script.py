@@ -64,5 +64,5 @@ def write_script(folder: Path, reference: Path | None = None, ranks: int | None 
 def _default(path: Path) -> str:
     """A path as the default of a variable of the shell, which may hold anything but a brace."""
     if set(str(path)) & set("{}\n\0"):
-        raise OptionError("a path that no script can say", where={"--reference": path})
+        raise OptionError("the path has characters that a script can't hold", where={"--reference": path})
     return shlex.quote(str(path))

@@ -23,7 +23,7 @@ def checked_types(account: Account, types: Types) -> Account:
     """The account, if every pattern of `types` fits a tensor of it; OptionError otherwise."""
     if idle := [pattern for pattern, _ in types.patterns if not fnmatch.filter(account.tensors, pattern)]:
         raise OptionError(
-            "--dtype-of has patterns that fit no tensor of the export",
+            "--dtype-of has patterns that match no tensor of the export",
             expected=f"Hugging Face names, such as {next(iter(account.tensors))}",
             got=", ".join(idle),
         )

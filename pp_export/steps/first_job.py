@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pp_export.core.words import counted
 from pp_export.options.kinds import ExportOptions, ResultOptions, RunOptions, SourceOptions
+from pp_export.reference.reference_folder import check_folder
 from pp_export.steps.checkpoint_report import CheckpointReport
 
 _WIDTH = 110
@@ -33,6 +35,8 @@ def first_job(found: CheckpointReport, checkpoint: Path, reference: Path | None)
     """The text of a job file, as YAML, that exports `checkpoint` with the model of `reference`. Options that
     nobody has to set are comments, with their defaults.
     """
+    if reference is not None:
+        check_folder(reference)
     name = checkpoint.name or "model"
     at = "" if found.iteration is None else f"-{found.iteration}"
     values: dict[str, Any] = {
@@ -67,10 +71,11 @@ def _about(found: CheckpointReport) -> str:
     args = found.args or {}
     sizes = [f"{args[key]} {what}" for key, what in _SIZES.items() if args.get(key)]
     layout = [f"{name} {size}" for name, size in found.layout.items() if size not in (None, 1)]
+    weights = found.weights
     told = {
         "format": f"{found.format}, written by {found.writer}",
         "model": ", ".join(sizes) or "no training args: the reference says what model it is",
-        "weights": f"{found.weights.num_parameters:,} parameters, {found.weights.bytes / 1e9:.3g} GB",
+        "weights": f"{counted(weights.num_parameters, 'parameter')}, {weights.bytes / 1e9:.3g} GB",
         "layout": ", ".join(layout) or "one rank's",
     }
     return f"{found.folder}: " + "; ".join(f"{name}: {text}" for name, text in told.items()) + "."

@@ -100,7 +100,7 @@ def index_folder(
 def _check_finite(not_finite: Mapping[str, int], options: TargetOptions) -> None:
     if options.require_finite and not_finite:
         raise VerificationError(
-            "weights hold values that are no finite numbers",
+            "weights hold NaN or infinity",
             expected="finite numbers (--require-finite)",
             findings=[f"{name}: {count:,} of them NaN or infinite" for name, count in not_finite.items()],
             advice="export an earlier iteration, or leave --require-finite out if they are meant to be there",

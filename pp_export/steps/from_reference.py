@@ -86,7 +86,7 @@ def _fitting(weights: Mapping[str, str], patterns: Iterable[str]) -> dict[str, s
     if idle:
         begins = sorted({".".join(name.split(".")[:2]) for name in weights})
         raise OptionError(
-            "--take-missing-from-reference fits no tensor of the reference",
+            "--take-missing-from-reference matches no tensor of the reference",
             expected=f"a pattern such as {begins[0]}.*",
             got=", ".join(idle),
             findings=[f"there are {begin}.*" for begin in begins[:_MAX_SHOWN]],
@@ -105,7 +105,7 @@ def _entries(path: Path) -> tuple[dict[str, TensorEntry], int]:
         ) from error
     if header is None or faults:
         raise ReferenceFolderError(
-            "a file of the reference's weights is no whole safetensors file",
+            "a file of the reference's weights is not a complete safetensors file",
             where={"file": path},
             findings=[fault.message for fault in faults],
         )

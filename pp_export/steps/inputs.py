@@ -248,7 +248,7 @@ def layout_of(
         return Layout(kind)
     if not reference.weights:
         raise OptionError(
-            "--layout reference: the reference has no weights, and no index of any",
+            "--layout reference needs the index of the reference's weights, and it has none",
             where={"reference": reference.folder} if reference.is_there else None,
             expected="model.safetensors.index.json or model.safetensors",
             advice="add the index (the weights aren't needed), or choose --layout layers or size",
@@ -280,7 +280,7 @@ def _check_own_table(digest: str, table: str | None) -> None:
     own = table_files.load(table_file(table))
     if json_digest(own.table) != digest:
         raise RuleError(
-            "the architecture table is another one on this rank",
+            "this rank has another architecture table than rank 0",
             where={"table": Path(table_file(table)).absolute()},
             expected=f"digest {digest} (rank 0)",
             got=f"digest {json_digest(own.table)}",

@@ -45,9 +45,9 @@ def begin(options: TargetOptions) -> Beginning:
     architecture = None if is_larger else table_files.named(options.architecture)
     if architecture is None or architecture.within is not None:
         raise RuleError(
-            "the class has more than a language model, and nothing but a reference says what",
+            "the class holds more than a language model, and only a reference says what",
             where={"architecture": options.architecture},
-            advice="give --reference, or the class of the language model alone",
+            advice="give --reference, or name the class of the language model alone",
         )
     made_config.class_of(architecture)
     made_config.model_type_of(architecture)
@@ -133,7 +133,7 @@ def _vocabulary(args: Mapping[str, Any], options: TargetOptions, tokenizer: Toke
     padded, ids = args.get("padded_vocab_size"), tokenizer.num_ids
     if ids and vocabulary.rows_for(ids, args) not in (None, padded):
         raise AccountingError(
-            "the tokenizer has another number of ids than the vocabulary that was trained",
+            "the tokenizer's number of ids does not fit the vocabulary that was trained",
             expected=f"a number that pads to {padded} rows",
             got=f"{ids} ids ({tokenizer.ids.file}), which pad to {vocabulary.rows_for(ids, args)}",
             advice="pass --vocab-size, the number of rows that are tokens (as the model was trained), or the"

@@ -352,7 +352,7 @@ def final_config(
             "config.json can't stay as it is in the reference",
             where={"file": reference.config_file},
             findings=corrections,
-            advice="leave --config-as-reference out, or give a reference of which all of this is true",
+            advice="leave --config-as-reference out, or give a reference that already says all of this",
         )
     return FinalConfig(read_bytes(reference.folder, CONFIG, MAX_CONFIG_BYTES))
 

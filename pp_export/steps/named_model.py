@@ -95,12 +95,12 @@ class NamedStatements:
         unknown = [name for name in self.catalog.specs if known.get(name) is None and name not in tied]
         if self.catalog.infers_shapes and unknown:
             raise AccountingError(
-                "nothing tells how large the tensors are: safetensors of ranks don't, so that the last ranks'"
-                " files could be missing",
+                "the shapes of the tensors are not known: the ranks' safetensors don't tell, so missing"
+                " files of the last ranks would go unnoticed",
                 expected="--reference with a config.json that transformers knows, or with weights; or"
                 " --input-ranks",
                 got=f"no shape for {len(unknown)} tensors: {_first(unknown)}",
-                advice="say with --input-ranks how many ranks have written the input",
+                advice="say how many ranks wrote the input (--input-ranks N), or give --reference",
             )
 
     def _config(self, account: Account) -> FinalConfig:

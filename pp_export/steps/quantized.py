@@ -17,8 +17,8 @@ def checked_quantization(account: Account) -> Account:
     quantization = account.quantization
     if quantization is not None and not quantization.tensors:
         raise OptionError(
-            f"--quantize {quantization.scheme} has no form for any weight of this model",
-            expected="linear layers, each with a matrix of its own, in shapes that the scheme has a form for",
+            f"--quantize {quantization.scheme} fits no weight of this model",
+            expected="linear layers, each with a matrix of its own, in shapes that the scheme can store",
             got="none" if quantization.kept else "no linear layers that the table knows as such",
             findings=[f"{name}: {reason}" for name, reason in list(quantization.kept.items())[:_MAX_NAMED]],
             advice="choose another scheme (--quantize fp8-channel takes any shape), or none",

@@ -43,7 +43,7 @@ class Queue:
         root = self._options.checkpoint
         if root.is_dir() and is_checkpoint(root):
             raise CheckpointError(
-                f"an --output with {PLACE} needs the folder of all iterations",
+                f"--output with {PLACE} needs the checkpoint's root folder, which holds all iterations",
                 where={"folder": root},
                 got="the folder of one save",
             )
@@ -82,7 +82,9 @@ class Queue:
         latest = self._latest() if wanted.latest else None
         there = locate.iterations(root) if wanted.all or wanted.watch else []
         if wanted.all and not (wanted.watch or there or wanted.numbers):
-            raise CheckpointError("there are no iterations here", where={"folder": root}, expected="iter_*")
+            raise CheckpointError(
+                "the checkpoint has no iteration folders", where={"folder": root}, expected="iter_*"
+            )
         if not wanted.all and latest is not None:
             there = [iteration for iteration in there if iteration >= latest]
         yield from sorted({*wanted.numbers, *there, *([] if latest is None else [latest])})

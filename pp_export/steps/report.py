@@ -151,7 +151,7 @@ class ExportReport:
         missing = [name for name in names if name not in value]
         if version != SCHEMA_VERSION or missing:
             raise ExportError(
-                "this is no report of an export",
+                "this is not the report of an export",
                 expected=f"schema_version {SCHEMA_VERSION}",
                 got=f"schema_version {version}",
                 findings=[f"{name} is missing" for name in missing],

@@ -35,8 +35,8 @@ def write_failure(error: ExportError, options: TargetOptions, *, since: float) -
     `error`. What a rank only saw of others replaces no report that one of them has written `since` the
     export began (seconds of the clock).
     """
-    if options.report is None or is_inside(options.report, options.output):
-        return
+    if options.report is None or is_inside(options.report, options.output) or "--report" in error.where:
+        return  # or what is told is that it can't be written there
     if isinstance(error, (PeerError, StoppedError)) and _is_newer(options.report, since):
         return
     try:

@@ -129,7 +129,7 @@ def _earlier(target: Target, work: Work) -> Path | None:
     if others:
         folder, before = others[0]
         raise TargetError(
-            "what an earlier run has left is another export",
+            "what an earlier run has left belongs to another export",
             where={"folder": folder},
             expected="the same checkpoint, options and version of pp_export",
             advice="give the same options again, or leave --resume out to begin anew",

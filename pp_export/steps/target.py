@@ -97,11 +97,17 @@ def check_path(options: RunOptions) -> None:
     for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
         if path is None:
             continue
-        if not calls.is_folder(path.absolute().parent):
-            raise OptionError(f"the {what}'s folder does not exist", where={name: path})
         if is_inside(path, options.output):
             raise OptionError(
-                f"the {what} lies in the output, which holds the model only", where={name: path}
+                f"the {what} can't lie in the output, which holds the model only",
+                where={name: path},
+                advice=f"write the {what} beside the output",
+            )
+        if not calls.is_folder(path.absolute().parent):
+            raise OptionError(
+                f"the {what}'s folder does not exist",
+                where={name: path},
+                advice="make it, or look for a misspelt name",
             )
 
 

@@ -173,8 +173,8 @@ class Telling:
             if isinstance(error, ExportError):
                 raise
             raise ExportError(
-                f"the callback that hears of progress failed: {error!r}",
-                advice="mend the callback: what it raises ends the export",
+                f"the callback on_progress failed: {error!r}",
+                advice="correct the callback: what it raises ends the export",
             ) from error
 
     def _count(self, part: _Part, posted: Mapping[int, Mapping[str, Any]]) -> PartProgress:

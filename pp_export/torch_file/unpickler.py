@@ -85,7 +85,7 @@ def load(data: bytes, origin: str, split: Split | None = None) -> Any:
         raise error.at(file=origin) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
-            f"the pickle can't be read: {type(error).__name__}: {error}",
+            f"the pickle in the file can't be read: {type(error).__name__}: {error}",
             where={"file": origin},
             advice="the file is damaged or not finished; save or copy the checkpoint again",
         ) from error

@@ -113,7 +113,7 @@ def hold(survey: Survey, pending: Pending) -> Held:
 
 def not_held(why: str) -> str:
     """The note that says so."""
-    return f"not held against the model's definition: {why}"
+    return f"not compared with the model's definition: {why}"
 
 
 def _compare(

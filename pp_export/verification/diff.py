@@ -89,9 +89,13 @@ class Difference:
 def check_comparison(threads: int, tolerance: Tolerance) -> None:
     """Raise OptionError for less than one thread, or a tolerance that is none."""
     if threads < 1:
-        raise OptionError("a comparison needs at least one thread", got=threads)
+        raise OptionError("--threads must be positive", got=threads)
     if not all(0 <= value < math.inf for value in astuple(tolerance)):
-        raise OptionError("no such tolerance", expected="finite numbers, 0 or more", got=tolerance)
+        raise OptionError(
+            "a tolerance can't be used",
+            expected="finite numbers, 0 or more",
+            got=f"atol {tolerance.absolute:g}, rtol {tolerance.relative:g}, ulps {tolerance.ulps:g}",
+        )
 
 
 def diff_folders(

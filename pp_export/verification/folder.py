@@ -80,12 +80,12 @@ def read_upto(file: io.FileIO, max_bytes: int) -> bytes:
 def list_folder(root: Path) -> Listing:
     """Every regular file below `root`. Raises VerificationError where `root` is not a readable folder."""
     listing = Listing(root)
-    real_root = os.path.realpath(root)
     try:
+        real_root = os.path.realpath(root)
         pending = [(entry.name, entry) for entry in os.scandir(root)]
     except OSError as error:
-        text = f"the folder cannot be read: {error.strerror}"
-        raise VerificationError(text, where={"folder": root}) from None
+        text = f"the folder can't be read: {error.strerror}"
+        raise VerificationError(text, where={"folder": root}, advice="check the path") from None
     while pending:
         name, entry = pending.pop()
         if name in IGNORED:

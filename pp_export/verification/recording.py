@@ -86,7 +86,7 @@ def read_recording(file: Path) -> Recording:
         raise VerificationError(f"the recording can't be read: {error}", where=where) from None
     if metadata != {"format": FORMAT}:
         raise VerificationError(
-            "the file is no recording of logits",
+            "the file is not a recording of logits",
             where=where,
             expected=f"the metadata {{'format': {FORMAT!r}}}",
             got=metadata,
@@ -94,7 +94,7 @@ def read_recording(file: Path) -> Recording:
         )
     if names not in (_WHOLE, _TOP):
         raise VerificationError(
-            "the recording has other tensors",
+            "the recording has other tensors than one of logits",
             where=where,
             expected=" or ".join(", ".join(sorted(each)) for each in (_WHOLE, _TOP)),
             got=", ".join(sorted(names)) or "none",
@@ -113,7 +113,9 @@ def _number(tensor: torch.Tensor, where: Mapping[str, object]) -> int:
     if str(tensor.dtype) != "torch.int64" or tuple(tensor.shape) != (1,):
         got = f"{tensor.dtype} {list(tensor.shape)}"
         place = {**where, "tensor": "num_columns"}
-        raise VerificationError("num_columns is no number", where=place, expected="int64 [1]", got=got)
+        raise VerificationError(
+            "the recording's num_columns is not a number", where=place, expected="int64 [1]", got=got
+        )
     return int(tensor)
 
 

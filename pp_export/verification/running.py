@@ -43,7 +43,8 @@ def run_folder(folder: Path, token_ids: torch.Tensor, max_memory: int | None) ->
                 "transformers can't run the model",
                 where={"folder": folder},
                 got=f"{type(error).__name__}: {brief(str(error))}",
-                advice="see verify --load; where memory is short, --max-memory; scratch space is in TMPDIR",
+                advice="`pp_export verify --load FOLDER` tells more; if memory is short, pass"
+                " --max-memory SIZE, and have space in TMPDIR",
             ) from error
     if faults:
         findings = [str(fault) for fault in faults]

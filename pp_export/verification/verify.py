@@ -20,8 +20,8 @@ from pp_export.verification.structure import survey_folder
 from pp_export.verification.survey import Survey
 from pp_export.verification.tokens import check_tokens
 
-_QUICK = "a quick verification looks at structure only, and at no tokenizer either"
-_NOBODY = "nobody was asked for it"
+_QUICK = "a quick verification looks at the structure only, and not at the tokenizer"
+_NOBODY = "it was not asked for"
 
 
 def verify_folder(
@@ -75,7 +75,7 @@ def verify_folder(
         faults += load_faults(folder)
         proved.append("load")
     lacking = "digests are recorded" if MANIFEST in survey.listing.sizes else "manifest"
-    without = "" if quick or promises else f"; no {lacking}, so values can't be held against anything"
+    without = "" if quick or promises else f"; no {lacking}, so values can't be checked"
     return Verification(
         folder=str(folder),
         faults=tuple(faults),
@@ -169,11 +169,15 @@ def _read_shard_claim(folder: Path, file: str) -> ShardClaim | Fault:
 
 def _check_options(quick: bool, subset: tuple[int, int] | None, threads: int) -> None:
     if subset is not None and not 1 <= subset[0] <= subset[1]:
-        raise OptionError("a subset is i/n with i from 1 to n", got=f"{subset[0]}/{subset[1]}")
+        raise OptionError(
+            "there is no such subset",
+            expected=f"the I of I/N from 1 to {subset[1]}",
+            got=f"{subset[0]}/{subset[1]}",
+        )
     if subset is not None and quick:
         raise OptionError("a quick verification reads no tensor bytes, so it has no subsets")
     if threads < 1:
-        raise OptionError("verification needs at least one thread", got=threads)
+        raise OptionError("--threads must be positive", got=threads)
 
 
 def _promises(survey: Survey) -> list[Promise]:

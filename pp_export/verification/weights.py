@@ -100,7 +100,9 @@ def _weight_files(folder: Path) -> list[Path]:
         single = folder / SINGLE_WEIGHTS
         found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
         if not found:
-            raise VerificationError("the folder has no *.safetensors", where={"folder": folder})
+            is_there = folder.is_dir()
+            what = "the folder has no *.safetensors" if is_there else "the folder does not exist"
+            raise VerificationError(what, where={"folder": folder}, advice="check the path")
         return found
     try:
         with path.open("rb") as file:

@@ -269,8 +269,7 @@ def print_checkpoint(report: CheckpointReport) -> None:
         "model": sizes or "unknown",
         "weights": f"{counted(weights.num_tensors, 'tensor')},"
         f" {counted(weights.num_parameters, 'parameter')}, {human_bytes(weights.bytes)}"
-        f" in {weights.num_boxes:,} stored {'box' if weights.num_boxes == 1 else 'boxes'}"
-        f" of {counted(len(weights.files), 'file')}",
+        f" in {counted(weights.num_boxes, 'stored slice')} of {counted(len(weights.files), 'file')}",
         **{
             kind: f"{counted(other.items, 'item')}, {human_bytes(other.bytes)}"
             for kind, other in report.other.items()
@@ -279,7 +278,7 @@ def print_checkpoint(report: CheckpointReport) -> None:
     }
     out.print(table_of_facts(report.folder, rows))
     tensors = empty_table()
-    for column in ("stored key", "type", "shape", "boxes"):
+    for column in ("stored key", "type", "shape", "slices"):
         tensors.add_column(column, overflow="fold")
     for key, tensor in report.tensors.items():
         tensors.add_row(key, tensor.dtype, str(list(tensor.shape)), str(tensor.num_boxes))

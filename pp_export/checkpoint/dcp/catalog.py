@@ -81,7 +81,7 @@ def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
         name, part = spelled(stored.stands_for[key].removeprefix(prefix))
         name = adapters.named(name, len(stored.tensors[key].size))
         if part in parts[name]:
-            raise CheckpointError("two stored keys name one tensor", where={"tensor": name}, got=key)
+            raise CheckpointError("several stored keys name one tensor", where={"tensor": name}, got=key)
         tensor = stored.tensor(key, name)
         parts[name][part] = adapters.in_row_order(tensor, key, canonical(name).num_stacked, found.args)
     adapters.check_shared(parts, found.args)

@@ -60,7 +60,7 @@ def _check_finished(folder: Path) -> None:
         )
     if backend not in (None, "torch_dist"):
         raise CheckpointError(
-            "the checkpoint was written by another backend", where=where, expected="torch_dist", got=backend
+            "the checkpoint's backend can't be read", where=where, expected="torch_dist", got=backend
         )
     if not (folder / ".metadata").is_file():
         raise CheckpointError("the folder has metadata.json but no .metadata", where=where)

@@ -82,7 +82,7 @@ class StoredEntries:
                 held[match["key"]] = key, meta
         if not held:
             raise CheckpointError(
-                "the checkpoint holds no float32 weights of an optimizer that can be told by name",
+                "the checkpoint holds no float32 weights of an optimizer under the parameters' names",
                 expected="optimizer.state.fp32_param.NAME or optimizer.state.param.NAME",
                 got=f"{self.other.get('optimizer', (0, 0))[0]} entries of an optimizer",
                 advice=_ADVICE,
@@ -94,7 +94,7 @@ class StoredEntries:
         ]
         if findings:
             raise CheckpointError(
-                "the optimizer's weights have other shapes than the model's: they are stored flat",
+                "the optimizer's weights have other shapes than the model's, because they are stored flat",
                 advice=_ADVICE,
                 findings=findings,
             )
@@ -136,7 +136,7 @@ class StoredEntries:
         info = self.infos.get((key, box.offset))
         if info is None:
             raise CheckpointError(
-                "a box of a tensor is stored nowhere", where={"tensor": key}, got=f"offset {box.offset}"
+                "a slice of the tensor is stored nowhere", where={"tensor": key}, got=f"offset {box.offset}"
             )
         if info.transform_descriptors:
             raise CheckpointError(
@@ -147,7 +147,7 @@ class StoredEntries:
             )
         if info.length < box.volume * itemsize:  # before anybody plans memory for it
             raise CheckpointError(
-                "a box of a tensor has more bytes than are stored for it",
+                "a slice of the tensor needs more bytes than are stored for it",
                 where={"tensor": key, "file": file_name(info.relative_path)},
                 expected=f"at least {box.volume * itemsize} bytes",
                 got=f"{info.length}, for the box at {list(box.offset)}",
@@ -182,7 +182,7 @@ def file_name(path: Any) -> str:
     name = str(path)
     if not _FILE_NAME.fullmatch(name):
         raise CheckpointError(
-            "a stored file's name leaves the checkpoint or is unusual", got=repr(name[:200])
+            ".metadata names a file outside the checkpoint, or with unusual characters", got=repr(name[:200])
         )
     return name
 

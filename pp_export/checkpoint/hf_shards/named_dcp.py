@@ -62,9 +62,9 @@ def _check_kind(folder: Path) -> None:
         )
     if (folder / "metadata.json").exists() or (folder / "common.pt").exists():
         raise CheckpointError(
-            "the folder is a checkpoint of megatron-core",
+            "the folder is a Megatron checkpoint",
             where={"folder": folder},
-            expected="tensors with names of Hugging Face",
+            expected="tensors with Hugging Face names",
             advice="use `export`, which knows Megatron's names",
         )
 

@@ -93,9 +93,9 @@ def _in_order(cuts: Sequence[int], mesh: Sequence[int], placements: Sequence[Pla
         factor = placements[number].split_factor
         if factor > 1 and factor != math.prod(mesh[later] for later in order):
             raise CheckpointError(
-                "a DTensor is cut in a way that isn't known",
+                "a DTensor is cut in an unknown way",
                 got=f"split factor {factor} of a mesh of {list(mesh)}",
-                advice="save the model without tensor parallelism, or gather its tensors before",
+                advice="save the model without tensor parallelism, or gather its tensors before saving",
             )
         order = [*order, number] if factor > 1 else [number, *order]
     return order
@@ -148,10 +148,10 @@ def _placement(placement: Any) -> Placement:
     if name == "_StridedShard":
         return Placement(int(placement.dim), int(placement.split_factor))
     raise CheckpointError(
-        "a DTensor has a placement whose values are not those of the tensor",
+        "a DTensor has a placement that doesn't hold the tensor's own values",
         expected="Shard or Replicate",
         got=name,
-        advice="save the model's parameters, not what a step has still to reduce",
+        advice="save the model's parameters, not partial sums that are still to be reduced",
     )
 
 

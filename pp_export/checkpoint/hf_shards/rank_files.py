@@ -30,7 +30,7 @@ _FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
 _OTHER = re.compile(r"(optim|extra_state)_world_size_\d+_rank_\d+\.pt")
 _CONFIG, _MAX_CONFIG_BYTES = "fsdp_config.json", 1 << 20
 _NUM_THREADS = 8
-_ADVICE = "copy the missing files of this save, and take those of others out of the folder"
+_ADVICE = "copy the missing files of this save, and move those of other saves out of the folder"
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class _Builder:
         """Raise CheckpointError where ranks that should hold the same don't."""
         if self._differing:
             raise CheckpointError(
-                "copies of tensors differ between ranks: the folder mixes saves, or the run had come apart",
+                "copies of tensors differ between ranks: the folder mixes saves, or the ranks of the run"
+                " had diverged",
                 expected="one CRC-32 for all copies",
                 advice=_ADVICE,
                 findings=self._differing,

@@ -35,7 +35,8 @@ _MAX_HEADER_BYTES = 100_000_000
 _PREFIX_BYTES = 8
 _NUM_THREADS = 8
 _ADVICE = (
-    "copy the missing files of this save, and take those of others out of the folder; else take another step"
+    "copy the missing files of this save, and move those of other saves out of the folder; else take"
+    " another step"
 )
 
 
@@ -166,7 +167,7 @@ def _entries(path: Path) -> dict[str, _Entry]:
             length = int.from_bytes(file.read(_PREFIX_BYTES), "little")
             if size < _PREFIX_BYTES + length or length > _MAX_HEADER_BYTES:
                 raise CheckpointError(
-                    "the file is truncated or no safetensors file",
+                    "the file is truncated, or not a safetensors file",
                     expected=f"a header of {length:,} bytes",
                     got=f"{size:,} bytes",
                     advice=_ADVICE,

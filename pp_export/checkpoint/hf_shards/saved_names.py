@@ -69,7 +69,7 @@ def saved_names(keys: Iterable[str]) -> SavedNames:
     counts = Counter(name_of.values())
     doubled = [f"{name}: {key}" for key, name in name_of.items() if counts[name] > 1]
     if doubled:
-        raise CheckpointError("several stored keys mean one tensor", findings=sorted(doubled))
+        raise CheckpointError("several stored keys name one tensor", findings=sorted(doubled))
     for pattern, what, advice in _OF_OTHER_MODELS:
         found = next((name for name in name_of.values() if pattern.search(name)), None)
         if found is not None:

@@ -78,11 +78,11 @@ def saved_folder(folder: Path) -> Path:
         found = [each for each in below if each.is_dir() and _is_save(each)]
     except OSError as error:
         raise CheckpointError(
-            f"this rank can't look into the input: {error.strerror}", where={"folder": error.filename}
+            f"this rank can't read the input's folder: {error.strerror}", where={"folder": error.filename}
         ) from error
     if len(found) != 1:
         raise CheckpointError(
-            "the folder holds several saves of ranks" if found else "the folder holds no save of ranks",
+            "the folder holds several saves" if found else "the folder holds nothing that ranks have saved",
             where={"folder": folder},
             expected=_EXPECTED,
             got=", ".join(each.name for each in found) or None,

@@ -134,7 +134,7 @@ def _sections(name: str, rows: int, size: int, args: Args) -> tuple[int, ...]:
     whole = local_names.sections(name, args)
     if whole is None or sum(whole) != rows * size or any(count % size for count in whole):
         raise CheckpointError(
-            "a tensor in sections has another size than the training args tell",
+            "a tensor in sections has another size than the training args say",
             where={"tensor": name},
             expected="sections that the args say" if whole is None else f"{sum(whole)} rows: {list(whole)}",
             got=f"{rows} rows on each of {size} ranks",

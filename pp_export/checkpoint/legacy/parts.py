@@ -79,7 +79,8 @@ def parameters(
             drifted += [f"{name}: {text}" for text in _differences(first_of_each, files)]
     if differing:
         raise CheckpointError(
-            "copies of parameters differ between files: the folder mixes saves, or the run had come apart",
+            "copies of parameters differ between files: the folder mixes saves, or the ranks of the run"
+            " had diverged",
             expected="one CRC-32 for all copies",
             advice="take an iteration that was saved completely by one run",
             findings=differing,
@@ -94,7 +95,7 @@ def _held(args: Args, grid: TrainingGrid, files: list[RankFile]) -> dict[str, li
     num_experts, rest = divmod(int(args.get("num_experts") or 0), grid.expert)
     if rest:
         raise CheckpointError(
-            "the experts don't divide among the ranks",
+            "the experts can't be divided evenly among the expert parallel ranks",
             expected=f"a multiple of {grid.expert} experts",
             got=args["num_experts"],
         )
@@ -110,8 +111,8 @@ def _held(args: Args, grid: TrainingGrid, files: list[RankFile]) -> dict[str, li
                 found[_or_copied(name, stage, args)].append(ParameterPart(number, stage, file.tensor, stored))
     if strange:
         raise CheckpointError(
-            "there are parameters of which it isn't known how tensor parallel ranks cut them",
-            advice="save the checkpoint with --ckpt-format torch_dist, which stores that too",
+            "it is not known how tensor parallel ranks cut some parameters",
+            advice="save the checkpoint with --ckpt-format torch_dist, which stores how they are cut",
             findings=strange,
         )
     return found
@@ -124,7 +125,7 @@ def _models(file: RankFile, num_virtual: int) -> list[dict[str, Any]]:
     present = [key for key in state if is_model(key)]
     if set(wanted) != set(present) or not all(isinstance(state[key], dict) for key in wanted):
         raise CheckpointError(
-            "the file doesn't hold the virtual stages that the training args tell of",
+            "the file doesn't hold the virtual stages that the training args name",
             where={"file": file.archive.path},
             expected=", ".join(wanted),
             got=", ".join(present) or "no model",
@@ -147,7 +148,7 @@ def _tensors(file: RankFile, model: Args, stage: Stage, experts: range) -> Itera
     expected |= {("mtp", number) for number in range(stage.num_mtp_layers)}
     if layers != expected:
         raise CheckpointError(
-            "a pipeline stage holds other layers than the training args tell",
+            "a pipeline stage holds other layers than the training args say",
             where={"file": file.archive.path, "virtual stage": stage.virtual},
             expected=_listed(expected),
             got=_listed(layers),
@@ -203,7 +204,7 @@ def _split(name: str, held: Mapping[str, list[ParameterPart]], args: Args, size:
     rows, full = view.shape[0], local_names.latent_rows(name, args)
     if full not in (rows, rows * size):
         raise CheckpointError(
-            "a down projection has another size than the training args tell",
+            "a down projection has another size than the training args say",
             where={"tensor": name},
             expected=f"{full} rows, whole or in {size} parts",
             got=f"{rows} rows",

@@ -51,10 +51,10 @@ def rank_files(folder: Path) -> tuple[Mapping[str, Any], TrainingGrid, list[Rank
     unknown = sorted(set(names) - places.keys())
     if missing or unknown:
         raise CheckpointError(
-            "the folders are not those of the ranks that the training args tell of",
+            "the rank folders are not those that the training args imply",
             expected=f"tensor {grid.tensor} x pipeline {grid.pipeline} x expert {grid.expert} ranks",
             got=f"{len(names)} folders",
-            advice="copy the missing ones, and take away what is of another run",
+            advice="copy the missing folders, and move away those of other runs",
             findings=[f"{name} is missing" for name in missing]
             + [f"{name} is of no rank of this run" for name in unknown],
         )
@@ -90,10 +90,10 @@ def _folders(folder: Path) -> list[str]:
     ]
     if wrong or not ranks:
         raise CheckpointError(
-            "not every rank's folder is one that Megatron-LM writes",
+            "some rank folders are not what Megatron-LM writes",
             expected=f"mp_rank_TT[_PPP][_EEE]/{FILE}",
             got=None if ranks else "no such folder",
-            advice="copy the checkpoint again, and take away what is no part of it",
+            advice="copy the checkpoint again, and move away what is not part of it",
             findings=wrong,
         )
     return [entry.name for entry in ranks]

@@ -151,9 +151,9 @@ def test_everything_wrong_is_listed_at_once() -> None:
         " decoder.layers.2.pre_mlp_layernorm.weight",
         "decoder.layers.1.mlp.linear_fc1.weight: split_glu does not fit the tensor: expected an even number"
         " of rows, got shape [23, 16]",
-        "model.layers.1.mlp.gate_proj.weight is expected but nothing makes it",
-        "model.layers.1.mlp.up_proj.weight is expected but nothing makes it",
-        "model.rotary.inv_freq is expected but nothing makes it",
+        "model.layers.1.mlp.gate_proj.weight is expected, and no rule makes it",
+        "model.layers.1.mlp.up_proj.weight is expected, and no rule makes it",
+        "model.rotary.inv_freq is expected, and no rule makes it",
         "lm_head.weight bfloat16[37, 16] is made but the model does not have it",
         "model.layers.0.mlp.down_proj.weight: the model expects shape [16, 99],"
         " the checkpoint gives [16, 12]",
@@ -176,7 +176,7 @@ def test_a_missing_layer_is_named_tensor_by_tensor() -> None:
     specs = {name: spec for name, spec in DENSE.specs().items() if not name.startswith("decoder.layers.1.")}
     found = findings(specs=specs, expected=shapes_of(settle()))
     assert len(found) == 12
-    assert all(line.startswith("model.layers.1.") and "nothing makes it" in line for line in found)
+    assert all(line.startswith("model.layers.1.") and "no rule makes it" in line for line in found)
 
 
 def test_names_that_collide_are_made_twice(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_dropped_tensors_carry_their_reason(tmp_path: Path) -> None:
     assert not any(".mlp.gate." in name for name in settled.outputs)
     found = findings(MOE, table=table(tmp_path, row), expected=shapes_of(settle(MOE)))
     assert found[:2] == tuple(
-        f"model.layers.{layer}.mlp.gate.weight is expected but nothing makes it" for layer in range(2)
+        f"model.layers.{layer}.mlp.gate.weight is expected, and no rule makes it" for layer in range(2)
     )
     assert found[2] == f"(dropped by a rule: {', '.join(names)})"
 

@@ -39,7 +39,7 @@ def made(served: str, args: dict[str, Any], tensors: tuple[str, ...] = (), witho
 
 
 def refused(served: str, args: dict[str, Any], without: str = "") -> tuple[str, ...]:
-    with pytest.raises(AccountingError, match="training args don't determine") as caught:
+    with pytest.raises(AccountingError, match="training args don't tell all") as caught:
         made(served, args, without=without)
     assert caught.value.where == {"class": served}
     assert "--reference" in str(caught.value.advice)

@@ -110,7 +110,7 @@ def test_a_table_of_one_s_own_says_what_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["policy.", "actor.module.", "language_model.", "actor-1."])
 def test_an_unknown_prefix_is_told(prefix: str) -> None:
     """What stands before Megatron's names is said, with a name."""
-    error = refused([prefix + name for name in NAMES], "something unknown stands before")
+    error = refused([prefix + name for name in NAMES], "begin with something unknown")
     assert repr(prefix) in error.what
     assert f"{prefix}embedding.word_embeddings.weight" in str(error.got)
 

@@ -54,12 +54,13 @@ def test_every_packaged_table_is_valid_and_serves_its_classes() -> None:
             assert set(rule.hf) == set(rule.transform.roles) or rule.drop
 
 
-def test_an_unserved_class_is_refused_naming_the_served_ones() -> None:
-    """A class without a table is refused, with the classes that have one and the way to write one."""
+def test_an_unserved_class_is_refused_and_told_where_the_served_ones_are() -> None:
+    """A class without a table is refused, with where the others are listed and the way to write a table."""
     with pytest.raises(RuleError, match="no architecture table serves") as caught:
         table_files.for_class("MambaForCausalLM")
     assert caught.value.got == "MambaForCausalLM"
-    assert set(str(caught.value.expected).split(", ")) == set(table_files.packaged())
+    assert str(len(table_files.packaged())) in str(caught.value.expected)
+    assert "pp_export families" in str(caught.value.expected)
     assert "--architecture" in str(caught.value.advice)
 
 

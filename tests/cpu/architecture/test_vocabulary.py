@@ -67,7 +67,7 @@ def test_args_that_count_other_rows_are_doubted(args: dict[str, int]) -> None:
     """Args that contradict the embedding settle nothing: refused, unless all rows are tokens or the user
     says how many.
     """
-    with pytest.raises(AccountingError, match="count other rows"):
+    with pytest.raises(AccountingError, match="differ in the number of rows"):
         settle(rows=384, stated=380, **args)
     assert settle(rows=384, stated=384, **args) == 384
     assert settle(rows=384, stated=380, asked=380, **args) == 380

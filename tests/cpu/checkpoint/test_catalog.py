@@ -91,7 +91,7 @@ def test_rows_that_can_t_be_disentangled_are_refused() -> None:
     """Parts that don't hold whole blocks of both are refused by the tensor's name."""
     tensor, _ = stored(torch.arange(2 * FFN * HIDDEN).view(2 * FFN, HIDDEN), 2, 2)
     broken = StoredTensor(tensor.key, tensor.shape, tensor.dtype, tensor.boxes, Interleave(5, 2))
-    with pytest.raises(CheckpointError, match="can't be disentangled") as caught:
+    with pytest.raises(CheckpointError, match="can't be told apart") as caught:
         list(slices_of(broken, tensor.boxes[0]))
     assert caught.value.where == {"tensor": tensor.key}
 

@@ -365,7 +365,7 @@ def test_values_that_do_not_lie_together_are_read_by_their_strides(tmp_path: Pat
         rows = turned.rows(24)
         assert len(rows) == 4
         assert b"".join(read(reader, row) for row in rows) == bytes_of(full.T.contiguous())
-        with pytest.raises(CheckpointError, match="reaches beyond its item"):
+        with pytest.raises(CheckpointError, match="reaches beyond the end of its stored item"):
             read(reader, turned._replace(strides=(1, 9)))
         reader.finish()
 
@@ -504,7 +504,7 @@ def test_a_file_name_that_leaves_the_checkpoint_is_refused(folder: Path, path: s
             info.relative_path = path
 
     edit_metadata(folder, change)
-    assert refused(folder, "leaves the checkpoint or is unusual").got == repr(path)
+    assert refused(folder, "names a file outside the checkpoint").got == repr(path)
 
 
 def test_transformed_items_are_refused(folder: Path) -> None:
@@ -533,7 +533,7 @@ def test_stacked_and_single_keys_of_one_tensor_are_refused(tmp_path: Path) -> No
     """A layer that is stored both stacked and alone is refused by its canonical name."""
     double = {FC2: TENSORS[FC2], "decoder.layers.1.mlp.linear_fc2.weight": TENSORS[FC2][1].clone()}
     folder = write_stored(tmp_path / "iter_0000010", double, None)
-    error = refused(folder, "stored twice, stacked and single")
+    error = refused(folder, "stored twice: stacked over layers")
     assert error.findings == ("decoder.layers.1.mlp.linear_fc2.weight",)
 
 

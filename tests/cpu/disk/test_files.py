@@ -689,7 +689,7 @@ def test_what_is_read_is_never_replaced(tmp_path: Path, target: Path) -> None:
     link = tmp_path / "other name"
     link.symlink_to(inner)
     for source in (target, inner, link):
-        with pytest.raises(TargetError, match="contains, what the export reads"):
+        with pytest.raises(TargetError, match="contains, a folder that the export reads"):
             publishing.check_target(target, overwrite=True, sources=[tmp_path, source])
     publishing.check_target(target, overwrite=True, beside=True, sources=[inner])
     with pytest.raises(TargetError, match="what the export reads"):

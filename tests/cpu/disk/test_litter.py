@@ -168,7 +168,10 @@ def test_the_command_removes_and_says_what(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.startswith(f"removed: {staging}")
     assert os.listdir(tmp_path) == []
     assert cli.main(["clean", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "nothing is left here\n"
+    assert capsys.readouterr().out == f"killed exports have left nothing in {tmp_path}, or beside it\n"
+    assert cli.main(["clean", str(tmp_path / "never")]) == 0
+    assert "which does not exist" in capsys.readouterr().out
+    assert cli.main(["clean", str(tmp_path / "never" / "there")]) == 1
 
 
 def test_an_older_export_that_was_set_aside_comes_back(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_model_folder_goes(tmp_path: Path, names: tuple[str, ...]) -> None:
 def test_what_no_model_has_is_never_removed(tmp_path: Path, name: str) -> None:
     """Somebody's file beside a model, at any depth, is named, and the folder stays."""
     folder = filled(tmp_path / "target", *OURS, name)
-    with pytest.raises(TargetError, match="what no model folder has") as caught:
+    with pytest.raises(TargetError, match="files that are no part of a model") as caught:
         check_replaceable(folder)
     assert caught.value.findings == (name,)
 

@@ -42,7 +42,7 @@ def test_the_next_export_works(found: list[dict[str, Any]], how: str) -> None:
 def test_a_late_rank_is_told(found: list[dict[str, Any]]) -> None:
     """It doesn't take part in what the others have given up, nor do they wait for it."""
     late = found[1]["late"]
-    assert late["error"]["what"] == "the other ranks have given this export up: this one was late"
+    assert late["error"]["what"] == "the other ranks have given up this export: this rank came too late"
     assert late["seconds"] < 3 * STALL_SECONDS + 5
 
 

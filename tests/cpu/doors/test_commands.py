@@ -236,7 +236,7 @@ def test_the_command_refuses_an_existing_output(
     ("arguments", "told"),
     [
         (["--set", "tensor_paralel=2"], ["tensor_paralel", "did you mean 'tensor_parallel'"]),
-        (["--set", "max_shard_size=much"], ["not a size", "much"]),
+        (["--set", "max_shard_size=much"], ["--max-shard-size can't be read", "much"]),
         (["--tensor-parallel", "two"], ["--tensor-parallel", "'two'"]),
         (
             ["--report", "no/such/folder/report.json"],

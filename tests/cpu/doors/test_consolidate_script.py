@@ -75,7 +75,7 @@ def test_it_insists_on_the_ranks_that_there_were(rank_saves: RankSaves, tmp_path
     assert done.returncode == 1
     assert "rank 3 of 4 has no file here" in done.stderr
     done = run(script, REFERENCE=str(tmp_path / "nowhere"))
-    assert "the reference folder doesn't exist" in done.stderr
+    assert "the reference folder does not exist" in done.stderr
     assert not (tmp_path / "it's here-hf").exists()
 
 

@@ -64,7 +64,7 @@ def test_without_a_reference_the_job_says_what_is_missing(checkpoint: Checkpoint
     job.write_text(printed.stdout)
     done = run_python(["-m", "pp_export", "export", str(job)], tmp_path / "export")
     assert done.status == 1
-    assert "neither a reference nor an architecture is given" in done.stderr
+    assert "neither --reference nor --architecture is given" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

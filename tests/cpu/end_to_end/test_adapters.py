@@ -165,7 +165,7 @@ def test_one_adapter_of_all_experts(tmp_path: Path) -> None:
     assert_merged(exported(tmp_path / "merged", stored, "merge", experts=True), base, first)
     alone = on_disk(exported(tmp_path / "alone", stored, "adapter", experts=True))
     assert len(alone) == len(first)
-    with pytest.raises(CheckpointError, match="only those of one expert parallel rank"):
+    with pytest.raises(CheckpointError, match="for one expert parallel rank only"):
         exported(tmp_path / "lost", stored, "merge", experts=True, args={"expert_model_parallel_size": 2})
 
 
@@ -318,7 +318,7 @@ def test_the_users_alpha_goes_first(tmp_path: Path) -> None:
     for name, args in (("unknown", {"lora_alpha": None}), ("other", {})):
         folder = exported(tmp_path / name, adapters.as_bridge(peft), "merge", lora_alpha=16, args=args)
         assert_merged(folder, base, peft, scale=16 / RANK)
-    with pytest.raises(OptionError, match="alpha of the adapters is not known"):
+    with pytest.raises(OptionError, match="adapters' alpha is not known"):
         exported(tmp_path / "none", adapters.as_bridge(peft), "merge", args={"lora_alpha": None})
 
 
@@ -421,7 +421,7 @@ def test_weights_that_were_trained_beside_them(tmp_path: Path) -> None:
     alone = write_stored(tmp_path / "alone", stored, {**ARGS, **SAID})
     export_here(checkpoint=alone, base=base, output=tmp_path / "merged", lora="merge")
     assert torch.equal(on_disk(tmp_path / "merged")["lm_head.weight"], head[:250])
-    with pytest.raises(AccountingError, match="weights that were trained"):
+    with pytest.raises(AccountingError, match="holds trained weights"):
         export_here(checkpoint=alone, reference=base, output=tmp_path / "peft", lora="adapter")
 
 

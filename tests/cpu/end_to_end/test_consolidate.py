@@ -288,7 +288,7 @@ def test_without_shapes_the_number_of_ranks_is_needed(damaged: Path, tmp_path: P
     must be said; else the last ones could be missing.
     """
     shutil.rmtree(damaged / ".hf_metadata")
-    assert "nothing tells how large the tensors are" in refused(damaged, tmp_path).what
+    assert "the shapes of the tensors are not known" in refused(damaged, tmp_path).what
     assert refused(damaged, tmp_path, input_ranks=5).findings == (
         "shard-00005-*: rank 4 of 5 has no file here",
     )
@@ -356,7 +356,7 @@ def test_a_damaged_record_is_named(rank_saves: RankSaves, tmp_path: Path) -> Non
 
 def test_saves_that_are_others_are_told(rank_saves: RankSaves, tmp_path: Path) -> None:
     """No save at all, several, an unfinished one, one of the optimizer alone, and Megatron's."""
-    assert "no save of ranks" in refused(rank_saves.source("qwen2"), tmp_path).what
+    assert "nothing that ranks have saved" in refused(rank_saves.source("qwen2"), tmp_path).what
     assert "several saves" in refused(rank_saves.save("qwen2", "hf").parent, tmp_path).what
     folder = Path(shutil.copytree(rank_saves.save("qwen2", "dcp_plain"), tmp_path / "dcp"))
     (folder / ".metadata").rename(tmp_path / "metadata")

@@ -96,6 +96,6 @@ def test_files_are_those_of_the_reference(by_layer: tuple[Options, Path], tmp_pa
 
 def test_a_reference_without_files_is_refused(by_layer: tuple[Options, Path], tmp_path: Path) -> None:
     """There is nothing to go by, so nothing is begun."""
-    with pytest.raises(OptionError, match="the reference has no weights"):
+    with pytest.raises(OptionError, match="needs the index of the reference"):
         export_here(**by_layer[0], layout="reference", output=tmp_path / "out")
     assert not list(tmp_path.iterdir())

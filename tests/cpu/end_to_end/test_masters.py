@@ -57,7 +57,7 @@ def test_a_checkpoint_without_them_is_refused(
     golden = Path(__file__).parents[2] / "golden"
     for folder, told in (
         (golden / "0.19.2-trained", "no float32 weights|other shapes"),
-        (golden / "0.16.1-legacy-pp", "files per rank"),
+        (golden / "0.16.1-legacy-pp", "one file per rank"),
     ):
         with pytest.raises(CheckpointError, match=told):
             pp_export.plan(folder, reference=reference("qwen2"), weights="master")

@@ -126,7 +126,7 @@ def test_a_tensor_that_only_the_reference_has_is_missed(deepseek: Path, tmp_path
     (reference / INDEX).write_text(json.dumps(index))
     with pytest.raises(AccountingError) as caught:
         export_here(checkpoint=deepseek / "checkpoint", reference=reference, output=tmp_path / "export")
-    assert "model.layers.3.mlp.new.weight is expected but nothing makes it" in caught.value.findings
+    assert "model.layers.3.mlp.new.weight is expected, and no rule makes it" in caught.value.findings
 
 
 def test_copies_are_the_same_from_every_grid(deepseek: Path, tmp_path: Path) -> None:

@@ -434,7 +434,7 @@ REFUSED: dict[str, tuple[Options, str]] = {
     "nvfp4": ({"quantize": "nvfp4"}, "no such value"),
     "weights alone": ({"quantize": FP8_BLOCK, "contents": "weights"}, "needs a config.json"),
     "config.json as it is": ({"quantize": FP8_BLOCK, "config_as_reference": True}, "needs a config.json"),
-    "all types chosen": ({"quantize": FP8_BLOCK, "dtype_of": "*=bf16"}, "no form for any weight"),
+    "all types chosen": ({"quantize": FP8_BLOCK, "dtype_of": "*=bf16"}, "fits no weight of this model"),
 }
 
 
@@ -450,7 +450,7 @@ def test_what_cannot_be_is_refused(made: Made, tmp_path: Path, case: str) -> Non
 def test_a_model_without_whole_blocks_is_refused(tmp_path: Path) -> None:
     """Nothing of a model of this size has blocks of 128 x 128: the first weights are named, and what fits."""
     write_model(FAMILIES["seed_oss"], tmp_path)
-    with pytest.raises(OptionError, match="no form for any weight") as caught:
+    with pytest.raises(OptionError, match="fits no weight of this model") as caught:
         export_here(**inputs_of(tmp_path), output=tmp_path / "export", quantize=FP8_BLOCK)
     assert "aren't whole blocks" in caught.value.findings[0]
     assert "fp8-channel" in str(caught.value.advice)

@@ -315,7 +315,7 @@ def test_a_name_that_is_not_produced(inputs: Inputs) -> None:
     inputs.table(lambda rows: rows.append({"megatron": "decoder.final_layernorm.weight", "drop": reason}))
     inputs.refused(
         errors.AccountingError,
-        "model.norm.weight is expected but nothing makes it",
+        "model.norm.weight is expected, and no rule makes it",
         "dropped by a rule: decoder.final_layernorm.weight",
     )
 
@@ -323,7 +323,7 @@ def test_a_name_that_is_not_produced(inputs: Inputs) -> None:
 def test_a_tensor_that_the_checkpoint_lacks(inputs: Inputs) -> None:
     """A weight missing in the checkpoint is named as the Hugging Face tensor that nothing makes."""
     inputs.store(lambda tensors: tensors.pop("decoder.final_layernorm.weight"))
-    inputs.refused(errors.AccountingError, "model.norm.weight is expected but nothing makes it")
+    inputs.refused(errors.AccountingError, "model.norm.weight is expected, and no rule makes it")
 
 
 def test_a_name_that_the_model_does_not_have(inputs: Inputs) -> None:
@@ -449,7 +449,7 @@ def test_a_target_without_a_parent(inputs: Inputs) -> None:
 def test_a_target_where_nothing_can_be_made(inputs: Inputs) -> None:
     """Whether a folder can be made is tried, not guessed: nobody, root neither, makes one in /sys."""
     inputs.options["output"] = Path("/sys/export")
-    inputs.refused(errors.TargetError, "make a folder in failed: Operation not permitted", "file /sys")
+    inputs.refused(errors.TargetError, "make folder failed: Operation not permitted", "file /sys")
     inputs.options |= {"output": Path("/sys/none/export"), "parents": True}
     for refuse in (lambda: export_here(**inputs.options), lambda: planned(inputs.options)):
         with pytest.raises(errors.TargetError, match=r"make .*folder.* failed: Operation not permitted"):
@@ -472,7 +472,7 @@ def test_everything_that_is_wrong_is_said_at_once(inputs: Inputs) -> None:
     (inputs.parent / "export").mkdir()
     (inputs.parent / "export" / "config.json").touch()
     inputs.options |= {"checkpoint": inputs.checkpoint / "absent", "reference": inputs.reference / "absent"}
-    raised = inputs.refused(errors.ReferenceFolderError, "the reference folder doesn't exist")
+    raised = inputs.refused(errors.ReferenceFolderError, "the reference folder does not exist")
     assert [finding.partition(";")[0] for finding in raised.findings] == [
         "the output exists",
         "the checkpoint folder does not exist",
@@ -484,7 +484,7 @@ def test_a_target_that_holds_an_input(inputs: Inputs) -> None:
     """An output above what is read is refused, also with --overwrite."""
     inputs.options |= {"output": inputs.parent, "overwrite": True, "reference": inputs.parent / "model"}
     shutil.copytree(inputs.reference, inputs.parent / "model")
-    inputs.refused(errors.TargetError, "contains, what the export reads")
+    inputs.refused(errors.TargetError, "contains, a folder that the export reads")
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_other_work_is_refused_by_name(inputs: Options, change: str) -> None:
     before = files_of(folder)
     act, difference = CHANGES[change]
     act(inputs)
-    with pytest.raises(TargetError, match="is another export") as caught:
+    with pytest.raises(TargetError, match="belongs to another export") as caught:
         export_here(**inputs, resume=True)
     assert any(finding.startswith(difference) for finding in caught.value.findings), caught.value.findings
     assert caught.value.where["folder"] == str(folder)

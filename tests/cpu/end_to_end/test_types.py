@@ -97,7 +97,7 @@ def test_a_job_file_may_have_a_mapping(tmp_path: Path) -> None:
 
 def test_a_pattern_that_fits_nothing_is_refused(tmp_path: Path) -> None:
     """Nothing is read of an export whose pattern has a typing error."""
-    with pytest.raises(OptionError, match="fit no tensor") as caught:
+    with pytest.raises(OptionError, match="match no tensor") as caught:
         export_here(**write_pair(tmp_path), dtype_of="lm_haed.*=fp32,*norm*=fp32")
     assert caught.value.got == "lm_haed.*"
 

@@ -102,7 +102,7 @@ def test_config_json_says_the_function_within(name: str, made: Made, tmp_path: P
 def test_a_pattern_that_fits_nothing_is_refused(made: Made, tmp_path: Path) -> None:
     """A typing error is told with names that there are; so is a reference without weights."""
     folder, _ = made("mistral3")
-    with pytest.raises(OptionError, match="fits no tensor") as caught:
+    with pytest.raises(OptionError, match="matches no tensor") as caught:
         export_of(folder, tmp_path / "export", take_missing_from_reference="vision_*,visoin.*")
     assert caught.value.got == "visoin.*"
     assert any("vision_tower" in finding for finding in caught.value.findings)

@@ -149,5 +149,5 @@ def test_names_of_record_files(stored: Path, name: str) -> None:
             info.relative_path = name
 
     edit_metadata(stored, rename)
-    with soon(), pytest.raises(ExportError, match="leaves the checkpoint or is unusual"):
+    with soon(), pytest.raises(ExportError, match="names a file outside the checkpoint"):
         describe_checkpoint(stored, None)

@@ -94,7 +94,7 @@ def test_a_training_loop_can_go_on_after_a_failure(saved: Saved) -> None:
     """A live export without its reference raises, the loop's code logs it, and the next exports succeed."""
     seen = saved.seen["megatron_lm"]
     assert seen["gone_on"]
-    assert "reference folder doesn't exist" in seen["logged"][0]
+    assert "reference folder does not exist" in seen["logged"][0]
     assert seen["output"] == str(saved.out / "megatron_lm" / "background_0000010")
     assert saved.seen["nemo_rl"]["output"] == str(saved.out / "nemo_rl")
     assert not (saved.out / "megatron_lm" / "iter_0000011").exists()
@@ -188,7 +188,7 @@ def test_a_missing_code_file_fails_loudly(reference: Reference, tmp_path: Path) 
 def test_slime_refuses_what_would_be_wrong(tmp_path: Path) -> None:
     """A quantized save, and one onto the reference itself, are refused at once."""
     args = Namespace(hf_checkpoint=str(tmp_path), save=str(tmp_path))
-    with pytest.raises(OptionError, match="the reference itself"):
+    with pytest.raises(OptionError, match="the reference's own folder"):
         slime.save_hf_model_to_path(args, tmp_path, [])
     with pytest.raises(OptionError, match="own precision"):
         slime.save_hf_model_to_path(args, tmp_path / "x", [], quantization_config={})

@@ -164,7 +164,7 @@ def test_experts_are_seen_singly(rest: str, tensor: torch.Tensor, expected: dict
 
 def test_a_grouped_weight_that_is_no_solid_block_is_refused() -> None:
     """GroupedMLP's weight is another reading of its memory, which a transposed tensor doesn't have."""
-    with pytest.raises(CheckpointError, match="can't be seen"):
+    with pytest.raises(CheckpointError, match="can't be viewed"):
         dict(single_experts("decoder.layers.0.mlp.experts.weight1", view(MEMORY.view(8, 3).t()), range(2)))
 
 

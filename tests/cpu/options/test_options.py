@@ -168,7 +168,7 @@ def test_rates_are_two_positive_numbers() -> None:
     """What storage reads and writes is given as R,W."""
     assert texts.parse_rates("200,1e2") == (200, 100)
     for text in ("2", "2,", "2,1,1", "0,1", "1,-1", "nan,1", "a,b"):
-        with pytest.raises(OptionError, match="not two rates"):
+        with pytest.raises(OptionError, match="can't be read"):
             cluster.ClusterOptions(storage_gbps=text)
 
 

@@ -45,7 +45,7 @@ def test_a_chosen_grid_uses_all_ranks_and_keeps_what_was_asked() -> None:
         block = (tensor or 1) * (expert or 1)
         if world % block or world < block * (pipeline or 1):
             num_refused += 1
-            with pytest.raises(OptionError, match="does not fit the grid"):
+            with pytest.raises(OptionError, match="does not fit the parallel sizes"):
                 choose_grid(world, pipeline, tensor, expert, UNIT_BYTES)
             continue
         grid = choose_grid(world, pipeline, tensor, expert, UNIT_BYTES)
@@ -77,12 +77,14 @@ def test_a_world_that_does_not_fit_names_both_numbers() -> None:
     """The refusal names the grid that was asked for and the number of ranks there are."""
     with pytest.raises(OptionError) as caught:
         choose_grid(7, 2, 2, None, UNIT_BYTES)
-    assert "a multiple of 2 tensor x 1 expert ranks, at least 4 for 2 pipeline stages" in str(caught.value)
+    assert "a multiple of 2 ranks (tensor 2 x expert 1), at least 4 for 2 pipeline stages" in str(
+        caught.value
+    )
     assert "7 ranks" in str(caught.value)
 
 
 def test_more_stages_than_units_are_refused() -> None:
     """No stage may be empty: more stages than units to export are refused, naming the limit."""
-    with pytest.raises(OptionError, match="more pipeline stages than units") as caught:
+    with pytest.raises(OptionError, match="more than there are parts") as caught:
         choose_grid(6, 6, None, None, UNIT_BYTES)
     assert "at most 5" in str(caught.value)

@@ -54,7 +54,7 @@ def test_no_file_that_is_read_may_be_a_link_out(name: str, tmp_path: Path) -> No
     folder = write_files(tmp_path / "source", {} if name == "config.json" else {"config.json": CONFIG})
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(elsewhere / ("t" if name == "additional_chat_templates" else name))
-    assert refusal(folder).what == "a link leads out of the reference folder"
+    assert refusal(folder).what == "a link leads out of the model folder"
 
 
 def test_a_blobs_folder_elsewhere_is_no_cache(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_other_sizes_are_an_error_that_says_what_to_do(options: dict[str, Any]) 
         hear = when_bytes_move(definition.let_go.set)
         with patch.object(model, "model_sizes", sizes), pytest.raises(AccountingError) as caught:
             exported(options, on_progress=hear)
-    assert "other values than config.json" in caught.value.what
+    assert "other values than the export was planned with" in caught.value.what
     assert "head_dim: planned with 8, transformers says 16" in caught.value.findings
     assert "export again" in (caught.value.advice or "")
     assert nothing_is_left(options)

@@ -172,7 +172,7 @@ def test_a_rank_that_sees_another_table_ends_all(tmp_path: Path) -> None:
         return error_of(world, lambda world: described(world, options, pending))
 
     for error in on_all(act, HashStore()):
-        assert error.what == "the architecture table is another one on this rank"
+        assert error.what == "this rank has another architecture table than rank 0"
         assert error.where["table"] == str(table)
 
 

@@ -138,7 +138,7 @@ def test_a_root_without_saves_is_refused(run: Run, wanted: dict[str, bool]) -> N
         with pytest.raises(CheckpointError):
             run.queue(**wanted).next(nothing)
     (run.root / "metadata.json").touch()
-    with pytest.raises(CheckpointError, match="needs the folder of all iterations"):
+    with pytest.raises(CheckpointError, match="needs the checkpoint's root folder"):
         run.queue(**wanted).next(nothing)
 
 

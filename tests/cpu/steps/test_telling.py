@@ -154,7 +154,7 @@ def test_a_callback_that_fails_ends_the_export_until_it_is_published(planned: Pl
         raise RuntimeError("no")
 
     made = Telling(OneOfFour(0), fail, verifies=True)
-    with pytest.raises(ExportError, match="callback that hears of progress failed"):
+    with pytest.raises(ExportError, match="callback on_progress failed"):
         made.step(Step.PLANNING)
     made.step(Step.DONE)
 

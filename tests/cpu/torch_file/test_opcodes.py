@@ -37,7 +37,7 @@ BOMBS = CLAIMS | KEYS | COPIES
 def test_a_bomb_is_a_damaged_file(name: str) -> None:
     """It is refused as damaged, by name, within seconds and 200 MB."""
     begun, taken = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match="the pickle can't be read") as caught:
+    with pytest.raises(CheckpointError, match="the pickle in the file can't be read") as caught:
         unpickler.load(BOMBS[name], ORIGIN)
     assert caught.value.where == {"file": ORIGIN}
     assert time.process_time() - begun < 20  # a bomb takes minutes, or all memory

@@ -412,7 +412,7 @@ def test_a_cut_off_common_pt_is_a_checkpoint_error(tmp_path: Path, length: int) 
 )
 def test_damaged_pickles_are_checkpoint_errors(image: bytes) -> None:
     """A pickle that ends early or makes no sense is a damaged file, named, and no crash."""
-    with pytest.raises(CheckpointError, match="the pickle can't be read") as caught:
+    with pytest.raises(CheckpointError, match="the pickle in the file can't be read") as caught:
         unpickler.load(image, ORIGIN)
     assert caught.value.where == {"file": ORIGIN}
 

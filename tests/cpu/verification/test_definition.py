@@ -71,7 +71,7 @@ def why_not_held(result: Verification) -> str:
     """The one note on why a folder wasn't held against a definition."""
     assert result.definition is None
     assert "definition" not in result.depth
-    (note,) = (note for note in result.notes if note.startswith("not held against"))
+    (note,) = (note for note in result.notes if note.startswith("not compared with"))
     return note
 
 

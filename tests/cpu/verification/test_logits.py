@@ -387,7 +387,10 @@ DAMAGES: dict[str, tuple[Change, list[str]]] = {
         with_tensor("top_ids", lambda x: x[..., :1].expand(3, 7, 4)),
         ["top_ids is the same twice"],
     ),
-    "no number": (with_tensor("num_columns", lambda x: x.float()), ["num_columns is no number", "int64 [1]"]),
+    "no number": (
+        with_tensor("num_columns", lambda x: x.float()),
+        ["the recording's num_columns is not a number", "int64 [1]"],
+    ),
 }
 
 
@@ -422,7 +425,7 @@ def test_other_files_are_refused(
         pp_export.compare_logits(model, file)
     for metadata in (None, {"format": "pt"}, {"format": "pp_export logits 2"}):
         save_file({"token_ids": token_ids, "logits": logits}, file, metadata)
-        with pytest.raises(VerificationError, match="no recording of logits") as caught:
+        with pytest.raises(VerificationError, match="not a recording of logits") as caught:
             pp_export.compare_logits(model, file)
         assert "pp_export.record_logits" in str(caught.value)
 

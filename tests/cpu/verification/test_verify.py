@@ -34,7 +34,7 @@ def test_whole_folder_is_whole(sealed: Path) -> None:
     assert result.faults == ()
     assert result.ok
     assert result.made_by_us
-    assert result.notes == ("not held against the model's definition: nobody was asked for it",)
+    assert result.notes == ("not compared with the model's definition: it was not asked for",)
     assert result.definition is None
     assert result.depth == "full"
     assert result.num_tensors == 9
@@ -70,7 +70,7 @@ def test_folder_of_another_maker(folder: Path) -> None:
     result = verify_folder(as_stranger(folder))
     assert result.ok
     assert not result.made_by_us
-    assert result.depth == "structure; no manifest, so values can't be held against anything"
+    assert result.depth == "structure; no manifest, so values can't be checked"
     assert result.num_tensors == 9
     assert any(MANIFEST in note for note in result.notes)
     (folder / MIDDLE).unlink()
