@@ -86,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show what a checkpoint is")
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--iteration", type=int)
+    inspect.add_argument(
+        "--deep",
+        action="store_true",
+        help="read every byte of the weights: digests, what is damaged or missing, NaN, infinite, zeros",
+    )
+    inspect.add_argument("--threads", type=int, help="threads that read (default: one per usable core)")
 
     verify = commands.add_parser("verify", help="prove a Hugging Face folder; offline, no Megatron, no GPU")
     verify.add_argument("folder", type=Path)
