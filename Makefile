@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing test-notebook fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist tutorial clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -58,6 +58,14 @@ $(SIGNING)/.ready: tests/signing/requirements.txt
 
 test-signing: $(READY) $(SIGNING)/.ready ## sign an export as docs/verify.md says (installs OpenSSF's model-signing)
 	PATH="$(CURDIR)/$(SIGNING)/bin:$$PATH" $(CURDIR)/$(BIN)/python -m pytest tests/signing
+
+NOTEBOOK := $(VENV)/notebook
+$(NOTEBOOK)/.ready: tests/notebook/requirements.txt $(READY)
+	$(BIN)/python $(PIP_INSTALL) --upgrade --target $(NOTEBOOK) -r $<
+	@touch $@
+
+test-notebook: $(NOTEBOOK)/.ready ## run docs/live_export.ipynb from its first cell to its last (installs a Jupyter kernel)
+	PYTHONPATH=$(CURDIR)/$(NOTEBOOK) $(BIN)/python -m pytest tests/notebook
 
 FUZZ_INPUTS ?= 10000
 FUZZED := tests/cpu/fuzz tests/cpu/verification/test_any_input.py tests/cpu/verification/test_header.py tests/cpu/torch_file/test_opcodes.py
@@ -152,6 +160,11 @@ dist: $(READY) ## build wheel and sources into build/dist (PP_EXPORT_HOME: where
 	rm -rf build/dist build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/dist')"
+
+TUTORIAL := build/tutorial
+tutorial: dist ## play docs/tutorial.md: install the wheel afresh, run its commands (ARGS="--checkpoint DIR --reference DIR")
+	@rm -rf $(TUTORIAL)
+	@$(BIN)/python -m tests.fixtures.tutorial build/dist/*.whl $(TUTORIAL) $(ARGS)
 
 clean: ## remove environments and what was built
 	rm -rf $(VENV) .venv-* build *.egg-info

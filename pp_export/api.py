@@ -210,20 +210,53 @@ def plan(
     return report
 
 
-def inspect(checkpoint: Folder, *, iteration: int | None = None) -> CheckpointReport:
+def inspect(
+    checkpoint: Folder,
+    *,
+    iteration: int | None = None,
+    deep: bool = False,
+    threads: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    on_total: Callable[[int], None] | None = None,
+) -> CheckpointReport:
     """What a checkpoint is: its format, writer, parallel layout, training args, and every stored tensor.
 
     Called by one process; reads metadata only. Sizes are in bytes. Raises CheckpointError where there is
     no finished checkpoint that can be read.
 
+    `deep` reads every byte of the weights too, in steps of a few MiB by `threads` threads (one per core that
+    this process may use if None), and tells in `examined` the digest of each tensor, which values are
+    suspicious (NaN, infinite, all zeros, one value throughout), and what is missing, truncated or damaged:
+    that is returned then, not raised, as far as the metadata can be read. `on_total` is told how many bytes
+    will be read, `on_bytes` those of each step, by one thread at a time.
+
     >>> pp_export.inspect("/checkpoints/run").layout["tensor_model_parallel_size"]
     2
+    >>> pp_export.inspect("/checkpoints/run", deep=True).ok
+    True
 
     """
     from pp_export.checkpoint.formats import describe_checkpoint
     from pp_export.steps.checkpoint_report import checkpoint_report
 
-    return checkpoint_report(describe_checkpoint(Path(checkpoint), iteration))
+    if not deep:
+        return checkpoint_report(describe_checkpoint(Path(checkpoint), iteration))
+    from pp_export.process.cores import usable_cores
+    from pp_export.steps.examination import examine
+
+    if threads is not None and threads < 1:
+        raise OptionError("an examination needs at least one thread", got=threads)
+    missing: list[ExportError] = []
+    catalog = describe_checkpoint(Path(checkpoint), iteration, on_fault=missing.append)
+    if on_total is not None:
+        on_total(sum(spec.num_bytes for spec in catalog.specs.values()))
+    examined = examine(
+        catalog,
+        missing,
+        threads=usable_cores() if threads is None else threads,
+        on_bytes=on_bytes or (lambda _: None),
+    )
+    return checkpoint_report(catalog, examined)
 
 
 def verify(

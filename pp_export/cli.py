@@ -249,11 +249,20 @@ def _show_plan(
 def _inspect(arguments: argparse.Namespace) -> int:
     log.logger.info("reading the metadata of %s", arguments.checkpoint)
     from pp_export import api
+    from pp_export.view.progress import BytesView
     from pp_export.view.tables import print_checkpoint
 
-    report = api.inspect(arguments.checkpoint, iteration=arguments.iteration)
+    with BytesView("read", is_quiet=not arguments.deep or _is_quiet(arguments)) as shown:
+        report = api.inspect(
+            arguments.checkpoint,
+            iteration=arguments.iteration,
+            deep=arguments.deep,
+            threads=arguments.threads,
+            on_bytes=shown.add,
+            on_total=shown.total,
+        )
     _print(report.to_json(), arguments.json, lambda: print_checkpoint(report))
-    return 0
+    return 0 if report.ok else 1
 
 
 def _verify(arguments: argparse.Namespace) -> int:

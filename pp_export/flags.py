@@ -99,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds, and how it was trained")
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--iteration", type=int)
+    inspect.add_argument(
+        "--deep",
+        action="store_true",
+        help="read every byte of the weights: digests, what is damaged or missing, NaN, infinite, zeros",
+    )
+    inspect.add_argument("--threads", type=int, help="threads that read (default: one per usable core)")
 
     verify = commands.add_parser(
         "verify", help="check every file and byte of a Hugging Face folder; offline, without Megatron and GPU"

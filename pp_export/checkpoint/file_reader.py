@@ -115,12 +115,15 @@ class FileReader:
         """Files don't lie in a GPU's memory."""
 
     def finish(self) -> None:
-        """Check what is left of items that were read in part; after the last slice."""
+        """Check what is left of items that were read in part; after the last slice. Called again after an
+        error, it goes on with the next item.
+        """
         for number, opened in list(self._open.items()):
             if self._checks(number) and not opened.is_finished:
                 try:
                     self._read_rest(number)
                 except CheckpointError as error:
+                    del self._open[number]
                     path = self._path(self._catalog.stored_items[number].file)
                     raise error.at(tensor=self._catalog.key_of_item[number], file=path) from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pp_export.checkpoint import locate, refused
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.dcp.format import DcpFormat
+from pp_export.checkpoint.dcp.metadata import OnFault
 from pp_export.checkpoint.legacy.format import LegacyFormat
 from pp_export.checkpoint.source import Format, Reader
 from pp_export.core.errors import CheckpointError
@@ -15,20 +16,24 @@ from pp_export.core.errors import CheckpointError
 FORMATS: tuple[Format, ...] = (refused.MODELOPT, refused.ADAPTER, LegacyFormat(), DcpFormat())
 
 
-def describe_checkpoint(checkpoint: Path, iteration: int | None, *, masters: bool = False) -> Catalog:
+def describe_checkpoint(
+    checkpoint: Path, iteration: int | None, *, masters: bool = False, on_fault: OnFault | None = None
+) -> Catalog:
     """What a checkpoint of any format holds, without values; called on rank 0 only.
 
     `checkpoint` is an iteration folder, or the root of several, where `iteration` or the tracker file
-    chooses. With `masters`, the optimizer's float32 weights stand for the model's. Raises CheckpointError
-    where it is missing, unfinished, damaged or of a kind that can't be exported.
+    chooses. With `masters`, the optimizer's float32 weights stand for the model's. `on_fault` is told what
+    is missing or truncated of a folder of DCP, whose boxes need not fill their tensors then, nor lie in
+    files. Raises CheckpointError where it is missing, unfinished, damaged or of a kind that can't be
+    exported.
     """
     try:
         folder = locate.iteration_folder(checkpoint, iteration, is_checkpoint)
         found = format_of(folder)
+        if isinstance(found, DcpFormat):
+            return found.describe(folder, masters=masters, on_fault=on_fault)
         if not masters:
             return found.describe(folder)
-        if isinstance(found, DcpFormat):
-            return found.describe(folder, masters=True)
         raise CheckpointError(
             "--weights master can't be taken from a checkpoint with one file per rank",
             where={"folder": folder},

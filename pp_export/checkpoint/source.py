@@ -44,7 +44,9 @@ class Reader(AbstractContextManager["Reader"], Protocol):
         """
 
     def finish(self) -> None:
-        """After the last slice: raise CheckpointError for damage that no single slice could show."""
+        """After the last slice: raise CheckpointError for damage that no single slice could show. Another
+        call looks behind what was raised.
+        """
 
 
 class Format(Protocol):

@@ -11,6 +11,7 @@ from pp_export.architecture.accounting import TABLE
 from pp_export.architecture.families import KINDS
 from pp_export.core.words import counted
 from pp_export.steps import limits
+from pp_export.view.examined import print_examination
 from pp_export.view.text import console, empty_table, human_bytes, machine_facts, table_of_facts
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _numbers(found: Collection[int]) -> str:
 
 
 def print_checkpoint(report: CheckpointReport) -> None:
-    """What a checkpoint is, and every key that it stores."""
+    """What a checkpoint is, every key that it stores, and what its bytes tell if they were read."""
     out, args, weights = console(), report.args or {}, report.weights
     sizes = ", ".join(f"{name} {args[name]}" for name in _SIZES if args.get(name) is not None)
     layout = ", ".join(f"{short}{args[name]}" for short, name in _LAYOUT if args.get(name) is not None)
@@ -283,6 +284,8 @@ def print_checkpoint(report: CheckpointReport) -> None:
     for key, tensor in report.tensors.items():
         tensors.add_row(key, tensor.dtype, str(list(tensor.shape)), str(tensor.num_boxes))
     out.print(tensors)
+    if report.examined is not None:
+        print_examination(report.examined)
 
 
 def print_verification(result: Verification) -> None:

@@ -19,7 +19,7 @@ from pp_export.checkpoint.canonical_names import (
 )
 from pp_export.checkpoint.catalog import Catalog, Description, Interleave, StoredBox, StoredTensor
 from pp_export.checkpoint.dcp import metadata_json
-from pp_export.checkpoint.dcp.metadata import StoredEntries
+from pp_export.checkpoint.dcp.metadata import OnFault, StoredEntries, telling
 from pp_export.checkpoint.dcp.places import check_places
 from pp_export.core.errors import CheckpointError
 from pp_export.core.tensors import Box
@@ -28,16 +28,17 @@ from pp_export.torch_file import unpickler
 READER = "DCP"
 
 
-def read_catalog(folder: Path, *, masters: bool = False) -> Catalog:
+def read_catalog(folder: Path, *, masters: bool = False, on_fault: OnFault | None = None) -> Catalog:
     """Everything that is stored, without values; called on rank 0 only.
 
     With `masters`, the optimizer's float32 weights in place of the model's. Every weight is proved to be
-    covered exactly by its stored boxes, and every box to lie inside an existing file.
+    covered exactly by its stored boxes, and every box to lie inside an existing file; with `on_fault` that is
+    told what lies nowhere, and the rest is described as it is.
     """
     data = locate.read_small(folder / ".metadata", unpickler.MAX_BYTES)
     metadata = unpickler.load(data, str(folder / ".metadata"))
     try:
-        return _catalog(folder, metadata, masters)
+        return _catalog(folder, metadata, masters, on_fault)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a pickle of something else leads to
@@ -64,14 +65,16 @@ def _format_name(folder: Path, args: Mapping[str, Any] | None) -> str:
     return str((args or {}).get("ckpt_format") or "plain DCP")
 
 
-def _catalog(folder: Path, metadata: Any, masters: bool) -> Catalog:
-    stored = StoredEntries(metadata, masters=masters)
+def _catalog(folder: Path, metadata: Any, masters: bool, on_fault: OnFault | None) -> Catalog:
+    stored = StoredEntries(metadata, masters=masters, on_fault=on_fault)
     is_by_megatron = any(key.startswith(training_args.COMMON_STATE) for key in stored.items)
     is_sharded_by_megatron = (folder / "metadata.json").is_file()  # torch_dist
     if is_by_megatron and not is_sharded_by_megatron:
         raise unfinished(folder)
     _check_common(folder, stored)
-    notes = check_places(folder, stored.infos, stored.tensors)
+    notes: tuple[str, ...] = ()
+    with telling(on_fault):
+        notes = check_places(folder, stored.infos, stored.tensors)
     found = training_args.read(folder, stored.items)
     # Bridge undoes the interleaving when it saves.
     interleave = training_args.interleave_of(None if found.is_disentangled else found.args)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pp_export.checkpoint.catalog import Catalog
 from pp_export.checkpoint.dcp import catalog as dcp_catalog
 from pp_export.checkpoint.dcp import metadata_json
+from pp_export.checkpoint.dcp.metadata import OnFault
 from pp_export.checkpoint.source import Reader
 from pp_export.core.errors import CheckpointError
 
@@ -28,9 +29,9 @@ class DcpFormat:
             return True
         return (folder / ".metadata").is_file() and not (folder / "common.pt").exists()
 
-    def describe(self, folder: Path, *, masters: bool = False) -> Catalog:
+    def describe(self, folder: Path, *, masters: bool = False, on_fault: OnFault | None = None) -> Catalog:
         _check_finished(folder)
-        return dcp_catalog.read_catalog(folder, masters=masters)
+        return dcp_catalog.read_catalog(folder, masters=masters, on_fault=on_fault)
 
     def open(self, catalog: Catalog, *, check_source: bool) -> Reader:
         from pp_export.checkpoint.file_reader import FileReader  # who only describes needs none

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pp_export.checkpoint.catalog import StoredBox, StoredItem, StoredTensor
@@ -23,6 +24,18 @@ _MASTER = re.compile(_OPTIMIZER.pattern + r"state\.(?:fp32_param|param)\.(?P<key
 """As megatron/core/optimizer stores the float32 weights that it updates, in their own shapes."""
 _ADVICE = "save with --dist-ckpt-optim-fully-reshardable, or leave --weights master out"
 _MAX_SHOWN = 5
+OnFault = Callable[[CheckpointError], None]
+
+
+@contextmanager
+def telling(on_fault: OnFault | None) -> Iterator[None]:
+    """Tell a CheckpointError to `on_fault`, and go on behind what raised it; without, it is raised."""
+    try:
+        yield
+    except CheckpointError as error:
+        if on_fault is None:
+            raise
+        on_fault(error)
 
 
 class StoredInfo(NamedTuple):
@@ -39,7 +52,8 @@ class StoredEntries:
     the rest, as `kind_of_other` says of a key and of whether it is a tensor's: None for the model's. `infos`
     says by (key, offset) where each of them lies; `files` and `stored_items` are those of the tensors that
     were asked for. With `masters`, the optimizer's float32 weights stand for those of the model that it has;
-    `stands_for` says by key which one a tensor is, and `notes` what the optimizer lacks.
+    `stands_for` says by key which one a tensor is, and `notes` what the optimizer lacks. With `on_fault`,
+    tensors need not be filled by their boxes, and it is told of those that are stored nowhere.
     """
 
     def __init__(
@@ -48,7 +62,9 @@ class StoredEntries:
         kind_of_other: Callable[[str, bool], str | None] | None = None,
         *,
         masters: bool = False,
+        on_fault: OnFault | None = None,
     ) -> None:
+        self._on_fault = on_fault
         self.infos = dict(map(_info, metadata.storage_data.items()))
         self._shapes = _shapes_before_flattening(metadata)
         self._boxes: dict[Box, Box] = {}  # of a million, most are equal to another
@@ -126,9 +142,13 @@ class StoredEntries:
                 advice="load and save it once with the release that wrote it and without FSDP",
             )
         parts = [part for part in map(_fields, meta.chunks) if 0 not in part["sizes"]]  # FSDP has empty ones
-        boxes = tuple(self._box(key, part, dtype.itemsize) for part in parts)
-        check_coverage(key, shape, [stored.box for stored in boxes])
-        return StoredTensor(name, shape, dtype, boxes)
+        boxes = []
+        for part in parts:
+            with telling(self._on_fault):
+                boxes.append(self._box(key, part, dtype.itemsize))
+        if self._on_fault is None:
+            check_coverage(key, shape, [stored.box for stored in boxes])
+        return StoredTensor(name, shape, dtype, tuple(boxes))
 
     def _box(self, key: str, part: Mapping[str, Any], itemsize: int) -> StoredBox:
         box = Box(tuple(part["offsets"]), tuple(part["sizes"]))

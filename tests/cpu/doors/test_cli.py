@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -295,6 +296,27 @@ def test_inspect_shows_the_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
     assert value == json.loads(run("inspect", root, "--iteration", 10, "--json").stdout)
     assert run("inspect", root, "--iteration", 11).status == 1
     assert "embedding.word_embeddings.weight" in run("inspect", root).stdout
+
+
+def test_inspect_reads_every_byte(run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """`inspect --deep` prints digests, what is suspicious and what is damaged; exit status 1 for damage."""
+    root = checkpoint("qwen2", "tp2pp2")
+    shown = run("inspect", root, "--deep", "--threads", 2)
+    value = json.loads(run("inspect", root, "--deep", "--json").stdout)
+    digests = [tensor["digest"] for tensor in value["examined"]["tensors"].values()]
+    assert shown.status == 0
+    assert all(digest in shown.stdout for digest in digests)
+    assert "\nok: " in shown.stdout
+    assert "CRC-32 of every record checked" in shown.stdout
+    shutil.copytree(root, tmp_path / "run")
+    file = max((tmp_path / "run").rglob("*.distcp"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    broken = run("inspect", tmp_path / "run", "--deep")
+    told = run("inspect", tmp_path / "run", "--deep", "--json")
+    assert broken.status == told.status == 1
+    assert f"FAULT missing: {file.name} is truncated" in broken.stdout
+    assert f"FAULT unreadable ({file.name}, " in broken.stdout
+    assert {fault["kind"] for fault in json.loads(told.stdout)["examined"]["faults"]} >= {"missing"}
 
 
 def test_an_export_of_one_process_can_be_verified_and_compared(

@@ -4,6 +4,7 @@ somewhere, and the site has every page.
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -73,3 +74,17 @@ def test_the_site_s_navigation_has_every_page() -> None:
     assert sorted(named) == sorted({*pages, "docs/decisions/README.md", MADE_FOR_THE_SITE})
     records = {path.name for path in (DOCS / "decisions").glob("0*.md")}
     assert records == set(re.findall(r"\]\((0\S+\.md)\)", (DOCS / "decisions" / "README.md").read_text()))
+
+
+@pytest.mark.parametrize("notebook", sorted(DOCS.rglob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_kept_without_what_they_print(notebook: Path) -> None:
+    """No cell has an output or a number, so that running it changes nothing but those; some page links it."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
+    assert any(
+        f"({notebook.name})" in page.read_text() or f"/{notebook.name})" in page.read_text() for page in TEXTS
+    )
+    links = [target for cell in cells for target in re.findall(r"\]\(([^)\s]+)\)", "".join(cell["source"]))]
+    assert all((notebook.parent / link).is_file() for link in links if not re.match(r"\w+:", link))

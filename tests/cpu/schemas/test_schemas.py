@@ -19,7 +19,7 @@ from pp_export.core.errors import ExportError, OptionError, TargetError
 from pp_export.options.consolidation import ConsolidateOptions
 from pp_export.options.kinds import ExportOptions, ResultOptions, TargetOptions
 from pp_export.steps import limits, report_files
-from pp_export.steps.checkpoint_report import CheckpointReport
+from pp_export.steps.checkpoint_report import FAULTS, CheckpointReport, Examination
 from pp_export.steps.many_report import ManyReport, Outcome
 from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import ExportReport
@@ -132,6 +132,7 @@ def test_metadata_follows_its_schemas(planned: Planned) -> None:
     check("plan", plan_report(planned.inputs, planned.plan, "auto").to_json())
     check("plan", plan_report(planned.inputs, planned.in_ranges(), "auto").to_json())
     check("inspect", pp_export.inspect(planned.options.checkpoint).to_json())
+    check("inspect", pp_export.inspect(planned.options.checkpoint, deep=True).to_json())
 
 
 def test_findings_follow_their_schemas(made: Made) -> None:
@@ -233,6 +234,9 @@ def test_schemas_name_the_fields_of_the_reports() -> None:
             assert (
                 options[option.name] == result.get(option.name, options[option.name]) == {"enum": [*choices]}
             )
+    examined = schema("inspect")["properties"]["examined"]["properties"]
+    assert examined.keys() == {f.name for f in fields(Examination)}
+    assert examined["faults"]["items"]["properties"]["kind"]["enum"] == list(FAULTS)
     kinds = schema("verify")["properties"]["faults"]["items"]["properties"]["kind"]["enum"]
     assert kinds == list(KINDS)
     whole, part = schema("shard"), schema("export_manifest")["$defs"]
