@@ -126,6 +126,10 @@ def parser() -> argparse.ArgumentParser:
     families = commands.add_parser("families", help="the model classes that are served, and their proofs")
 
     _add_shipped(commands)
+    for command in (inspect, verify, diff, logits):
+        command.add_argument(
+            "--html", type=Path, metavar="FILE", help="also write the result as a page there"
+        )
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole

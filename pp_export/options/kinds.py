@@ -275,7 +275,7 @@ class RunOptions(Options):
     )
     report: Path | None = _option("write a JSON report there, also when the export fails", None)
     html: Path | None = _option(
-        "draw there, as one HTML page, who did what when; `plan` draws what will be", None
+        "draw there, as one HTML page, what was done; `plan` draws what will be", None
     )
 
     def __post_init__(self) -> None:
