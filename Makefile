@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing test-notebook fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist tutorial clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing test-notebook test-browser figures fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist tutorial clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -66,6 +66,18 @@ $(NOTEBOOK)/.ready: tests/notebook/requirements.txt $(READY)
 
 test-notebook: $(NOTEBOOK)/.ready ## run docs/live_export.ipynb from its first cell to its last (installs a Jupyter kernel)
 	PYTHONPATH=$(CURDIR)/$(NOTEBOOK) $(BIN)/python -m pytest tests/notebook
+
+BROWSER := $(VENV)/browser
+$(BROWSER)/.ready: tests/browser/requirements.txt $(READY)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(BROWSER) -r $<
+	@touch $@
+
+test-browser: $(BROWSER)/.ready ## look at the reports' pages in a real browser (as root; installs Debian's chromium, 400 MB)
+	.ci/browser-packages
+	PYTHONPATH=$(CURDIR)/$(BROWSER) $(BIN)/python -m pytest tests/browser
+
+figures: export PP_EXPORT_FIGURES := 1
+figures: test-browser ## the same, and put its pictures of the pages into docs/figures
 
 FUZZ_INPUTS ?= 10000
 FUZZED := tests/cpu/fuzz tests/cpu/verification/test_any_input.py tests/cpu/verification/test_header.py tests/cpu/torch_file/test_opcodes.py

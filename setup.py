@@ -77,7 +77,7 @@ setup(
             "architecture/*.yaml",
             "architecture/tables/*.yaml",
             "schemas/*.json",
-            "view/page/*",
+            "view/pages/assets/*",
             "py.typed",
         ]
     },

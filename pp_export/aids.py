@@ -1,13 +1,17 @@
-"""Small commands around exports: what was left behind, what a shell completes, and a table to begin with."""
+"""Small commands around exports: what was left behind, what a shell completes, a table to begin with, the
+families that are served.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from pp_export.core.errors import TargetError
+from pp_export.view.printing import print_result
 
 
 def clean(arguments: argparse.Namespace) -> int:
@@ -49,3 +53,24 @@ def draft_table(arguments: argparse.Namespace) -> int:
     )
     sys.stdout.write(text)
     return 0
+
+
+def families(arguments: argparse.Namespace) -> int:
+    """The classes that are served."""
+    from pp_export.architecture import families as known
+    from pp_export.steps import limits
+    from pp_export.view.tables import print_families
+
+    print_result(
+        limits.to_json(), arguments.json, lambda: print_families(known.families() + known.multimodal())
+    )
+    return 0
+
+
+def weight_bytes(folder: Path) -> int:
+    """What the files with weights of a folder hold, as far as it can be known."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with suppress(OSError):  # of which verify says more
+            total += file.stat().st_size
+    return total

@@ -206,7 +206,7 @@ def plan(
     if chosen.html is not None:
         from pp_export.view.html import write_plan
 
-        write_plan(chosen.html, report)
+        report = write_plan(chosen.html, report)
     return report
 
 
@@ -218,11 +218,13 @@ def inspect(
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
     on_total: Callable[[int], None] | None = None,
+    html: Folder | None = None,
 ) -> CheckpointReport:
     """What a checkpoint is: its format, writer, parallel layout, training args, and every stored tensor.
 
-    Called by one process; reads metadata only. Sizes are in bytes. Raises CheckpointError where there is
-    no finished checkpoint that can be read.
+    Called by one process; reads metadata only. Sizes are in bytes. `html` is a file for the same as a page.
+    Raises CheckpointError where there is no finished checkpoint that can be read, and OptionError where there
+    can be no page.
 
     `deep` reads every byte of the weights too, in steps of a few MiB by `threads` threads (one per core that
     this process may use if None), and tells in `examined` the digest of each tensor, which values are
@@ -238,25 +240,16 @@ def inspect(
     """
     from pp_export.checkpoint.formats import describe_checkpoint
     from pp_export.steps.checkpoint_report import checkpoint_report
+    from pp_export.view.html import Page
+    from pp_export.view.pages.inspected import checkpoint_page
 
+    page = Page(html, checkpoint)
     if not deep:
-        return checkpoint_report(describe_checkpoint(Path(checkpoint), iteration))
-    from pp_export.process.cores import usable_cores
-    from pp_export.steps.examination import examine
+        return page.of(checkpoint_report(describe_checkpoint(Path(checkpoint), iteration)), checkpoint_page)
+    from pp_export.steps.examination import examine_folder
 
-    if threads is not None and threads < 1:
-        raise OptionError("an examination needs at least one thread", got=threads)
-    missing: list[ExportError] = []
-    catalog = describe_checkpoint(Path(checkpoint), iteration, on_fault=missing.append)
-    if on_total is not None:
-        on_total(sum(spec.num_bytes for spec in catalog.specs.values()))
-    examined = examine(
-        catalog,
-        missing,
-        threads=usable_cores() if threads is None else threads,
-        on_bytes=on_bytes or (lambda _: None),
-    )
-    return checkpoint_report(catalog, examined)
+    looked = examine_folder(Path(checkpoint), iteration, threads, on_total=on_total, on_bytes=on_bytes)
+    return page.of(looked, checkpoint_page)
 
 
 def verify(
@@ -268,6 +261,7 @@ def verify(
     cache: bool = True,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
+    html: Folder | None = None,
 ) -> Verification:
     """Prove a Hugging Face folder, whoever made it: structure, token ids, every byte against recorded
     digests, and names, shapes and types against the definition of the model's class.
@@ -277,8 +271,8 @@ def verify(
     a note says why where that can't be done. `quick` looks at the structure only; `subset` (i, n) reads
     the i-th of n shares of the files; `load` also loads the model with transformers. `threads` is how many
     cores digest; all that this process may use if None. Files are read past the page cache, and `on_bytes`
-    is told the bytes of every read. Faults are returned, not raised; raises OptionError for options that
-    make no sense, and VerificationError where there is no folder.
+    is told the bytes of every read. `html` is a file for a page of what was found. Faults are returned, not
+    raised; raises OptionError for options that make no sense, and VerificationError where there is no folder.
 
     >>> pp_export.verify("/exports/run").ok
     True
@@ -287,8 +281,11 @@ def verify(
     from pp_export.process.cores import usable_cores
     from pp_export.reference.pending_definition import PendingDefinition
     from pp_export.verification import verify_folder
+    from pp_export.view.html import Page
+    from pp_export.view.pages.verified import verification_page
 
-    return verify_folder(
+    page = Page(html, folder)
+    result = verify_folder(
         Path(folder),
         quick=quick,
         subset=subset,
@@ -297,6 +294,7 @@ def verify(
         on_bytes=on_bytes,
         ask=partial(PendingDefinition.start, cache=cache),
     )
+    return page.of(result, verification_page)
 
 
 def record_logits(
@@ -328,15 +326,16 @@ def compare_logits(
     *,
     tolerance: float | None = None,
     max_memory: int | str | None = None,
+    html: Folder | None = None,
 ) -> LogitComparison:
     """Run a Hugging Face folder with transformers and compare its logits with those of `record_logits`.
 
     Called by one process, offline; runs on the CPU in float32, and no code of the folder. `tolerance` is
     the difference that a position may have, relative to the standard deviation of its logits; by default
     it follows from the precision of the recording. Weights that take more than `max_memory` (bytes, or a
-    text such as `64GB`; by default most of what is free) stay on disk while the model runs. Differences
-    are returned, not raised; raises OptionError for options that make no sense, and VerificationError
-    where recording or folder can't be used.
+    text such as `64GB`; by default most of what is free) stay on disk while the model runs. `html` is a file
+    for a page of the result. Differences are returned, not raised; raises OptionError for options that make
+    no sense, and VerificationError where recording or folder can't be used.
 
     >>> pp_export.compare_logits("/exports/step-1000", "/exports/step-1000.logits").ok
     True
@@ -344,11 +343,15 @@ def compare_logits(
     """
     from pp_export.options.texts import parse_bytes
     from pp_export.verification.logits import compare_folder
+    from pp_export.view.html import Page
+    from pp_export.view.pages.answered import logits_page
 
+    page = Page(html, folder)
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise OptionError("--tolerance can't be used", expected="a finite number, 0 or more", got=tolerance)
     limit = None if max_memory is None else parse_bytes(max_memory, "--max-memory")
-    return compare_folder(Path(folder), Path(recording), tolerance=tolerance, max_memory=limit)
+    result = compare_folder(Path(folder), Path(recording), tolerance=tolerance, max_memory=limit)
+    return page.of(result, logits_page)
 
 
 def _parts(model: Any) -> list[Any]:

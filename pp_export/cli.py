@@ -5,7 +5,6 @@ everything held.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pp_export import aids, flags, shipped
 from pp_export.core.collector import paused_collector
@@ -27,6 +26,7 @@ from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import NO_OUTPUT, ExportOptions, TargetOptions
 from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
+from pp_export.view.printing import print_result
 from pp_export.view.text import leave_stdout
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _run(options: Kind, source_of: Callable[[Kind], Source], told: str, *, shown
         os._exit(1)  # workers may be blocked in a transfer with a rank that is gone
     if world.rank == 0:
         done = write_files(options, done)
-        _print(done.to_json(), as_json, lambda: print_export(done))
+        print_result(done.to_json(), as_json, lambda: print_export(done))
     world.close()
     return 0
 
@@ -241,8 +241,8 @@ def _show_plan(
     cluster = options_from(flags.given(arguments, ClusterOptions), "flags", ClusterOptions)
     report = plan_source(source_of(options), options, cluster, here=here)
     if options.html is not None:
-        write_plan(options.html, report)
-    _print(report.to_json(), arguments.json, lambda: print_plan(report))
+        report = write_plan(options.html, report)
+    print_result(report.to_json(), arguments.json, lambda: print_plan(report))
     return 0
 
 
@@ -256,12 +256,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
         report = api.inspect(
             arguments.checkpoint,
             iteration=arguments.iteration,
+            html=_page(arguments),
             deep=arguments.deep,
             threads=arguments.threads,
             on_bytes=shown.add,
             on_total=shown.total,
         )
-    _print(report.to_json(), arguments.json, lambda: print_checkpoint(report))
+    print_result(report.to_json(), arguments.json, lambda: print_checkpoint(report))
     return 0 if report.ok else 1
 
 
@@ -274,7 +275,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with BytesView("verified", is_quiet=_is_quiet(arguments)) as shown:
         if not arguments.quick and subset is None:
-            shown.total(_weight_bytes(arguments.folder))
+            shown.total(aids.weight_bytes(arguments.folder))
         result = api.verify(
             arguments.folder,
             quick=arguments.quick,
@@ -283,17 +284,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             cache=arguments.cache,
             threads=arguments.threads,
             on_bytes=shown.add,
+            html=_page(arguments),
         )
-    _print(result.to_json(), arguments.json, lambda: print_verification(result))
+    print_result(result.to_json(), arguments.json, lambda: print_verification(result))
     return 0 if result.ok else 1
-
-
-def _weight_bytes(folder: Path) -> int:
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with suppress(OSError):  # of which verify says more
-            total += file.stat().st_size
-    return total
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -319,14 +313,20 @@ def _diff(arguments: argparse.Namespace) -> int:
             ulps=arguments.ulps,
             on_bytes=shown.add,
             on_total=shown.total,
+            html=_page(arguments),
             **flags.given(arguments, SideOptions),
         )
-    _print(result.to_json(), arguments.json, lambda: print_difference(result))
+    print_result(result.to_json(), arguments.json, lambda: print_difference(result))
     return 0 if result.ok else 1
 
 
 def _is_quiet(arguments: argparse.Namespace) -> bool:
     return bool(arguments.quiet) or not launch.speaks(os.environ)
+
+
+def _page(arguments: argparse.Namespace) -> Path | None:
+    """Where the page goes of what is looked at: of several ranks that do the same, one draws it."""
+    return arguments.html if launch.speaks(os.environ) else None
 
 
 def _compare_logits(arguments: argparse.Namespace) -> int:
@@ -339,8 +339,9 @@ def _compare_logits(arguments: argparse.Namespace) -> int:
         arguments.recording,
         tolerance=arguments.tolerance,
         max_memory=arguments.max_memory,
+        html=_page(arguments),
     )
-    _print(result.to_json(), arguments.json, lambda: print_logits(result))
+    print_result(result.to_json(), arguments.json, lambda: print_logits(result))
     return 0 if result.ok else 1
 
 
@@ -354,37 +355,11 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _families(arguments: argparse.Namespace) -> int:
-    from pp_export.architecture import families
-    from pp_export.steps import limits
-    from pp_export.view.tables import print_families
-
-    _print(
-        limits.to_json(),
-        arguments.json,
-        lambda: print_families(families.families() + families.multimodal()),
-    )
-    return 0
-
-
 def _subset(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
     if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
         raise OptionError("--subset can't be read", expected="I/N, for example 1/8", got=text[:40])
     return int(part), int(total)
-
-
-def _print(value: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
-    if not launch.speaks(os.environ):
-        return  # rank 0 of the same launch says it once for all
-    if as_json:
-        _print_json(value)
-    else:
-        show()
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -399,6 +374,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "init": _init,
     "completion": aids.completion,
     "draft-table": aids.draft_table,
-    "families": _families,
+    "families": aids.families,
     **dict.fromkeys(("docs", "launch-template"), shipped.show),
 }

@@ -30,6 +30,7 @@ def diff(
     ulps: float = 0.0,
     on_bytes: Callable[[int], None] | None = None,
     on_total: Callable[[int], None] | None = None,
+    html: Folder | None = None,
     **options: Unpack[SideKeywords],
 ) -> Difference:
     """Two models compared tensor by tensor, bit by bit: Hugging Face folders, however each is cut into files,
@@ -45,9 +46,9 @@ def diff(
     `threads` threads, one per core that this process may use if None, of checkpoints what `planned_bytes` of
     the result says. Every byte is read, of folders past the page cache; `on_total` is told how many bytes of
     both sides that are, `on_bytes` those of every step. `quick` takes tensors of two folders as equal,
-    unread, whose digests are so in the manifests of both. Raises OptionError, VerificationError where a
-    folder can't be read, and of a checkpoint what its export would raise, but that tensors are missing or too
-    many.
+    unread, whose digests are so in the manifests of both. `html` is a file for a page of the result. Raises
+    OptionError, VerificationError where a folder can't be read, and of a checkpoint what its export would
+    raise, but that tensors are missing or too many.
 
     >>> pp_export.diff("/exports/run", "/exports/other").identical
     True
@@ -59,7 +60,10 @@ def diff(
     from pp_export.options.comparison import sides_from
     from pp_export.process.cores import usable_cores
     from pp_export.verification.side_by_side import Tolerance
+    from pp_export.view.html import Page
+    from pp_export.view.pages.compared import difference_page
 
+    page = Page(html, a, b)
     common = {**options, **({} if reference is None else {"reference": reference})}
     sides = sides_from(common, of_a or {}, of_b or {})
     shared: dict[str, Any] = {
@@ -76,9 +80,10 @@ def diff(
             )
         from pp_export.difference import diff_checkpoints
 
-        return diff_checkpoints(Path(a), Path(b), sides, **shared)
+        return page.of(diff_checkpoints(Path(a), Path(b), sides, **shared), difference_page)
     from pp_export.steps.functions import Function, config_differences
     from pp_export.verification.diff import diff_folders
 
     config = config_differences(*(Function.of_folder(Path(side)) for side in (a, b)))
-    return replace(diff_folders(Path(a), Path(b), quick=quick, **shared), config=config)
+    result = replace(diff_folders(Path(a), Path(b), quick=quick, **shared), config=config)
+    return page.of(result, difference_page)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -54,13 +53,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the flags, by one rank for all, and leave."""
-        from pp_export.steps import ending, report
+        from pp_export.steps import ending
 
         told = OptionError(message)
         ending.wait_for_first(told)
         ending.tell_launcher(told)
-        if self._is_json:
-            sys.stdout.write(json.dumps(report.failure_json(told, None), indent=1) + "\n")
+        ending.tell_machines(told, None, as_json=self._is_json)
         self.exit(2, f"{self.prog}: error: {message}\n  more: {self.prog} --help\n")
 
 
@@ -170,6 +168,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     _add_shipped(commands)
+    for command in (inspect, verify, diff, logits):
+        command.add_argument(
+            "--html", type=Path, metavar="FILE", help="also write the result as a page there"
+        )
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
     return whole

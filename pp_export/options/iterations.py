@@ -42,12 +42,6 @@ def wanted(values: Mapping[str, Any], *, watch: bool) -> tuple[Wanted | None, di
         )
     if not is_many:
         return None, {**values, **({"iteration": None} if words == [LATEST] else {})}
-    if values.get("html") is not None:
-        raise OptionError(
-            "--html draws one export, and --output asks for several",
-            expected=f"--output without {PLACE}",
-            got=output,
-        )
     return _wanted(words, asked is None, watch), {**values, "iteration": None}
 
 

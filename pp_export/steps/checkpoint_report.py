@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """The model's weights as they are stored: canonical tensors, in boxes, in files."""
+    """The model's weights as they are stored: canonical tensors, in slices, in files."""
 
     num_tensors: int
     num_boxes: int
@@ -28,7 +28,7 @@ class WeightsReport:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What is stored under one key: element type (torch's word), shape with its stacking axes, boxes."""
+    """What is stored under one key: element type (torch's word), shape with its stacking axes, slices."""
 
     dtype: str
     shape: Shape
@@ -44,8 +44,8 @@ class OtherReport:
 
 
 FAULTS = {
-    "missing": "a file, or a box of a tensor, isn't there or ends too early",
-    "uncovered": "the stored boxes don't fill the tensor",
+    "missing": "a file, or a slice of a tensor, isn't there or ends too early",
+    "uncovered": "the stored slices don't fill the tensor",
     "unreadable": "bytes can't be read, or aren't in the form that torch writes",
     "damaged": "the bytes aren't those that were stored",
 }

@@ -15,16 +15,49 @@ from dataclasses import replace
 from pathlib import Path
 
 from pp_export.checkpoint.catalog import Catalog
-from pp_export.checkpoint.formats import open_checkpoint
+from pp_export.checkpoint.formats import describe_checkpoint, open_checkpoint
 from pp_export.checkpoint.source import Reader
 from pp_export.core import elements
-from pp_export.core.errors import CheckpointError, ExportError
+from pp_export.core.errors import CheckpointError, ExportError, OptionError
 from pp_export.core.tensors import Box, Slice, check_coverage
-from pp_export.steps.checkpoint_report import CheckpointFault, Examination, ExaminedTensor
+from pp_export.process.cores import usable_cores
+from pp_export.steps.checkpoint_report import (
+    CheckpointFault,
+    CheckpointReport,
+    Examination,
+    ExaminedTensor,
+    checkpoint_report,
+)
 from pp_export.steps.examined import ValuesExaminer
 
 STEP_BYTES = 4 << 20
 OnBytes = Callable[[int], None]
+
+
+def examine_folder(
+    folder: Path,
+    iteration: int | None,
+    threads: int | None,
+    *,
+    on_total: OnBytes | None = None,
+    on_bytes: OnBytes | None = None,
+) -> CheckpointReport:
+    """Tell of a checkpoint, and of every byte of its weights. `on_total` is told how many bytes will be read
+    before the first is. Raises CheckpointError where the metadata can't be read, and OptionError.
+    """
+    if threads is not None and threads < 1:
+        raise OptionError("an examination needs at least one thread", got=threads)
+    missing: list[ExportError] = []
+    catalog = describe_checkpoint(folder, iteration, on_fault=missing.append)
+    if on_total is not None:
+        on_total(sum(spec.num_bytes for spec in catalog.specs.values()))
+    examined = examine(
+        catalog,
+        missing,
+        threads=usable_cores() if threads is None else threads,
+        on_bytes=on_bytes or (lambda _: None),
+    )
+    return checkpoint_report(catalog, examined)
 
 
 def examine(

@@ -97,18 +97,38 @@ def check_path(options: RunOptions) -> None:
     for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
         if path is None:
             continue
+        _check_place(name, what, path)
         if is_inside(path, options.output):
             raise OptionError(
                 f"the {what} can't lie in the output, which holds the model only",
                 where={name: path},
                 advice=f"write the {what} beside the output",
             )
-        if not calls.is_folder(path.absolute().parent):
+
+
+def check_page(path: Path, folders: Iterable[Path]) -> None:
+    """The same for the page of something that is only looked at: one inside of its `folders` would be a part
+    of it.
+    """
+    _check_place("--html", "page", path)
+    for folder in folders:
+        if is_inside(path, folder):
             raise OptionError(
-                f"the {what}'s folder does not exist",
-                where={name: path},
-                advice="make it, or look for a misspelt name",
+                "the page can't lie in the folder that it tells of",
+                where={"--html": path, "folder": folder},
+                advice="write the page beside the folder",
             )
+
+
+def _check_place(name: str, what: str, path: Path) -> None:
+    if not calls.is_folder(path.absolute().parent):
+        raise OptionError(
+            f"the {what}'s folder does not exist",
+            where={name: path},
+            advice="make it, or look for a misspelt name",
+        )
+    if calls.is_folder(path):
+        raise OptionError(f"the {what}'s place is a folder", expected="a file", where={name: path})
 
 
 def is_inside(path: Path, output: Path) -> bool:

@@ -1,47 +1,53 @@
-"""Plans and exports as one HTML page each, which needs nothing but itself.
-
-A page is data and what draws it (`view/page/`): a list of sections, each of a kind that the page's script has
-a function for. To show something else, make another section.
-"""
+"""Where pages of reports are written, and that one that can't be written takes nothing from its report."""
 
 from __future__ import annotations
 
-import html
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import os
+import time
+from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from pathlib import Path
-from statistics import median_low
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pp_export.core.timeline import WORDS, Timeline
-from pp_export.disk import files
-from pp_export.view.text import human_bytes, machine_facts
+from pp_export.core import errors
+from pp_export.process.log import logger
 
 if TYPE_CHECKING:
     from pp_export.options.kinds import RunOptions
+    from pp_export.shards.manifests import ShardManifest
+    from pp_export.steps.many_report import ManyReport
     from pp_export.steps.plan_report import PlanReport
     from pp_export.steps.report import ExportReport
 
-Section = dict[str, Any]
-
-_MAX_LINKS = 40
-_COARSE = (
-    "Of many ranks, some. Drag to move, double click or Ctrl and the wheel to zoom. Paler: merged spans, with"
-    " pauses between them."
-)
+Result = TypeVar("Result")
 
 
-def write_plan(path: Path, report: PlanReport) -> None:
-    """Draw what an export would do, replacing an older page."""
-    files.write_file(path, [plan_page(report)])
+def write_plan(path: Path, report: PlanReport) -> PlanReport:
+    """Draw what an export would do, replacing an older page. That this fails is a note in the report."""
+    from pp_export.view.pages.planned import plan_page
+
+    return _noted(report, _attempt(partial(_write, path), partial(plan_page, report)))
 
 
 def write_export(path: Path, report: ExportReport) -> None:
-    """Draw what an export did, replacing an older page."""
-    files.write_file(path, [export_page(report)])
+    """Draw what an export did, and the tensors of its folder's manifest, replacing an older page."""
+    from pp_export.view.pages.exported import export_page
+    from pp_export.view.pages.tensors import shards_of
+
+    shards: list[ShardManifest] = []
+    try:
+        shards = shards_of(Path(report.output))
+    except errors.ExportError as error:
+        report = dataclasses.replace(report, notes=(*report.notes, f"no tensors are shown: {error.what}"))
+    _write(path, export_page(report, shards))
+
+
+def write_many(path: Path, report: ManyReport) -> None:
+    """Draw what became of each of many exports; that it can't be written is logged."""
+    from pp_export.view.pages.many import many_page
+
+    _attempt(partial(_write, path), partial(many_page, report))
 
 
 def write_files(options: RunOptions, done: ExportReport) -> ExportReport:
@@ -57,118 +63,52 @@ def write_files(options: RunOptions, done: ExportReport) -> ExportReport:
     return done
 
 
-def plan_page(report: PlanReport) -> bytes:
-    """The prediction, its timeline, and what each rank does."""
-    found, ranks = report.prediction, report.ranks
-    of_rank = {
-        "reads": [rank.read_bytes for rank in ranks],
-        "sends": [rank.sent_bytes for rank in ranks],
-        "writes": [rank.written_bytes for rank in ranks],
-        "verifies": found.verified_bytes,
-    }
-    model = {
-        "model": f"{report.architecture}, {report.total_parameters:,} parameters",
-        "files": f"{len(report.shards):,}, {human_bytes(report.total_size)}",
-        "ranks": f"{len(ranks):,} in {report.num_stages:,} stages",
-        "wire": f"{report.backend or 'nothing is sent'}: {report.backend_reason}",
-        "wall time": f"{found.wall_seconds:.1f} s, bound by: {found.bound_by}",
-        "plan": report.fingerprint,
-    }
-    sections = [
-        _facts("The plan", model),
-        _facts("Predicted for", machine_facts(found)),
-        *_timeline("Predicted timeline", found.timeline),
-        _bars("Bytes of each rank", of_rank, "bytes"),
-        _bars("Ended", {"seconds after the start": found.ended_seconds}, "s"),
-        _bars("Planned peak of memory", {"anonymous": [rank.peak_bytes for rank in ranks]}, "bytes"),
-        *_links(found.links),
-        _notes(report.notes),
-    ]
-    return page(f"Plan for {len(ranks):,} ranks", sections)
+class Page:
+    """The page of something that is looked at from now on: where it goes, None for none, is checked before.
+
+    What is looked at are `folders`; a page inside of one would be a part of it. Raises OptionError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, *folders: str | os.PathLike[str]) -> None:
+        self._path, self._began = None if path is None else Path(path), time.monotonic()
+        if self._path is not None:
+            from pp_export.steps.target import check_page
+
+            check_page(self._path, map(Path, folders))
+
+    def of(self, result: Result, draw: Callable[[Result, float], bytes]) -> Result:
+        """Write what `draw` makes of the result and the seconds that it took. That this fails is a note in
+        the result that is returned, where such a result has notes.
+        """
+        if self._path is None:
+            return result
+        seconds = time.monotonic() - self._began
+        return _noted(result, _attempt(partial(_write, self._path), partial(draw, result, seconds)))
 
 
-def export_page(report: ExportReport) -> bytes:
-    """What an export took, its timeline, and its memory beside what was planned."""
-    seconds = sum(report.seconds.values())
-    facts = {
-        "output": report.output,
-        "checkpoint": report.checkpoint,
-        "model": f"{report.architecture}, {report.total_parameters:,} parameters",
-        "files": f"{report.num_files:,}, {human_bytes(report.total_size)}",
-        "verified": "every byte was re-read" if report.verified else "NOT verified",
-        "wire": f"{report.backend or 'nothing was sent'}: {report.backend_reason}",
-        "seconds": f"{seconds:.1f}: " + ", ".join(f"{k} {v:.2f}" for k, v in report.seconds.items()),
-    }
-    memory = {"measured": report.peak_anonymous_bytes, "planned": report.planned_peak_bytes}
-    sections = [
-        _facts("The export", facts),
-        *_timeline("Measured timeline", report.timeline),
-        _bars("Peak of anonymous memory of each rank", memory, "bytes"),
-        *_links(report.links),
-        _notes(report.notes),
-    ]
-    return page(f"Export of {Path(report.checkpoint).name}", sections)
+def _noted(result: Result, told: str | None) -> Result:
+    """The result with one note more, where there is one and results of its kind have notes."""
+    known: Any = result
+    if told is None or not hasattr(known, "notes"):
+        return result
+    noted: Result = dataclasses.replace(known, notes=(*known.notes, told))
+    return noted
 
 
-def page(title: str, sections: Iterable[Section]) -> bytes:
-    """The page with these sections, but for those without content. No text of theirs can be markup."""
-    shown = [each for each in sections if each]
-    data = json.dumps({"sections": shown}, ensure_ascii=True, separators=(",", ":"))
-    for mark in "<>&":  # whatever a browser might take for the end of the data
-        data = data.replace(mark, f"\\u{ord(mark):04x}")
-    template = resources.files("pp_export.view").joinpath("page")
-    parts = {
-        "title": html.escape(title),
-        "style": template.joinpath("page.css").read_text(encoding="utf-8"),
-        "script": template.joinpath("page.js").read_text(encoding="utf-8"),
-        "data": data,
-    }
-    pieces = template.joinpath("page.html").read_text(encoding="utf-8").split("{{")
-    for number, piece in enumerate(pieces[1:], start=1):
-        name, _, rest = piece.partition("}}")
-        pieces[number] = parts[name] + rest
-    return "".join(pieces).encode("utf-8", "backslashreplace")  # paths need not be text
+def _attempt(write: Callable[[bytes], None], draw: Callable[[], bytes]) -> str | None:
+    """What went wrong, as a sentence; it is logged."""
+    try:
+        write(draw())
+    except Exception as error:  # noqa: BLE001  whatever it is, the result stands
+        failed = errors.as_export_error(error)
+        place = failed.where.get("file")
+        told = f"the page could not be written: {failed.what}" + (f": {place}" if place else "")
+        logger.warning("%s", told)
+        return told
+    return None
 
 
-def _facts(title: str, rows: Mapping[str, str]) -> Section:
-    return {"kind": "facts", "title": title, "rows": list(rows.items())}
+def _write(path: Path, image: bytes) -> None:
+    from pp_export.disk import files
 
-
-def _notes(notes: Sequence[str]) -> Section:
-    return _facts("Notes", {str(number): note for number, note in enumerate(notes, start=1)}) if notes else {}
-
-
-def _bars(title: str, series: Mapping[str, Sequence[float]], unit: str) -> Section:
-    return {"kind": "bars", "title": title, "series": dict(series), "of": "rank", "unit": unit}
-
-
-def _timeline(title: str, value: Mapping[str, Any]) -> list[Section]:
-    """A timeline, and in numbers how long ranks were busy with what."""
-    timeline = Timeline.from_json(value)
-    busy: defaultdict[str, Counter[int]] = defaultdict(Counter)
-    num_bytes = Counter[str]()
-    for rank in timeline.ranks:
-        for span in (span for lane in rank.lanes for span in lane.spans):
-            busy[span.word][rank.rank] += span.busy_seconds  # type: ignore[assignment]
-            num_bytes[span.word] += span.num_bytes
-    rows = []
-    for word in (word for word in WORDS if word in busy):
-        (most_at, most), *_ = busy[word].most_common(1)
-        median = median_low(busy[word].values())
-        rows.append([word, f"{median:.3f} s", f"{most:.3f} s", most_at, human_bytes(num_bytes[word])])
-    columns = ["word", "median of the ranks", "most", "of rank", "bytes of all shown"]
-    return [
-        {"kind": "timeline", "title": title, "note": _COARSE, "timeline": value, "end": timeline.end},
-        {"kind": "table", "title": f"{title}: seconds busy", "columns": columns, "rows": rows},
-    ]
-
-
-def _links(links: Sequence[Mapping[str, int]]) -> list[Section]:
-    """What went from rank to rank; of many, the most."""
-    if not links:
-        return []
-    most = sorted(links, key=lambda link: -link["bytes"])[:_MAX_LINKS]
-    rows = [[link["sender"], link["receiver"], human_bytes(link["bytes"])] for link in most]
-    title = f"Links: {len(links):,}, {human_bytes(sum(link['bytes'] for link in links))}"
-    title += f"; the {_MAX_LINKS} with most" * (len(links) > _MAX_LINKS)
-    return [{"kind": "table", "title": title, "columns": ["from rank", "to rank", "bytes"], "rows": rows}]
+    files.write_file(path, [image])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from pp_export.core.errors import ExportError
 from pp_export.process.log import logger
 from pp_export.steps import report_files
 from pp_export.steps.target import check_path
+from pp_export.view import html
+from pp_export.view.printing import print_json
 from pp_export.view.progress import shown_by
 from pp_export.view.tables import print_many
 
@@ -44,8 +45,10 @@ class ManyView:
     def end(self, done: ManyReport) -> None:
         """Nothing more will come."""
         self.news(done)
+        if self._options.html is not None:
+            html.write_many(self._options.html, done)
         if self._as_json:
-            sys.stdout.write(json.dumps(done.to_json(), indent=1) + "\n")
+            print_json(done.to_json())
         else:
             print_many(done)
         if done.error is not None:

@@ -12,7 +12,14 @@ from pp_export.architecture.families import KINDS
 from pp_export.core.words import counted
 from pp_export.steps import limits
 from pp_export.view.examined import print_examination
-from pp_export.view.text import console, empty_table, human_bytes, machine_facts, table_of_facts
+from pp_export.view.text import (
+    console,
+    empty_table,
+    human_bytes,
+    logit_facts,
+    machine_facts,
+    table_of_facts,
+)
 
 if TYPE_CHECKING:
     from pp_export.architecture.families import Family
@@ -305,22 +312,5 @@ def print_verification(result: Verification) -> None:
 
 def print_logits(result: LogitComparison) -> None:
     """How far a folder's logits are from the recorded ones, and the verdict."""
-    out, worst, share = console(), result.worst, f"{result.required_share:.0%}"
-    what = f"{result.batch} x {result.sequence} positions, {result.num_columns:,} logits each"
-    padding = f"; {result.num_padding_columns:,} padding columns left out" * bool(result.num_padding_columns)
-    rows = {
-        "recording": f"{result.recording}: {what}{padding}",
-        "precision": f"{result.precision} (recorded as {result.recorded_dtype})",
-        "run": "transformers, CPU, float32" + ", weights partly on disk" * result.partly_on_disk,
-        "difference": f"{result.difference:.2g} standard deviations of the logits or less at {share} of the"
-        f" positions (tolerance {result.tolerance:g}), {result.max_difference:.2g} at the worst",
-        "within tolerance": f"{result.share_within:.1%} of the positions ({share} needed)",
-        "absolute": f"{result.mean_abs_difference:.2g} on average, {result.max_abs_difference:.2g} at most",
-        "KL divergence": f"{result.mean_kl_divergence:.2g} on average,"
-        f" {result.max_kl_divergence:.2g} at most",
-        "top token": f"the same at {result.top_token_agreement:.1%} of the positions",
-        "worst logit": f"batch {worst.batch}, position {worst.position}, token {worst.token}:"
-        f" {worst.recorded:.6g} recorded, {worst.exported:.6g} exported",
-        "verdict": "the folder answers as the recorded model" if result.ok else "DIFFERENT",
-    }
-    out.print(table_of_facts(result.folder, rows))
+    verdict = "the folder answers as the recorded model" if result.ok else "DIFFERENT"
+    console().print(table_of_facts(result.folder, {**logit_facts(result), "verdict": verdict}))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pp_export.steps.prediction_report import PredictionReport
+    from pp_export.verification.comparison import LogitComparison
 
 _WIDTH_OF_FILES = 200
 
@@ -78,4 +79,25 @@ def machine_facts(found: PredictionReport) -> dict[str, str]:
         "phases": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.phases.items()),
         "at least": ", ".join(f"{name} {seconds:.2f} s" for name, seconds in bounds),
         "costs": ", ".join(f"{name} {cost:g}" for name, cost in found.costs.items()) + " (CPU s/GB, or s)",
+    }
+
+
+def logit_facts(result: LogitComparison) -> dict[str, str]:
+    """How far a folder's logits are from the recorded ones, by name."""
+    worst, share = result.worst, f"{result.required_share:.0%}"
+    what = f"{result.batch} x {result.sequence} positions, {result.num_columns:,} logits each"
+    padding = f"; {result.num_padding_columns:,} padding columns left out" * bool(result.num_padding_columns)
+    return {
+        "recording": f"{result.recording}: {what}{padding}",
+        "precision": f"{result.precision} (recorded as {result.recorded_dtype})",
+        "run": "transformers, CPU, float32" + ", weights partly on disk" * result.partly_on_disk,
+        "difference": f"{result.difference:.2g} standard deviations of the logits or less at {share} of the"
+        f" positions (tolerance {result.tolerance:g}), {result.max_difference:.2g} at the worst",
+        "within tolerance": f"{result.share_within:.1%} of the positions ({share} needed)",
+        "absolute": f"{result.mean_abs_difference:.2g} on average, {result.max_abs_difference:.2g} at most",
+        "KL divergence": f"{result.mean_kl_divergence:.2g} on average,"
+        f" {result.max_kl_divergence:.2g} at most",
+        "top token": f"the same at {result.top_token_agreement:.1%} of the positions",
+        "worst logit": f"batch {worst.batch}, position {worst.position}, token {worst.token}:"
+        f" {worst.recorded:.6g} recorded, {worst.exported:.6g} exported",
     }

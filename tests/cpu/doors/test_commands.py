@@ -278,4 +278,6 @@ def test_paths_need_not_be_text(tmp_path: Path) -> None:
     assert json.loads(report.read_bytes())["status"] == "ok"
     assert page.read_bytes().decode()
     for command in (["inspect", str(checkpoint)], ["verify", str(output)]):
-        run_python(["-m", "pp_export", *command], tmp_path / "printed").checked()
+        page.unlink()
+        run_python(["-m", "pp_export", *command, f"--html={page}"], tmp_path / "printed").checked()
+        assert page.read_bytes().decode()

@@ -61,7 +61,6 @@ def test_an_output_of_its_own_is_one_export(iteration: Any, left: Any) -> None:
         ({"output": PLACE, "iteration": "-3"}, False, "--iteration can't be read"),
         ({"output": PLACE, "iteration": ""}, False, "--iteration can't be read"),
         ({"output": PLACE, "iteration": "100"}, True, "--watch exports every save"),
-        ({"output": PLACE, "html": "page.html"}, False, "--html draws one export"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], watch: bool, told: str) -> None:

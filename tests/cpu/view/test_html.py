@@ -22,6 +22,9 @@ from pp_export.steps.measured import Measured
 from pp_export.steps.plan_report import PlanReport, plan_report
 from pp_export.steps.report import Completed, ExportReport
 from pp_export.view import html
+from pp_export.view.pages import document
+from pp_export.view.pages.exported import export_page
+from pp_export.view.pages.planned import plan_page
 from tests.fixtures.launch import ROOT
 from tests.fixtures.planned import Planned
 
@@ -96,7 +99,7 @@ def test_a_page_is_well_formed_whatever_it_shows() -> None:
     pages = []
     for text in ("plain", NASTY):
         section: dict[str, Any] = {"kind": "facts", "title": text, "rows": [[text, text]]}
-        pages.append(Parsed(html.page(text, [section])))
+        pages.append(Parsed(document.page(text, [section])))
     plain, nasty = pages
     assert nasty.attributes == plain.attributes
     assert nasty.texts.keys() == plain.texts.keys()
@@ -106,7 +109,8 @@ def test_a_page_is_well_formed_whatever_it_shows() -> None:
 
 def test_a_page_needs_nothing_but_itself(plan: PlanReport, done: ExportReport) -> None:
     """No address, no file, no other script: it is shown offline as it is, without anybody hearing of it."""
-    for page in (html.plan_page(plan), html.export_page(done)):
+    for page in (plan_page(plan), export_page(done)):
+        assert page.count(b"<script") == 2
         parsed = Parsed(page)
         assert {name for name, _ in parsed.attributes} <= {"lang", "charset", "name", "content", "type", "id"}
         code = "\n".join([*parsed.texts["style"], parsed.texts["script"][1]])
@@ -116,7 +120,7 @@ def test_a_page_needs_nothing_but_itself(plan: PlanReport, done: ExportReport) -
 
 def test_the_plan_s_page_holds_the_prediction(plan: PlanReport) -> None:
     """The timeline, what each rank reads, writes and takes of memory, and what bounds it."""
-    sections = sections_of(html.plan_page(plan))
+    sections = sections_of(plan_page(plan))
     assert sections["Predicted timeline"]["timeline"] == plan.prediction.timeline
     assert sections["Bytes of each rank"]["series"]["writes"] == [each.written_bytes for each in plan.ranks]
     assert sections["Planned peak of memory"]["series"] == {
@@ -129,7 +133,7 @@ def test_the_plan_s_page_holds_the_prediction(plan: PlanReport) -> None:
 
 def test_the_export_s_page_holds_what_was_measured(done: ExportReport) -> None:
     """Each rank's spans since the first began, memory beside the plan's, links, and seconds by word."""
-    sections = sections_of(html.export_page(done))
+    sections = sections_of(export_page(done))
     timeline = Timeline.from_json(sections["Measured timeline"]["timeline"])
     assert timeline.phases == {"plan": (0.0, 0.5), "export": (0.5, 1.5)}
     assert [rank.lanes[0].spans[0].begin for rank in timeline.ranks] == [0.5, 0.75, 1.0, 1.25]
@@ -138,18 +142,20 @@ def test_the_export_s_page_holds_what_was_measured(done: ExportReport) -> None:
     assert memory["measured"] == [10**8 + rank for rank in range(4)]
     assert memory["planned"] == list(done.planned_peak_bytes)
     assert sections["Measured timeline: seconds busy"]["rows"] == [
-        ["waits", "0.500 s", "0.500 s", 0, "0 B"],
-        ["reads", "0.500 s", "0.500 s", 0, "12 MB"],
+        ["waits", 0.5, 0.5, 0, None],
+        ["reads", 0.5, 0.5, 0, 12_000_000],
     ]
     (links,) = [each for title, each in sections.items() if title.startswith("Links: 4")]
-    assert links["rows"][0] == [0, 1, "5 B"]
+    assert links["rows"][0] == [0, 1, 5]
+    of_ranks = sections["Bytes of each rank"]["series"]
+    assert of_ranks == {"reads": [3_000_000] * 4, "sends": [5] * 4, "receives": [5] * 4}
 
 
 def test_a_page_of_very_many_ranks_stays_small(planned: Planned) -> None:
     """At 16,384 ranks the page is below 2 MB."""
     options = replace(planned.options, pipeline_parallel=None)
     made = plan_report(planned.inputs, plan_export(planned.inputs, options, 16384), "auto")
-    page = html.plan_page(made)
+    page = plan_page(made)
     assert len(page) < 2_000_000
     assert len(sections_of(page)["Bytes of each rank"]["series"]["reads"]) == 16384
 
@@ -159,14 +165,14 @@ def test_the_script_shows_all_of_it(plan: PlanReport, done: ExportReport) -> Non
     """Run against a stand-in for a browser, the script of a page draws every lane, tells what a span was, and
     shows texts as they are.
     """
-    shown = drawn(html.plan_page(replace(plan, notes=(NASTY,))))
+    shown = drawn(plan_page(replace(plan, notes=(NASTY,))))
     assert NASTY in shown["text"]
     assert plan.fingerprint in shown["text"]
     lanes = sum(len(rank["lanes"]) for rank in plan.prediction.timeline["ranks"])
     timeline = shown["canvases"][0]
     assert timeline["boxes"] > lanes
     assert {f"rank {rank}  main" for rank in range(4)} <= set(timeline["texts"])
-    measured = drawn(html.export_page(done))["canvases"][0]
+    measured = drawn(export_page(done))["canvases"][0]
     told = "\n".join(measured["hints"])
     assert f"reader: reads {NASTY}" in told
     assert re.search(r"3 MB, 6 MB/s", told)
@@ -175,9 +181,10 @@ def test_the_script_shows_all_of_it(plan: PlanReport, done: ExportReport) -> Non
 def test_pages_are_written_where_the_options_say(
     plan: PlanReport, done: ExportReport, tmp_path: Path
 ) -> None:
-    """A page replaces an older one."""
+    """A page replaces an older one; of a folder without a manifest it says that no tensors are shown."""
     for _ in range(2):
         html.write_plan(tmp_path / "plan.html", plan)
         html.write_export(tmp_path / "export.html", done)
-    assert (tmp_path / "plan.html").read_bytes() == html.plan_page(plan)
-    assert (tmp_path / "export.html").read_bytes() == html.export_page(done)
+    assert (tmp_path / "plan.html").read_bytes() == plan_page(plan)
+    notes = sections_of((tmp_path / "export.html").read_bytes())["Notes"]["rows"]
+    assert "no tensors are shown" in notes[-1][1]
