@@ -26,8 +26,7 @@ from pp_export.options.iterations import wanted as wanted_from
 from pp_export.options.kinds import NO_OUTPUT, ExportOptions, TargetOptions
 from pp_export.options.values import options_from, parse_setting
 from pp_export.process import launch, log, signals
-from pp_export.view.printing import print_result
-from pp_export.view.text import leave_stdout
+from pp_export.view.printing import leave_stdout, print_result
 
 if TYPE_CHECKING:
     from pp_export.checkpoint.source import Source

@@ -24,3 +24,11 @@ def print_result(value: dict[str, Any], as_json: bool, show: Callable[[], None])
 def print_json(value: dict[str, Any]) -> None:
     """Print JSON, a value in a line."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def leave_stdout() -> None:
+    """Drop what stdout can't take any more, of which something was said, or Python complains at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

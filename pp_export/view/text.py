@@ -5,7 +5,6 @@ rich is imported when it is needed: what prints JSON, or nothing yet, doesn't wa
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,14 +36,6 @@ def console() -> Console:
 
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
     return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
-def leave_stdout() -> None:
-    """Drop what stdout can't take any more, of which something was said, or Python complains at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def prepare() -> None:
