@@ -75,7 +75,8 @@ def check_manifest(survey: Survey) -> None:
             if is_readable and name not in names
         ]
         if lacking:
-            survey.fault("unlisted-file", name, f"{' and '.join(lacking)} does not list it")
+            do = "does" if len(lacking) == 1 else "do"
+            survey.fault("unlisted-file", name, f"{' and '.join(lacking)} {do} not list it")
         if name in claims and sizes[name] != claims[name].num_bytes:
             text = f"it has {sizes[name]} bytes; the manifest says {claims[name].num_bytes}"
             survey.fault("wrong-size", name, text)
