@@ -25,6 +25,7 @@ _UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
 _MULTIMODAL = resources.files("pp_export.architecture") / "multimodal.yaml"
 _BASE = "megatron"
 _SETTINGS = {"config", "requires", "tells", "defaults", "shown"}
+_MAX_SHOWN = 80
 _SHAPES: Mapping[type, str] = {dict: "mapping", list: "list", str: "text"}
 _TABLE_KEYS = _SETTINGS | {"serves", "model_type", "extends", "units", "rules", "mtp", "within"}
 
@@ -246,9 +247,9 @@ def _read_file(table: str, source: Traversable) -> Mapping[str, Any]:
     for key, kind in shapes.items():
         if key in value and not isinstance(value[key], kind):
             raise RuleError(
-                f"`{key}` of the table must be a {_SHAPES[kind]}",
+                f"`{key}` must be a {_SHAPES[kind]}",
                 where={"table": table},
-                got=f"a {_SHAPES.get(type(value[key]), type(value[key]).__name__)}",
+                got=repr(value[key])[:_MAX_SHOWN],
             )
     if not all(isinstance(name, str) for name in value.get("serves", ())):
         raise RuleError("`serves` must hold names of classes", where={"table": table})
