@@ -22,6 +22,7 @@ from pp_export.core.json_values import to_json_value
 from pp_export.steps import examination
 from pp_export.steps.checkpoint_report import FAULTS, Examination
 from pp_export.steps.examined import ValuesExaminer
+from tests.cpu.checkpoint.test_legacy import DENSE, MOE, written
 from tests.cpu.conftest import Checkpoint
 from tests.cpu.end_to_end.test_golden import FOLDERS, GOLDEN
 from tests.fixtures import toy_qwen2
@@ -30,6 +31,7 @@ from tests.fixtures.stored import canonical_values, edit_metadata, write_stored
 FLOATS = ["float16", "bfloat16", "float32", "float64", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu"]
 NORM = "decoder.final_layernorm.weight"
 FC2 = "decoder.layers.mlp.linear_fc2.weight"
+CUT = {f"{kind}-{name}": case for kind, of in (("dense", DENSE), ("moe", MOE)) for name, case in of.items()}
 
 
 def digest_of(values: torch.Tensor) -> str:
@@ -97,6 +99,43 @@ def test_digests_are_the_same_of_every_layout(
     digests = [{name: each.digest for name, each in examined.tensors.items()} for examined in found]
     assert all(examined.ok and examined.tensors for examined in found)
     assert all(each == digests[0] for each in digests)
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_digests_are_those_of_what_ranks_have_cut(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and columns of parts, rows that take turns, transposed parts, and views of one buffer are put
+    together step by step.
+    """
+    monkeypatch.setattr(examination, "STEP_BYTES", 200)
+    source = written(tmp_path, *CUT[case])
+    examined = deep(source.folder, threads=2)
+    assert examined.ok
+    assert {name: each.digest for name, each in examined.tensors.items()} == {
+        name: digest_of(values) for name, values in source.tensors.items()
+    }
+
+
+def test_damage_of_what_lies_transposed_is_named(tmp_path: Path) -> None:
+    """Values that don't lie in order are compared with the CRC-32 at the end: each damaged record is named,
+    not only the first, and only what lies in them has no digest.
+    """
+    shutil.copytree(GOLDEN / "0.16.1-legacy-grouped-ep", tmp_path / "run")
+    catalog = describe_checkpoint(tmp_path / "run", None)
+    slices = [each for of in catalog.slices.values() for each in of if each.strides is not None]
+    items = sorted({each.item for each in slices})[:2]
+    assert len(items) == 2
+    for item in map(catalog.stored_items.__getitem__, items):
+        path = Path(catalog.description.folder) / catalog.files[item.file]
+        data = bytearray(path.read_bytes())
+        data[item.offset] ^= 1
+        path.write_bytes(data)
+    examined = deep(tmp_path / "run")
+    assert [fault.kind for fault in examined.faults] == ["damaged", "damaged"]
+    lost = {name for name, of in catalog.slices.items() if any(each.item in items for each in of)}
+    assert {name for name, each in examined.tensors.items() if each.digest is None} == lost
+    assert lost < catalog.specs.keys()
 
 
 @pytest.mark.parametrize("name", FLOATS)
