@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from pp_export.checkpoint.formats import describe_checkpoint
 from tests.cpu.conftest import Checkpoint, Reference
 from tests.cpu.schemas.test_schemas import schema
+from tests.cpu.view.test_html import sections_of
 from tests.fixtures.exports import RememberedDefinition, export_here, files_of
 from tests.fixtures.processes import Ended, run_python, started, torchrun
 
@@ -75,6 +76,10 @@ class Case:
     def statuses(self) -> dict[int, str]:
         return {each["iteration"]: each["status"] for each in self.report["iterations"]}
 
+    @property
+    def page(self) -> bytes:
+        return (self.root / "page.html").read_bytes()
+
     def check(self, *iterations: int) -> None:
         """These are exported with equal bytes, and there is nothing else."""
         assert sorted(os.listdir(self.exports)) == sorted(f"run-{iteration}" for iteration in iterations)
@@ -96,14 +101,14 @@ def alone(case: Case, *words: str) -> Ended:
 
 
 def test_one_process_exports_what_is_to_do(case: Case) -> None:
-    """One bad iteration doesn't stop the others; again, only what is missing is made; the table and the
-    report say what became of each.
+    """One bad iteration doesn't stop the others; again, only what is missing is made; the table, the report
+    and the page say what became of each.
     """
     case.save(20)
     (case.save(30) / "metadata.json").unlink()
     export_here(**case.inputs, iteration=10, output=case.exports / "run-10")
     before = files_of(case.exports / "run-10")
-    ended = alone(case, "--iteration=20,latest,30,40")
+    ended = alone(case, "--iteration=20,latest,30,40", f"--html={case.root / 'page.html'}")
     assert ended.status == 1
     assert case.statuses == {10: "skipped", 20: "exported", 30: "failed", 40: "failed"}
     case.check(10, 20)
@@ -112,6 +117,8 @@ def test_one_process_exports_what_is_to_do(case: Case) -> None:
     assert "iter_0000040" in errors[40]["what"]
     assert "1 exported, 1 skipped, 2 failed" in ended.stdout
     assert "it is exported and proved" in ended.stdout
+    (iterations,) = (each for each in sections_of(case.page).values() if each["kind"] == "table")
+    assert [row[:2] for row in iterations["rows"]] == [[n, status] for n, status in case.statuses.items()]
     shutil.rmtree(case.exports / "run-10")
     ended = alone(case, "--iteration=all", "--json")
     assert ended.status == 0

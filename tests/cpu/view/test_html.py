@@ -151,6 +151,41 @@ def test_the_export_s_page_holds_what_was_measured(done: ExportReport) -> None:
     assert of_ranks == {"reads": [3_000_000] * 4, "sends": [5] * 4, "receives": [5] * 4}
 
 
+def test_what_was_left_out_corrected_and_not_checked_is_told(done: ExportReport) -> None:
+    """Each tensor that was dropped, with the reason; corrections; NaNs; and everything that nothing was held
+    against.
+    """
+    told = replace(
+        done,
+        dropped={NASTY: "it is no weight"},
+        taken_from_reference=("taken",),
+        config_corrections=("config.json: vocab_size is 7.",),
+        not_finite={"burnt": 3},
+        settings={"rotary_base": 10000, "windows": None},
+        settings_unchecked=("windows",),
+        args_unknown=("use_magic",),
+        verified=False,
+        source_checked=False,
+    )
+    sections = sections_of(export_page(told))
+    assert sections["Left out of the model: 1"]["rows"] == [[NASTY, "it is no weight"]]
+    assert sections["Taken from the reference: 1"]["rows"] == [["taken"]]
+    assert ["corrected", "vocab_size is 7."] in sections["config.json"]["rows"]
+    assert sections["NaN or infinity: 1 tensor"]["rows"] == [["burnt", 3]]
+    assert sections["Settings of the function: 2"]["rows"] == [
+        ["rotary_base", "10000", "the training args"],
+        ["windows", "null", "nothing: not known"],
+    ]
+    assert dict(sections["Not checked"]["rows"]) == {
+        "the folder": "nothing was re-read from the disk (--no-verify)",
+        "the source": "its bytes were held against no checksums",
+        "names and shapes": "held against the table itself alone: nothing independent confirms them",
+        "settings": "the training args don't tell windows",
+        "training args": "no table knows use_magic",
+    }
+    assert sections[""]["good"] is False
+
+
 def test_a_page_of_very_many_ranks_stays_small(planned: Planned) -> None:
     """At 16,384 ranks the page is below 2 MB."""
     options = replace(planned.options, pipeline_parallel=None)
