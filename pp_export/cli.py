@@ -272,7 +272,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from pp_export.view.progress import BytesView
     from pp_export.view.tables import print_verification
 
-    with BytesView("verified", is_quiet=_is_quiet(arguments)) as shown:
+    with BytesView("verified", then="checking the rest", is_quiet=_is_quiet(arguments)) as shown:
         if not arguments.quick and subset is None:
             shown.total(aids.weight_bytes(arguments.folder))
         result = api.verify(

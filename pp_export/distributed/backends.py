@@ -121,7 +121,7 @@ def choose(asked: str, groups: Sequence[Sequence[int]], ranks: Sequence[RankFact
 def expected(asked: str, groups: Sequence[Sequence[int]]) -> Backend:
     """What can be said before any rank has said anything of itself."""
     if not groups:
-        return Backend(None, "every rank reads what it writes, and sends nothing")
+        return Backend(None, "every rank reads what it writes")
     if asked == AUTO:
         return Backend(GLOO, "or nccl, where ranks have a GPU each and values lie there or hosts exchange")
     why = "asked for, where each rank has a GPU of its own" if asked == NCCL else "asked for"

@@ -119,7 +119,7 @@ def notes_on(adapted: Adapted | None) -> list[str]:
         + f"{len(adapted.ranks)} tensors."
     ]
     if said is not None and said != lora.alpha:
-        notes.append(f"--lora-alpha {lora.alpha:g} counts; {lora.settings.said_by} says {said:g}.")
+        notes.append(f"--lora-alpha {lora.alpha:g} is used; {lora.settings.said_by} says {said:g}.")
     return notes
 
 

@@ -46,9 +46,9 @@ class ExportView:
     def __enter__(self) -> ExportView:
         self._stepped, self._pace = time.monotonic(), _LinePace()
         if is_shown():
-            self._live = _live(self._draw, in_job=self._in_job)
+            self._live = _live(self._draw, in_job=self._in_job, auto_refresh=False)
             self._live.start()
-        elif not self._in_job:
+        if not self._in_job:
             self._ticker = threading.Thread(target=self._tick, daemon=True, name="pp_export-view")
             self._ticker.start()
         return self
@@ -65,7 +65,8 @@ class ExportView:
     def __call__(self, now: ExportProgress) -> None:
         """The export is that far."""
         if now.about and not self._now.about:
-            logger.info("exporting %s", now.about)
+            with self._lock:  # or both would write where the other has drawn
+                logger.info("exporting %s", now.about)
         if now.step != self._now.step:
             self._stepped = time.monotonic()
             if now.step == Step.MOVING:
@@ -77,9 +78,13 @@ class ExportView:
             self._live.refresh()
 
     def _tick(self) -> None:
-        """Lines while nobody calls."""
-        while not self._stop.wait(1.0):
-            self._line()
+        """What is drawn, or a line, while nobody calls."""
+        while not self._stop.wait(1.0 if self._live is None else 1 / _REFRESHES_PER_SECOND):
+            if self._live is None:
+                self._line()
+            else:
+                with self._lock:
+                    self._live.refresh()
 
     def _line(self) -> None:
         """A line, if it is time for one."""
@@ -158,7 +163,7 @@ def table_of(now: ExportProgress, waited: float) -> RenderableType:
     head = Text(now.step) if now.step == Step.DONE else Spinner("dots", step)
     if not now.parts:
         return head
-    total, left = now.total, "" if now.seconds_left is None else f"{_clock(now.seconds_left)} left"
+    total, left = now.total, f"{_clock(now.seconds_left)} left" if now.seconds_left else ""
     rate = f"{human_bytes(now.bytes_per_second)}/s"
     pace = f"{_clock(now.seconds)} {left}".strip()
     lines = [
@@ -204,11 +209,12 @@ def _grid(lines: Sequence[tuple[str, int, int | None, str, str, str]]) -> Render
 
 class BytesView:
     """Shows how many bytes a verification or a comparison has read, on a terminal as a bar, else in a line
-    now and then; of how many, when `total` has been told.
+    now and then; of how many, when `total` has been told. When all are read, what is waited for `then`.
     """
 
-    def __init__(self, what: str, *, is_quiet: bool = False) -> None:
-        self._what, self._is_quiet = what, is_quiet
+    def __init__(self, what: str, *, then: str = "", is_quiet: bool = False) -> None:
+        self._what, self._then, self._is_quiet = what, then, is_quiet
+        self._is_over, self._read_at = False, 0.0
         self._done, self._total = 0, 0
         self._pace = _LinePace()
         self._live = _live(self._draw, in_job=False) if is_shown() and not is_quiet else None
@@ -222,6 +228,7 @@ class BytesView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
+            self._is_over = True
             if kind is None and self._total:
                 self._total = self._done  # what wasn't read was proved without
             self._live.stop()
@@ -233,15 +240,17 @@ class BytesView:
     def add(self, count: int) -> None:
         """So many more are read; called by one thread at a time."""
         self._done += count
+        self._read_at = time.monotonic()
         if self._live is None and not self._is_quiet and self._pace.is_due():
             of = f" of {human_bytes(self._total)}" if self._total else ""
             rate, left = self._rate_and_left(time.monotonic())
             logger.info("%s %s%s, %s%s", self._what, human_bytes(self._done), of, rate, left and f", {left}")
 
     def _rate_and_left(self, now: float) -> tuple[str, str]:
-        seconds = max(now - self._pace.began, 1e-3)
-        left = ""
-        if self._total and self._done:
+        is_read = 0 < self._total <= self._done
+        seconds = max((self._read_at if is_read else now) - self._pace.began, 1e-3)
+        left = self._then if is_read and not self._is_over else ""
+        if self._total and self._done and not is_read:
             left = f"{_clock(seconds * max(0, self._total - self._done) / self._done)} left"
         return f"{human_bytes(self._done / seconds)}/s", left
 
@@ -249,8 +258,9 @@ class BytesView:
         now = time.monotonic()
         rate, left = self._rate_and_left(now)
         name = self._what if self._done or self._total else "reading metadata"
-        pace = f"{_clock(now - self._pace.began)} {left}"
-        return _grid([(name, self._done, self._total or None, rate, pace, "")])
+        pace = f"{_clock(now - self._pace.began)} {left}".strip()
+        whole = max(self._total, self._done) if self._total else None  # small files are not counted before
+        return _grid([(name, self._done, whole, rate, pace, "")])
 
 
 def is_shown() -> bool:
@@ -269,7 +279,7 @@ def _width() -> int:
     return Console(stderr=True).width
 
 
-def _live(draw: Callable[[], RenderableType], *, in_job: bool) -> Live:
+def _live(draw: Callable[[], RenderableType], *, in_job: bool, auto_refresh: bool = True) -> Live:
     from rich.console import Console
     from rich.live import Live
 
@@ -277,7 +287,7 @@ def _live(draw: Callable[[], RenderableType], *, in_job: bool) -> Live:
         get_renderable=draw,
         console=Console(stderr=True),
         refresh_per_second=_REFRESHES_PER_SECOND,
-        auto_refresh=not in_job,
+        auto_refresh=auto_refresh,
         redirect_stdout=not in_job,
         redirect_stderr=not in_job,
     )

@@ -156,7 +156,7 @@ def _config(report: ExportReport | PlanReport) -> str:
         kinds = Counter(origin.partition(":")[0] for origin in report.config_origins.values())
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         return f"made of the training args, without a reference; values by origin: {counts}"
-    corrections = [sentence.removeprefix("config.json: ") for sentence in report.config_corrections]
+    corrections = [each.removeprefix("config.json: ").rstrip(".") for each in report.config_corrections]
     keys = [sentence.removeprefix("config.json: ").partition(" ")[0] for sentence in report.config_additions]
     added = [f"said outright, or for other loaders too: {', '.join(keys)}"] if keys else []
     return "; ".join([*corrections, *added]) or "as in the reference"
@@ -175,8 +175,8 @@ def print_plan(report: PlanReport) -> None:
         f"{counted(len(report.ranks), 'rank')} in {counted(report.num_stages, 'stage')}:"
         f" {summary.num_leaders} write{'s' * (summary.num_leaders == 1)},"
         f" {num_idle} {'is' if num_idle == 1 else 'are'} idle;"
-        f" {human_bytes(summary.total_sent_bytes)} are sent"
-        f" ({report.backend or 'nothing'}: {report.backend_reason})",
+        f" {human_bytes(summary.total_sent_bytes) if report.backend else 'nothing'} is sent"
+        f" ({f'{report.backend}: ' if report.backend else ''}{report.backend_reason})",
         soft_wrap=True,
     )
     memory = "any memory" if report.memory_limit is None else human_bytes(report.memory_limit)

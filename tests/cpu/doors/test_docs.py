@@ -14,6 +14,7 @@ import pytest
 from pp_export.core import errors
 from pp_export.options.kinds import ExportOptions
 from tests.fixtures.generated_pages import DOCS, PAGES, all_messages
+from tests.fixtures.messages import messages
 from tests.fixtures.processes import ROOT
 
 SITE = (ROOT / "zensical.toml").read_text(encoding="utf-8")
@@ -36,6 +37,39 @@ def test_every_option_and_error_is_told() -> None:
         assert f"| `{name}` | `--" in page
     kinds = set(re.findall(r"^## (\w+)$", all_messages(), re.MULTILINE))
     assert kinds >= {name for name in vars(errors) if name.endswith("Error")} - {"UnsafePickleError"}
+
+
+def test_every_kind_of_message_is_told_in_the_words_of_the_design() -> None:
+    """The page has errors, findings, faults, notes and log lines, and none of the words that the
+    design does not use.
+    """
+    page = all_messages()
+    for heading in ("Findings", "Faults", "Notes", "Log"):
+        section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        assert section.count("\n- ") >= 5, heading
+    assert not re.findall(r"^.*\b(?:chunks?|partitions?|fqns?|boxe?s?|utils)\b.*$", page, re.MULTILINE)
+
+
+def test_what_troubleshooting_quotes_can_be_said() -> None:
+    """Each message that the page explains is one of those in the code."""
+    told = [plain(what) for _, what, _ in messages()] + [plain(what) for what in MADE_OF_PARTS]
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| .* \|$", page, re.MULTILINE)
+    quoted = [each for row in rows if row not in ("message", "---") for each in row.split("; ")]
+    assert [each for each in quoted if not any(plain(each) in what for what in told)] == []
+
+
+MADE_OF_PARTS = (
+    "unknown flag ...",
+    "no progress for ... s: rank ... has not come",
+    "no progress for ... s: the store ... is not at ...",
+    "this may be a defect of pp_export",
+)
+"""What the source has no single text of."""
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[`.]| \.\.\.", "", text).strip().lower()
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
