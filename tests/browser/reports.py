@@ -60,7 +60,8 @@ def make_reports(root: Path) -> Reports:
     ]
     run_python(["-m", "pp_export", "export", *given, *several], root / "said").checked()
 
-    pp_export.inspect(checkpoint, html=made.page("inspect"))
+    pp_export.inspect(checkpoint, html=made.page("inspect_metadata"))
+    pp_export.inspect(checkpoint, deep=True, html=made.page("inspect"))
     assert pp_export.verify(output, html=made.page("verify_ok")).ok
     assert not pp_export.verify(_broken(output, root / "exports" / "broken"), html=made.page("verify")).ok
     assert not diff(output, _other(output, root / "exports" / "other"), html=made.page("diff")).ok

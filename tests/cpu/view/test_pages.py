@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 
 import pp_export
@@ -20,6 +21,7 @@ from tests.cpu.view.test_html import sections_of
 from tests.fixtures import toy_qwen2
 from tests.fixtures.damage import flip, in_tensor
 from tests.fixtures.exports import remembering
+from tests.fixtures.stored import write_stored
 
 ROW = "model.layers.2.mlp.down_proj.weight"
 
@@ -106,6 +108,33 @@ def test_a_checkpoint_s_page_has_every_key(root: Path, tmp_path: Path) -> None:
     }
 
 
+def test_the_page_of_read_bytes_says_what_is_wrong(tmp_path: Path) -> None:
+    """Read to the last byte, a checkpoint's page has the digest of every tensor, what is suspicious, and a
+    fault for the tensor in which a bit is another.
+    """
+    values = toy_qwen2.values()
+    values["decoder.final_layernorm.weight"][3] = float("nan")
+    folder = write_stored(tmp_path / "iter_0000010", values, toy_qwen2.ARGS)
+    page = tmp_path / "page"
+    good = pp_export.inspect(folder, deep=True, html=page)
+    sections = sections_of(page.read_bytes())
+    assert sections[""]["text"] == "every byte is there; 1 tensor suspicious"
+    assert good.examined is not None
+    tensors = rows_of(sections[f"Tensors: {len(good.examined.tensors)}"])
+    assert {row[0]: row[3] for row in tensors} == {n: t.digest for n, t in good.examined.tensors.items()}
+    assert [row[4] for row in tensors if row[0] == "decoder.final_layernorm.weight"] == ["1 NaN"]
+
+    (file,) = folder.glob("*.distcp")
+    image = bytearray(file.read_bytes())
+    image[image.index(values["output_layer.weight"].view(torch.uint8).numpy().tobytes()) + 5] ^= 1
+    file.write_bytes(image)
+    bad = pp_export.inspect(folder, deep=True, html=page)
+    sections = sections_of(page.read_bytes())
+    assert sections[""]["good"] is bad.ok is False
+    assert [row[1:3] for row in rows_of(sections["Faults"])] == [["output_layer.weight", "damaged"]]
+    assert "MB/s" in dict(sections["The checkpoint"]["rows"])["read"]
+
+
 @pytest.mark.parametrize(
     ("look", "folder"),
     [
@@ -123,7 +152,7 @@ def test_where_a_page_can_t_go_is_said_before(
     for page, told in (
         (root / "none" / "page.html", "folder does not exist"),
         (root / "export", "place is a folder"),
-        (root / folder / "page.html", "lies in what is looked at"),
+        (root / folder / "page.html", "can't lie in the folder that it tells of"),
     ):
         with pytest.raises(OptionError, match=told):
             look(root, page)
