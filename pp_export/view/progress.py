@@ -227,8 +227,8 @@ class BytesView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         if self._live is not None:
-            self._is_over = True
             if kind is None and self._total:
                 self._total = self._done  # what wasn't read was proved without
             self._live.stop()

@@ -225,6 +225,31 @@ def test_bytes_are_a_line_now_and_then(lines: list[str], monkeypatch: pytest.Mon
         lines.clear()
 
 
+def test_a_bar_says_what_is_waited_for_when_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate stays that of the reading, no time is left, and no more is read than there is in all; when it
+    is over, nothing is waited for.
+    """
+    at = [100.0]
+    monkeypatch.setattr("pp_export.view.progress.time.monotonic", lambda: at[0])
+    console = Console(width=80, force_terminal=True, color_system=None)
+
+    def line(shown: BytesView) -> str:
+        with console.capture() as captured:
+            console.print(shown._draw())
+        return captured.get()
+
+    with BytesView("verified", then="checking the rest") as shown:
+        shown.total(4_000_000)
+        at[0] += 10
+        shown.add(2_000_000)
+        assert re.search(r"2 MB of 4 MB 200 KB/s 0:00:10 0:00:10 left", line(shown))
+        at[0] += 10
+        shown.add(2_100_000)
+        at[0] += 30
+        assert re.search(r"4\.1 MB of 4\.1 MB 205 KB/s 0:00:50 checking the rest", line(shown))
+    assert "checking" not in line(shown)
+
+
 def test_quiet_is_quiet(command: list[str], tmp_path: Path) -> None:
     """Nothing on stderr where all is well; the result stays on stdout."""
     quiet = [*command[:3], "--quiet", *command[3:], f"--output={tmp_path / 'out'}"]
