@@ -207,9 +207,9 @@ def test_very_many_tensors_can_be_searched(reports: Reports, browser: Browser, t
 
 
 PICTURES = {
-    "report-export": ("export", "", 880),
+    "report-export": ("export", "", 700),
     "report-timeline": ("export", "Measured timeline", 620),
-    "report-tensors": ("export", "Tensors", 420),
+    "report-tensors": ("export", "Tensors", 380),
     "report-plan": ("plan", "Bytes of each rank", 760),
     "report-verify": ("verify", "", 760),
     "report-diff": ("diff", "", 860),
