@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing test-notebook test-browser figures fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist tutorial clean
+.PHONY: help demo export plan verify test test-slurm test-faults test-frameworks test-signing test-notebook test-browser figures test-clients test-vllm fuzz fuzz-coverage test-pythons test-oldest test-newest check docs pages coverage bench bench-gpu format hooks dist tutorial clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -78,6 +78,28 @@ test-browser: $(BROWSER)/.ready ## look at the reports' pages in a real browser 
 
 figures: export PP_EXPORT_FIGURES := 1
 figures: test-browser ## the same, and put its pictures of the pages into docs/figures
+
+# Clients share the tests' own packages, but for transformers 4, which lies before those of release 5 when it is asked.
+CLIENTS := $(VENV)/clients
+$(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/transformers-4.txt $(READY)
+	rm -rf $(CLIENTS)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --target $(CLIENTS)/beside -r tests/clients/requirements.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --target $(CLIENTS)/transformers-4 -r tests/clients/transformers-4.txt
+	@touch $@
+
+test-clients: $(CLIENTS)/.ready ## let transformers 4, mergekit, ctranslate2, mlx-lm and others load exports (installs them, 350 MB)
+	PP_EXPORT_TEST_CLIENTS=$(CURDIR)/$(CLIENTS) $(BIN)/python -m pytest tests/clients
+
+# torchvision, torchaudio and torchcodec of the index are built for CUDA and don't load beside a torch for the CPU.
+VLLM := $(VENV)/vllm
+$(VLLM)/.ready: tests/clients/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python $(PIP_INSTALL) -r $<
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(READY) $(VLLM)/.ready ## let vLLM load a model of each kind (for the night: installs it, 3.5 GB, Python 3.11)
+	PP_EXPORT_TEST_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest tests/clients/test_vllm.py
 
 FUZZ_INPUTS ?= 10000
 FUZZED := tests/cpu/fuzz tests/cpu/verification/test_any_input.py tests/cpu/verification/test_header.py tests/cpu/torch_file/test_opcodes.py

@@ -6,7 +6,7 @@ written), or one of the readings below, where several keys say it together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pp_export.architecture import (
@@ -230,6 +230,28 @@ def _write_bases(config: Config, value: Any) -> dict[str, Any]:
     return {rope_parameters.BASE: float(bases[1]), **local, "rope_parameters": said}
 
 
+def _said_by_types(read: Callable[[Config], Any]) -> Callable[[Config], list[Statement]]:
+    """`rope_parameters` of each type of layers, which loaders of release 4 don't know, so that what they take
+    is written out beside it.
+    """
+
+    def statements(config: Config) -> list[Statement]:
+        inside = config.get("rope_parameters")
+        by_types = isinstance(inside, Mapping) and any(isinstance(part, Mapping) for part in inside.values())
+        return [("rope_parameters", read(config))] if by_types else []
+
+    return statements
+
+
+def _write_scalings(config: Config, value: Any) -> dict[str, Any] | None:
+    """Where `rope_scaling` is that of layers without a window alone, to loaders of either release."""
+    sliding, full = _of_types(config).values()
+    is_said = agree(_scalings_of_types(config), value)
+    if not is_said or agree(value, rope_parameters.DEFAULT) or agree(sliding, full):
+        return None
+    return {"rope_scaling": {key: of for key, of in full.items() if key != rope_parameters.BASE}}
+
+
 def _scalings_of_types(config: Config) -> Any:
     """One scaling, or those of layers with a window and without one."""
     positions = config.get("max_position_embeddings")
@@ -270,9 +292,14 @@ _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 READINGS: Mapping[str, Reading] = {
     "rotary_base": _rotary_base_of(rope_parameters.BASE),
     "rotary_emb_base": _rotary_base_of("rotary_emb_base"),
-    "rotary_base_of_types": Reading((*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases),
+    "rotary_base_of_types": Reading(
+        (*_ROPE_KEYS, _LOCAL), _bases_of_types, _write_bases, _said_by_types(_bases_of_types)
+    ),
     "partial_rotary_of_types": Reading(("rope_parameters",), _partial_of_types, _write_partial),
     "rope_scaling_of_types": Reading(_ROPE_KEYS, _scalings_of_types, lambda *_: None),
+    "rope_scaling_without_window": Reading(
+        _ROPE_KEYS, _scalings_of_types, _write_scalings, _said_by_types(_scalings_of_types)
+    ),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
     "partial_rotary": Reading((_PARTIAL,), _partial_rotary_of(_PARTIAL).read_from, lambda *_: None),
     "partial_rotary_said": _partial_rotary_of(_PARTIAL),

@@ -318,6 +318,26 @@ def test_both_spellings_are_written() -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "local"),
+    [("gemma3", {"rope_local_base_freq": 20_000.0}), ("olmo3", {}), ("mimo_v2_flash", {})],
+)
+def test_rope_of_types_of_layers_is_said_to_older_loaders_too(table: str, local: dict[str, Any]) -> None:
+    """Release 4 takes the base and the scaling of layers without a window from keys of their own; MiMo's
+    class would take such a scaling for that of all layers, so there it isn't said twice.
+    """
+    scaled = {"rope_type": "linear", "factor": 8.0}
+    by_types = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
+        "full_attention": {**scaled, "rope_theta": 1e6},
+    }
+    spelled = spelled_out(table_files.load(table), {"rope_parameters": by_types, "num_hidden_layers": 2})
+    assert spelled["rope_parameters"] == by_types
+    assert spelled["rope_theta"] == 1e6
+    assert {key: spelled[key] for key in local} == local
+    assert spelled.get("rope_scaling") == (None if table == "mimo_v2_flash" else scaled)
+
+
+@pytest.mark.parametrize(
     ("trained", "config", "agrees"),
     [
         ({"window_size": (63, 0)}, {"sliding_window": 64}, True),

@@ -1,0 +1,35 @@
+"""What vLLM is asked about: a model of each kind, too dear for every run of CI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tests.clients.asking import ask
+from tests.clients.folders import DAMAGED, QUANTIZED, write_adapter, write_exports, write_quantized
+from tests.clients.outcomes import Outcomes, outcome
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.wide_families import WIDE
+
+_MLA, _HYBRID = WIDE["deepseek_v3_mtp"], FAMILIES["qwen3_next"]
+KINDS = {
+    "dense": DAMAGED,
+    "MoE": WIDE["qwen2_moe"],
+    # With the key of published folders that makes vLLM have a bias in the router; transformers 5 writes none.
+    "MLA": replace(_MLA, config={**_MLA.config, "topk_method": "noaux_tc"}),
+    # Its attention on the CPU has no smaller heads.
+    "hybrid": replace(
+        _HYBRID, config={**_HYBRID.config, "head_dim": 32}, args={**_HYBRID.args, "kv_channels": 32}
+    ),
+}
+
+
+def of_models(root: Path) -> Outcomes:
+    """What it makes of each kind, of quantized ones and of an adapter."""
+    write_exports(root, KINDS, tokens=True)
+    for scheme in QUANTIZED:
+        write_quantized(scheme, root / scheme)
+    write_adapter(root / "adapter", tokens=True)
+    folders = {name: root / name / "export" for name in [*KINDS, *QUANTIZED, "adapter"]}
+    answers = ask("vllm", folders, root / "answers")
+    return {"vllm": {name: outcome(said, root / name) for name, said in answers.items()}}
