@@ -97,13 +97,13 @@ def check_path(options: RunOptions) -> None:
     for name, what, path in (("--report", "report", options.report), ("--html", "page", options.html)):
         if path is None:
             continue
-        _check_place(name, what, path)
         if is_inside(path, options.output):
             raise OptionError(
                 f"the {what} can't lie in the output, which holds the model only",
                 where={name: path},
                 advice=f"write the {what} beside the output",
             )
+        _check_place(name, what, path)
 
 
 def check_page(path: Path, folders: Iterable[Path]) -> None:
