@@ -140,7 +140,7 @@ def test_a_file_name_of_the_optimizer_s_is_checked_too(folder: Path) -> None:
         metadata.storage_data[place_of(metadata, MOMENT)].relative_path = "../x.distcp"
 
     edit_metadata(folder, move)
-    refused(folder, "leaves the checkpoint")
+    refused(folder, "outside the checkpoint")
 
 
 def test_what_only_the_optimizer_lacks_is_noted(folder: Path) -> None:

@@ -692,7 +692,7 @@ def test_what_is_read_is_never_replaced(tmp_path: Path, target: Path) -> None:
         with pytest.raises(TargetError, match="contains, a folder that the export reads"):
             publishing.check_target(target, overwrite=True, sources=[tmp_path, source])
     publishing.check_target(target, overwrite=True, beside=True, sources=[inner])
-    with pytest.raises(TargetError, match="what the export reads"):
+    with pytest.raises(TargetError, match="that the export reads"):
         publishing.check_target(target, overwrite=True, beside=True, sources=[target])
 
 
