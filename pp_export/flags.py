@@ -28,8 +28,6 @@ from pp_export.options.kinds import (
 from pp_export.options.values import check_keys, parse_setting, read_job
 from pp_export.process import log
 
-_BEFORE_COMMANDS = ("--verbose", "--quiet", "--log-level", "--version")
-
 
 class _Parser(argparse.ArgumentParser):
     """Takes flags in full only, and refuses unknown ones with the nearest known one."""
@@ -43,8 +41,6 @@ class _Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(args, namespace)
         for text in (text for text in unknown if text.startswith("-")):
             flag, known = text.partition("=")[0], self._option_string_actions
-            if flag in _BEFORE_COMMANDS:
-                self.error(f"{flag} goes before the command: pp_export {flag} {self.prog.split()[-1]} ...")
             near = [name for name in known if name.startswith(flag)] or difflib.get_close_matches(
                 flag, known, cutoff=0.7
             )
@@ -151,17 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_first_minute(commands)
 
-    draft = commands.add_parser(
-        "draft-table", help="print a first architecture table for a class that no packaged table serves"
-    )
-    draft.add_argument("checkpoint", type=Path)
-    draft.add_argument("--reference", type=Path, required=True, help="the Hugging Face folder of the class")
-    draft.add_argument("--iteration", type=int)
-    draft.add_argument(
-        "--extends",
-        metavar="TABLE",
-        help="packaged table to extend; default: that of the class with the most similar name",
-    )
+    _add_draft(commands)
 
     families = commands.add_parser(
         "families", help="list the model classes that can be exported, and how each is proved"
@@ -174,17 +160,45 @@ def parser() -> argparse.ArgumentParser:
         )
     for command in (export, consolidate, plan, inspect, verify, diff, logits, families):
         command.add_argument("--json", action="store_true", help="print JSON")
+    for command in commands.choices.values():
+        _add_logging(command, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return whole
+
+
+def _add_draft(commands: Any) -> None:
+    draft = commands.add_parser(
+        "draft-table", help="print a first architecture table for a class that no packaged table serves"
+    )
+    draft.add_argument("checkpoint", type=Path)
+    draft.add_argument("--reference", type=Path, required=True, help="the Hugging Face folder of the class")
+    draft.add_argument("--iteration", type=int)
+    draft.add_argument(
+        "--extends",
+        metavar="TABLE",
+        help="packaged table to extend; default: that of the class with the most similar name",
+    )
 
 
 def _add_general(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"pp_export {VERSION}")
+    _add_logging(parser)
+
+
+def _add_logging(parser: argparse.ArgumentParser, **settings: Any) -> None:
+    """What is said on the way. Help tells of it before the command; it may stand behind it too, with
+    `settings` that leave what was said before.
+    """
     told = parser.add_mutually_exclusive_group()
-    told.add_argument("--verbose", action="store_true", help="log more")
-    told.add_argument("--quiet", action="store_true", help="no progress, and log warnings and errors only")
-    told.add_argument(
-        "--log-level", choices=list(log.LEVELS), help="log messages of this level and above (default: info)"
-    )
+    for name, action, what in (
+        ("--verbose", {"action": "store_true"}, "log more"),
+        ("--quiet", {"action": "store_true"}, "no progress, and log warnings and errors only"),
+        (
+            "--log-level",
+            {"choices": list(log.LEVELS)},
+            "log messages of this level and above (default: info)",
+        ),
+    ):
+        told.add_argument(name, **{"help": what, **action, **settings})
 
 
 def _add_first_minute(commands: Any) -> None:
