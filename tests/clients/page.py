@@ -58,7 +58,8 @@ that something is missing or left over. `pp_export verify` names each.
 
 Most of this is not for a loader to find: it is given tensors, not what they should be. fastsafetensors and
 runai-model-streamer are handed the files that the index names, and leave names and shapes to who asked
-them: "right" is every tensor bit for bit, "passes it on" are other tensors, or fewer.
+them: "right" is every tensor bit for bit, "passes it on" are other tensors, or fewer. An empty cell
+wasn't asked.
 """
 
 
