@@ -13,6 +13,13 @@ _MTP = "it takes out layers for multi-token prediction by the number that publis
 _PATTERN = "it takes the last of each few layers as one without a window, and the model has fewer layers"
 
 EXPLAINED: dict[str, dict[str, str]] = {
+    "vllm": {
+        "int8-channel": "on the CPU it has no kernel for weights alone in 8 bits (WNA16)",
+        "fp8-block": "on the CPU its kernel needs a processor with AMX (Sapphire Rapids or newer)",
+        "hybrid": "on the CPU its linear attention takes bfloat16 alone, too coarse to compare",
+        "MLA": "on the CPU it takes latent heads of published sizes alone, not the small model's",
+        "adapter": "on the CPU its attention takes heads of 32 and more, not the small model's of 8",
+    },
     "mergekit": {
         **dict.fromkeys(
             (
@@ -45,7 +52,10 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "gpt_neox": "it asks for the causal mask that older releases of transformers stored with each layer",
     },
     "ctranslate2": {
-        "gpt_neox": "its converter reads `rotary_pct`, which the config of transformers 5 has no longer",
+        "phi3": "its converter asks layers for what those of older releases had (`rotary_emb`)",
+        "gpt2": "it wants as many words in the tokenizer as the model has rows",
+        "gemma3": "it can't compute a whole text that is longer than the window at once",
+        "gemma2": "not known; its converter says nothing of windows",
     },
     "mlx-lm": {
         "cohere2": _PATTERN,

@@ -218,7 +218,17 @@ def _mlx(folder: Path, _: Path) -> Answer:
 def _vllm_has_it(folder: Path) -> bool:
     from vllm import ModelRegistry
 
-    return config_of(folder)["architectures"][0] in ModelRegistry.get_supported_archs()
+    return config_of(_base_of(folder))["architectures"][0] in ModelRegistry.get_supported_archs()
+
+
+def _base_of(folder: Path) -> Path:
+    """Of a folder that holds a base and an adapter, the base."""
+    return folder / "base" if (folder / "adapter").exists() else folder
+
+
+def _is_fp8(config: dict[str, Any]) -> bool:
+    """A form of which vLLM computes in half precision only."""
+    return bool(config.get("quantization_config", {}).get("quant_method") == "fp8")
 
 
 def _vllm(folder: Path, _: Path) -> Answer:
@@ -229,9 +239,10 @@ def _vllm(folder: Path, _: Path) -> Answer:
     from vllm.lora.request import LoRARequest
 
     lora = folder / "adapter"
+    base = _base_of(folder)
     model = LLM(
-        str(folder / "base" if lora.exists() else folder),
-        dtype="float32",
+        str(base),
+        dtype="bfloat16" if _is_fp8(config_of(base)) else "float32",
         enforce_eager=True,
         skip_tokenizer_init=True,
         max_model_len=128,

@@ -19,6 +19,7 @@ from tests.clients.folders import (
     DAMAGED,
     DAMAGED_TIED,
     QUANTIZED,
+    TOLERANCE,
     USUAL,
     is_right,
     truth_of,
@@ -54,7 +55,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 """By client, then by folder."""
 
 
-def outcome(said: Said, folder: Path, export: str = "export") -> Outcome:
+def outcome(said: Said, folder: Path, export: str = "export", tolerance: float = TOLERANCE) -> Outcome:
     """`folder` holds the truth and, as `export`, what was exported."""
     if not said.knows:
         return [UNKNOWN]
@@ -62,7 +63,7 @@ def outcome(said: Said, folder: Path, export: str = "export") -> Outcome:
         return [DIES, said.died]
     if said.refused is not None or said.answer is None:
         return [REFUSES, said.refused or ""]
-    return [RIGHT if is_right(said.answer, truth_of(folder), folder / export) else WRONG]
+    return [RIGHT if is_right(said.answer, truth_of(folder), folder / export, tolerance) else WRONG]
 
 
 def of_models(root: Path, clients: Collection[str] = OF_MODELS) -> Outcomes:

@@ -52,14 +52,14 @@ _FAULTS = """\
 ## Folders that `verify` faults
 
 What happens to a folder after its export (a disk, a copy, a script), and what each then says to it. The
-model is a small Qwen2 in float32, in several shards, one fault at a time. "right" is the right logits,
-or every tensor bit for bit; "answers wrongly" is other logits or other tensors than were exported,
-without an error; "warns" means that it also printed that something is missing or left over. `pp_export
-verify` names each.
+model is a small Qwen2 in float32, in several shards, one fault at a time. "right" is the right logits;
+"answers wrongly" is other logits than were exported, without an error; "warns" means that it also printed
+that something is missing or left over. `pp_export verify` names each.
 
-Most of this is not for a loader to find: it is given tensors, not what they should be. fastsafetensors
-and runai-model-streamer are handed the files that the index names, and leave names and shapes to who
-asked them.
+Most of this is not for a loader to find: it is given tensors, not what they should be. fastsafetensors and
+runai-model-streamer are handed the files that the index names, and leave names and shapes to who asked
+them: "right" is every tensor bit for bit, "passes it on" are other tensors, or fewer. An empty cell
+wasn't asked.
 """
 
 
@@ -104,14 +104,16 @@ def _faults(recorded: Mapping[str, Any]) -> list[str]:
     lines = [f"| | verify | {' | '.join(map(_name, clients))} |", "| --- |" + " --- |" * (1 + len(clients))]
     for fault, each in FAULTS.items():
         named = ", ".join(f"`{kind}`" for kind in recorded["verify"][fault])
-        cells = [_cell(recorded["faults"][client][fault]) for client in clients]
+        cells = [_cell(client, recorded["faults"][client].get(fault, [""])) for client in clients]
         lines.append(f"| {each.words} | {named} | {' | '.join(cells)} |")
     return [*lines, "", "What they say when they refuse:", "", *_words(recorded, clients)]
 
 
-def _cell(outcome: list[str]) -> str:
+def _cell(client: str, outcome: list[str]) -> str:
     if outcome[0] == DIES:
         return f"ends ({outcome[1]})"
+    if outcome[0] == WRONG and client in OF_FILES:
+        return "passes it on"
     return _CELLS.get(outcome[0], outcome[0])
 
 
@@ -121,7 +123,7 @@ def _words(recorded: Mapping[str, Any], clients: list[str]) -> list[str]:
     for client in clients:
         said: dict[str, list[str]] = {}
         for fault in FAULTS:
-            outcome = recorded["faults"][client][fault]
+            outcome = recorded["faults"][client].get(fault, [""])
             if outcome[0] == REFUSES:
                 said.setdefault(_short(outcome[1]), []).append(FAULTS[fault].words)
         lines += [f"- {_name(client)}: `{text}` ({'; '.join(faults)})" for text, faults in said.items()]
