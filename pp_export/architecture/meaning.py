@@ -57,7 +57,8 @@ def spelled_out(architecture: Architecture, config: Config, library: Config | No
         elif value is not None:
             left = (key for key in reading.keys if key not in result and key != "layer_types")
             result.update({key: effect[key] for key in left if effect.get(key) is not None})
-    return result
+    unsaid = {key: value for key, value in architecture.outright.items() if result.get(key) is None}
+    return result | unsaid
 
 
 def in_effect(architecture: Architecture, config: Config, library: Config | None) -> dict[str, Any]:
@@ -111,6 +112,8 @@ def settle(
         work.require(name)
     for name in architecture.tells:
         work.tell(name)
+    for key, value in architecture.outright.items():
+        work.say(key, value, correct=correct)
     if work.findings:
         raise AccountingError(
             "the reference config.json is not the config of this checkpoint",
@@ -252,6 +255,20 @@ class _Settling:
         setting = self._trained(name)
         if setting.is_known and not is_off(setting.value):
             self.notes.append(f"{name} is {shown(setting.value)}: {self.architecture.tells[name]}")
+
+    def say(self, key: str, value: Any, *, correct: bool) -> None:
+        """See that a key which the class doesn't read tells other loaders what the class does."""
+        said = self.reference.get(key)
+        if said is None or agree(said, value):
+            return
+        self.is_correctable = True
+        if correct:
+            self.written[key] = value
+        else:
+            self.findings.append(
+                f"{key}: config.json says {shown(said)}, which other loaders follow; the model's class always"
+                f" does what they call {shown(value)}"
+            )
 
     def _trained(self, name: str) -> Setting:
         return self.trained.get(name, _NOTHING)

@@ -64,6 +64,7 @@ def architecture(class_name: str) -> Architecture:
         requires={},
         tells={},
         defaults={},
+        outright={},
         shown={},
         rules=(),
         mtp=None,

@@ -109,10 +109,10 @@ class Architecture:
 
     Of the settings of a model, `readings` are compared with config.json, `requires` must have one value,
     `tells` are told when they are on. `defaults` are what the class takes for keys that config.json lacks,
-    `shown` keys that tensors show, so that nothing is compared with them. `model_type` is what config.json
-    says of all classes that it `serves`. `mtp` is None where the class is not known to have MTP layers,
-    `within` where the class is the language model alone. Readings, `defaults` and `shown` are of the language
-    model's config, names of the whole.
+    `outright` keys that other loaders read to do what the class does without them, `shown` keys that tensors
+    show, so that nothing is compared with them. `model_type` is what config.json says of all classes that it
+    `serves`. `mtp` is None where the class is not known to have MTP layers, `within` where the class is the
+    language model alone. All keys are of the language model's config, names of the whole.
     """
 
     name: str
@@ -122,6 +122,7 @@ class Architecture:
     requires: Mapping[str, Required]
     tells: Mapping[str, str] = field(repr=False)
     defaults: Mapping[str, Any] = field(repr=False)
+    outright: Mapping[str, Any] = field(repr=False)
     shown: Mapping[str, Shown] = field(repr=False)
     rules: tuple[Rule, ...] = field(repr=False)
     mtp: Mtp | None = field(repr=False)
@@ -186,6 +187,7 @@ def checked(name: str, table: Mapping[str, Any], file: str | None = None) -> Arc
         {setting: _required(entry) for setting, entry in table["requires"].items()},
         table["tells"],
         table["defaults"],
+        table["outright"],
         {key: found for key, found in shown.items() if found is not None},
         tuple(rules),
         _mtp(section, rules, within) if "outer" in section else None,

@@ -24,7 +24,7 @@ _OTHER_ARGS = resources.files("pp_export.architecture") / "other_args.yaml"
 _UNSERVED = resources.files("pp_export.architecture") / "unserved.yaml"
 _MULTIMODAL = resources.files("pp_export.architecture") / "multimodal.yaml"
 _BASE = "megatron"
-_SETTINGS = {"config", "requires", "tells", "defaults", "shown"}
+_SETTINGS = {"config", "requires", "tells", "defaults", "outright", "shown"}
 _MAX_SHOWN = 80
 _SHAPES: Mapping[type, str] = {dict: "mapping", list: "list", str: "text"}
 _TABLE_KEYS = _SETTINGS | {"serves", "model_type", "extends", "units", "rules", "mtp", "within"}
@@ -180,6 +180,7 @@ def _merged(table: str, below: tuple[str, ...]) -> dict[str, Any]:
             for key, default in {**base.get("defaults", {}), **value.get("defaults", {})}.items()
             if default is not None
         },
+        "outright": {**base.get("outright", {}), **value.get("outright", {})},
         "shown": {
             key: of
             for key, of in {**base.get("shown", {}), **value.get("shown", {})}.items()

@@ -17,8 +17,7 @@ _MLA, _HYBRID = WIDE["deepseek_v3_mtp"], FAMILIES["qwen3_next"]
 KINDS = {
     "dense": DAMAGED,
     "MoE": WIDE["qwen2_moe"],
-    # With the key of published folders that makes vLLM have a bias in the router; transformers 5 writes none.
-    "MLA": replace(_MLA, config={**_MLA.config, "topk_method": "noaux_tc"}),
+    "MLA": _MLA,
     # Its attention on the CPU has no smaller heads.
     "hybrid": replace(
         _HYBRID, config={**_HYBRID.config, "head_dim": 32}, args={**_HYBRID.args, "kv_channels": 32}
