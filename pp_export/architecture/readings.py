@@ -14,6 +14,7 @@ from pp_export.architecture import (
     indexers,
     layer_kinds,
     long_context,
+    partial_rotary,
     rope_layers,
     rope_parameters,
     switches,
@@ -88,7 +89,7 @@ def _same_rope(a: Any, b: Any) -> bool:
 
 def _write_base(config: Config, value: Any) -> dict[str, Any]:
     own = rope_parameters.stated(config)
-    return _spelled_rope(config, {**own, rope_parameters.BASE: float(value)})
+    return rope_parameters.spelled_beside(config, {**own, rope_parameters.BASE: float(value)})
 
 
 def _write_scaling(config: Config, value: Any) -> dict[str, Any] | None:
@@ -96,14 +97,9 @@ def _write_scaling(config: Config, value: Any) -> dict[str, Any] | None:
     base = {rope_parameters.BASE: own.get(rope_parameters.BASE)}
     if not rope_parameters.can_say(value):
         return None
-    return _spelled_rope(config, own if agree(_rope_scaling(config), value) else {**value, **base})
-
-
-def _spelled_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    keys = rope_parameters.spelled(parameters)
-    if keys["rope_scaling"] is None and "rope_scaling" not in config:
-        del keys["rope_scaling"]
-    return keys
+    return rope_parameters.spelled_beside(
+        config, own if agree(_rope_scaling(config), value) else {**value, **base}
+    )
 
 
 def _activation(key: str, *, gated: bool, gelu: str = "gelu") -> Reading:
@@ -159,7 +155,9 @@ def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
     own = rope_parameters.stated(config)
     if value is not None and value["after"] != own.get(rope_parameters.ORIGINAL):
         return None
-    return _spelled_rope(config, {**own, long_context.BETA: value["factor"] if value else 0.0})
+    return rope_parameters.spelled_beside(
+        config, {**own, long_context.BETA: value["factor"] if value else 0.0}
+    )
 
 
 def _latent_scale(config: Config) -> Any:
@@ -169,33 +167,7 @@ def _latent_scale(config: Config) -> Any:
 
 def _write_latent_scale(config: Config, value: Any) -> dict[str, Any] | None:
     said = rope_parameters.with_score_factor(rope_parameters.stated(config), value)
-    return None if said is None else _spelled_rope(config, said)
-
-
-def _partial_rotary_of(key: str) -> Reading:
-    """The part of each head that rotates, all of it where a config says nothing; a class also takes it from a
-    `key` of its own. It is written inside of `rope_parameters`,
-    where release 5 looks first, and beside it, where release 4 does.
-    """
-
-    def read(config: Config) -> Any:
-        return next((value for _, value in _partial_statements(key, config)), 1.0)
-
-    def write(config: Config, value: Any) -> dict[str, Any]:
-        own = rope_parameters.stated(config)
-        return {**_spelled_rope(config, {**own, _PARTIAL: value}), _PARTIAL: value, key: value}
-
-    return Reading(
-        tuple(dict.fromkeys((_PARTIAL, key))), read, write, lambda config: _partial_statements(key, config)
-    )
-
-
-def _partial_statements(key: str, config: Config) -> list[Statement]:
-    inside = config.get("rope_parameters")
-    places = [(at, config.get(at)) for at in (_PARTIAL, key)]
-    if isinstance(inside, Mapping):
-        places.insert(0, (f"rope_parameters.{_PARTIAL}", inside.get(_PARTIAL)))
-    return list({at: (at, value) for at, value in places if value is not None}.values())
+    return None if said is None else rope_parameters.spelled_beside(config, said)
 
 
 def _of_types(config: Config) -> dict[str, dict[str, Any]]:
@@ -261,12 +233,12 @@ def _scalings_of_types(config: Config) -> Any:
 
 def _partial_of_types(config: Config) -> Any:
     """One part of each head that rotates, or those of layers with a window and without one."""
-    parts = [part.get(_PARTIAL, UNKNOWN) for part in _of_types(config).values()]
+    parts = [part.get(partial_rotary.FACTOR, UNKNOWN) for part in _of_types(config).values()]
     return parts[0] if agree(*parts) else parts
 
 
 def _write_partial(config: Config, value: Any) -> dict[str, Any]:
-    parts = {kind: {**part, _PARTIAL: value} for kind, part in _of_types(config).items()}
+    parts = {kind: {**part, partial_rotary.FACTOR: value} for kind, part in _of_types(config).items()}
     return {"rope_parameters": parts}
 
 
@@ -285,7 +257,6 @@ def _inner_size(config: Config) -> Any:
     return inner if inner is not None else UNKNOWN if width is None else 4 * width
 
 
-_PARTIAL = "partial_rotary_factor"
 _LOCAL = "rope_local_base_freq"
 _ROPE_KEYS = (rope_parameters.BASE, "rope_scaling", "rope_parameters")
 
@@ -301,9 +272,7 @@ READINGS: Mapping[str, Reading] = {
         _ROPE_KEYS, _scalings_of_types, _write_scalings, _said_by_types(_scalings_of_types)
     ),
     "rope_scaling": Reading(_ROPE_KEYS, _rope_scaling, _write_scaling, rope_parameters.scalings, _same_rope),
-    "partial_rotary": Reading((_PARTIAL,), _partial_rotary_of(_PARTIAL).read_from, lambda *_: None),
-    "partial_rotary_said": _partial_rotary_of(_PARTIAL),
-    "rotary_pct": _partial_rotary_of("rotary_pct"),
+    **partial_rotary.READINGS,
     "gated_activation": _activation("hidden_act", gated=True),
     "gated_activation_of_gemma": _activation("hidden_act", gated=True, gelu="gelu_tanh"),
     "gated_hidden_activation": _activation("hidden_activation", gated=True),

@@ -82,6 +82,14 @@ def spelled(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def spelled_beside(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, for what else a config says: no scaling is not said where nothing was."""
+    keys = spelled(parameters)
+    if keys["rope_scaling"] is None and "rope_scaling" not in config:
+        del keys["rope_scaling"]
+    return keys
+
+
 def canonical(parameters: Mapping[str, Any], max_positions: Any = None) -> dict[str, Any]:
     """What of `parameters` has an effect, without the base, defaults written out: equal where they mean the
     same.

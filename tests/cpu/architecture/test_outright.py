@@ -25,7 +25,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": DEEPSEEK,
     "glm4_moe_lite": DEEPSEEK,
     "dots1": {**DEEPSEEK, "moe_layer_freq": 1},
-    "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True},
+    "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True, "shared_intermediate_size": 0},
 }
 
 
@@ -64,3 +64,18 @@ def test_what_would_make_them_answer_otherwise_is_refused(name: str, key: str, s
         settled(name, {key: said})
     assert any(finding.startswith(f"{key}: config.json says ") for finding in caught.value.findings)
     assert settled(name, {key: said}, correct=True).config[key] == TOLD[name][key]
+
+
+def test_how_many_elements_of_a_head_rotate() -> None:
+    """MiniMax-M2's `rotary_dim`, which other loaders require and published configs say alone, is added, read,
+    and corrected with the part that transformers takes.
+    """
+    head = FAMILIES["minimax_m2"].whole_config()["head_dim"]
+    part = settled("minimax_m2", {}).values["rotary_percent"]
+    assert part not in (None, 1.0)
+    for said in ({}, {"rotary_dim": head}):
+        assert settled("minimax_m2", said).config["rotary_dim"] == head * part
+    table = table_files.for_class("MiniMaxM2ForCausalLM")
+    alone = {"head_dim": head, "rotary_dim": int(head * part), "rope_theta": 1e4}
+    assert table.readings["rotary_percent"].read(alone) == part
+    assert meaning.spelled_out(table, alone)["partial_rotary_factor"] == part
