@@ -17,7 +17,6 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "int8-channel": "on the CPU it has no kernel for weights alone in 8 bits (WNA16)",
         "fp8-block": "on the CPU its kernel needs a processor with AMX (Sapphire Rapids or newer)",
         "hybrid": "on the CPU its linear attention takes bfloat16 alone, too coarse to compare",
-        "MLA": "on the CPU it takes latent heads of published sizes alone, not the small model's",
         "adapter": "on the CPU its attention takes heads of 32 and more, not the small model's of 8",
     },
     "mergekit": {
@@ -69,12 +68,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
             ("exaone4", "glm4_moe", "glm4_moe_mtp", "glm4_moe_two_mtp"), _KEYS.format("`rope_scaling`")
         ),
         **dict.fromkeys(("exaone_moe", "exaone_moe_mtp"), _KEYS.format("`is_moe_layer`")),
-        "glm_moe_dsa": _KEYS.format("`topk_method` and others"),
+        "glm_moe_dsa": "it has an indexer in every layer, also where layers share one",
         "gpt2": _KEYS.format("`n_ctx`"),
         **dict.fromkeys(
             ("mimo_v2_flash", "mimo_v2_flash_mtp"), _KEYS.format("`hybrid_layer_pattern` and others")
         ),
-        "minimax_m2": _KEYS.format("`shared_intermediate_size`, `rotary_dim`"),
         "solar_open": _KEYS.format("`first_k_dense_replace`, `partial_rotary_factor`"),
         "gpt_neox": "it has four times the width in every MLP",
         "gpt_oss": "it takes experts in 4 bits (MXFP4), as published, not in 16 or 32",

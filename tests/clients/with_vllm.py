@@ -17,7 +17,18 @@ _MLA, _HYBRID = WIDE["deepseek_v3_mtp"], FAMILIES["qwen3_next"]
 KINDS = {
     "dense": DAMAGED,
     "MoE": WIDE["qwen2_moe"],
-    "MLA": _MLA,
+    # Its latent attention on the CPU has no other sizes than the published ones.
+    "MLA": replace(
+        _MLA,
+        config={
+            **_MLA.config,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "head_dim": 64,
+        },
+        args={**_MLA.args, "kv_lora_rank": 512, "qk_head_dim": 128, "qk_pos_emb_head_dim": 64},
+    ),
     # Its attention on the CPU has no smaller heads.
     "hybrid": replace(
         _HYBRID, config={**_HYBRID.config, "head_dim": 32}, args={**_HYBRID.args, "kv_channels": 32}

@@ -18,13 +18,13 @@ from tests.fixtures.families import FAMILIES
 from tests.fixtures.releases import transformers_5
 
 pytestmark = transformers_5
-DEEPSEEK = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+DEEPSEEK = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
 TOLD: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": DEEPSEEK,
     "glm4_moe_lite": DEEPSEEK,
-    "dots1": {**DEEPSEEK, "moe_layer_freq": 1},
+    "dots1": DEEPSEEK,
     "minimax_m2": {"scoring_func": "sigmoid", "use_routing_bias": True, "shared_intermediate_size": 0},
 }
 
