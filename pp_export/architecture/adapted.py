@@ -235,7 +235,8 @@ def differences(adapted: Adapted, tensors: Mapping[str, Shape | None] | None) ->
     return [
         *(finding for finding, name in zip(absent, adapted.shapes) if name not in tensors),
         *(
-            f"{name}: the model expects shape {list(expected)}, its adapter is for {list(shape)}"
+            f"{name}: the adapter's shape doesn't fit the weight's: expected shape {list(expected)},"
+            f" got shape {list(shape)}"
             for name, shape in adapted.shapes.items()
             if (expected := tensors.get(name)) is not None and tuple(expected) != shape
         ),

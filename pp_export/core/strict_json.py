@@ -33,6 +33,16 @@ class JsonError(ValueError):
     """The bytes are not the JSON that they should be; the text continues "the file is wrong: "."""
 
 
+_KINDS: dict[type, str] = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
 def parse(data: bytes, *, allow_infinity: bool = False) -> Any:
     """The value of `data`; JsonError where it is not strict JSON.
 
@@ -66,7 +76,7 @@ def parse_object(data: bytes, *, allow_infinity: bool = False) -> dict[str, Any]
     """As `parse`, and the value is an object."""
     value = parse(data, allow_infinity=allow_infinity)
     if not isinstance(value, dict):
-        raise JsonError(f"it is not a JSON object but a {type(value).__name__}")
+        raise JsonError(f"it is not a JSON object but {_KINDS[type(value)]}")
     return value
 
 

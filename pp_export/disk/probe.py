@@ -17,7 +17,7 @@ def make_probe(folder: Path, token: bytes) -> None:
     """Make `folder`, a file in it and a folder that is renamed, as an export does; called on rank 0, which
     removes it. Raises TargetError where that can't be done.
     """
-    attempt("make folder", folder, os.mkdir, folder, 0o700)
+    attempt("make a folder", folder.parent, os.mkdir, folder, 0o700)
     make_folder(folder / _NEW)
     attempt("rename", folder / _RENAMED, os.rename, folder / _NEW, folder / _RENAMED)
     files.write_file(folder / _TOKEN, [token])

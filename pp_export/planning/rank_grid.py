@@ -68,11 +68,15 @@ def choose_grid(
     size = (tensor or 1) * (expert or 1)
     num_blocks, rest = divmod(world_size, size)
     if rest or num_blocks < (pipeline or 1):
-        multiple = f"a multiple of {size} ranks (tensor {tensor or 1} x expert {expert or 1})"
-        least = f", at least {pipeline * size} for {counted(pipeline, 'pipeline stage')}" if pipeline else ""
+        told = (
+            [f"a multiple of {size} ranks (tensor {tensor or 1} x expert {expert or 1})"] if size > 1 else []
+        )
+        if pipeline:
+            stages = counted(pipeline, "pipeline stage")
+            told.append(f"at least {counted(pipeline * size, 'rank')} for {stages}")
         raise OptionError(
             "the number of ranks does not fit the parallel sizes",
-            expected=multiple + least,
+            expected=", ".join(told),
             got=counted(world_size, "rank"),
             advice="start another number of ranks, or leave --tensor-parallel, --expert-parallel and"
             " --pipeline-parallel out",

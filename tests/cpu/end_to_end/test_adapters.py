@@ -350,7 +350,7 @@ def _changed(
 REFUSED: dict[str, tuple[str, torch.Tensor | None, str]] = {
     "half": (f"{FC1}linear_out.weight", None, "its linear_out is missing"),
     "rank": (f"{FC1}linear_in.weight", torch.ones(2, 3, 32), "have ranks 3, 4"),
-    "shape": (f"{FC1}linear_out.weight", torch.ones(2, 94, RANK), "its adapter"),
+    "shape": (f"{FC1}linear_out.weight", torch.ones(2, 94, RANK), "the adapter's shape doesn't fit"),
     "dora": (f"{FC1}weight_magnitude", torch.ones(2, 96), "DoRA"),
     "several": (
         f"{FC1.replace('adapter', 'adapters.0')}linear_in.weight",

@@ -371,7 +371,7 @@ def test_saves_that_are_others_are_told(rank_saves: RankSaves, tmp_path: Path) -
 def test_a_checkpoint_of_megatron_is_told_from_these(checkpoint: Any, tmp_path: Path) -> None:
     """Its own format, and its names in plain DCP, are pointed to `export`."""
     iteration = next(checkpoint("qwen2", "tp2").glob("iter_*"))
-    assert "of megatron-core" in refused(iteration, tmp_path).what
+    assert "is a Megatron checkpoint" in refused(iteration, tmp_path).what
     folder = Path(shutil.copytree(iteration, tmp_path / "plain"))
     for name in ("metadata.json", "common.pt"):
         (folder / name).unlink(missing_ok=True)

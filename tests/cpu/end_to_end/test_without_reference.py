@@ -201,13 +201,13 @@ def _few_tokens(pair: Options) -> None:
     [
         (_no_config, OptionError, "needs a --reference"),
         (_taking, OptionError, "--take-missing-from-reference needs a --reference"),
-        (_no_class, OptionError, "no class of the model"),
+        (_no_class, OptionError, "class of the model is not known"),
         (_unserved, RuleError, "no architecture table serves"),
         (_with_images, RuleError, "more than a language model"),
-        (_both, OptionError, "without a reference"),
+        (_both, OptionError, "can't be used with --reference"),
         (_no_tokenizer, ReferenceFolderError, "has no tokenizer"),
-        (_nowhere, ReferenceFolderError, "doesn't exist"),
-        (_other_class, AccountingError, "don't determine"),
+        (_nowhere, ReferenceFolderError, "does not exist"),
+        (_other_class, AccountingError, "don't tell all that config.json needs"),
         (_few_tokens, AccountingError, "does not fit the embedding"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_world_that_does_not_fit_names_both_numbers() -> None:
     """The refusal names the grid that was asked for and the number of ranks there are."""
     with pytest.raises(OptionError) as caught:
         choose_grid(7, 2, 2, None, UNIT_BYTES)
-    assert "a multiple of 2 ranks (tensor 2 x expert 1), at least 4 for 2 pipeline stages" in str(
+    assert "a multiple of 2 ranks (tensor 2 x expert 1), at least 4 ranks for 2 pipeline stages" in str(
         caught.value
     )
     assert "7 ranks" in str(caught.value)

@@ -73,7 +73,7 @@ def test_other_values_are_no_reports(done: ExportReport) -> None:
     """Another version, or a missing key, is refused by name."""
     value = done.to_json()
     for wrong in ({**value, "schema_version": 2}, {**value, "schema_version": None}, {}):
-        with pytest.raises(ExportError, match="no report of an export"):
+        with pytest.raises(ExportError, match="not the report of an export"):
             ExportReport.from_json(wrong)
     del value["stages"]
     with pytest.raises(ExportError) as caught:
