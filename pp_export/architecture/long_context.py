@@ -18,6 +18,8 @@ CHUNK, TUNING, TUNED_FROM, TUNED_BY = (
     *("attention_chunk_size", "attn_temperature_tuning", "floor_scale", "attn_scale"),
 )
 BETA = "llama_4_scaling_beta"
+SCALING = "llama_4_scaling"
+"""Where vLLM looks for the same, which doesn't look among the parameters of RoPE."""
 _CHUNKED, _FULL = "chunked_attention", "full_attention"
 
 
@@ -66,3 +68,20 @@ def scaled_queries(config: Config) -> Any:
     if not own.get(BETA):
         return None
     return {"after": own[rope_parameters.ORIGINAL], "factor": own[BETA]}
+
+
+def statements_of_scaled(config: Config) -> list[tuple[str, Any]]:
+    """What each of the two places says of it."""
+    said: list[tuple[str, Any]] = []
+    if BETA in rope_parameters.stated(config):
+        said.append((f"rope_parameters.{BETA}", scaled_queries(config)))
+    beside = config.get(SCALING)
+    if isinstance(beside, Mapping):
+        said.append((SCALING, {"after": beside.get(rope_parameters.ORIGINAL), "factor": beside.get("beta")}))
+    return said
+
+
+def scaling_of(value: Any) -> dict[str, Any]:
+    """The key of its own that says it."""
+    said = {rope_parameters.ORIGINAL: value["after"], "beta": value["factor"]} if value else None
+    return {SCALING: said}

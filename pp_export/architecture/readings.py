@@ -155,9 +155,8 @@ def _scaled_queries(config: Config, value: Any) -> dict[str, Any] | None:
     own = rope_parameters.stated(config)
     if value is not None and value["after"] != own.get(rope_parameters.ORIGINAL):
         return None
-    return rope_parameters.spelled_beside(
-        config, {**own, long_context.BETA: value["factor"] if value else 0.0}
-    )
+    said = {**own, long_context.BETA: value["factor"] if value else 0.0}
+    return {**rope_parameters.spelled_beside(config, said), **long_context.scaling_of(value)}
 
 
 def _latent_scale(config: Config) -> Any:
@@ -351,7 +350,12 @@ READINGS: Mapping[str, Reading] = {
     "attention_chunks": Reading(
         (long_context.CHUNK, windows.TYPES), long_context.chunks, long_context.write_chunks
     ),
-    "scaled_queries": Reading(_ROPE_KEYS, long_context.scaled_queries, _scaled_queries),
+    "scaled_queries": Reading(
+        (*_ROPE_KEYS, long_context.SCALING),
+        long_context.scaled_queries,
+        _scaled_queries,
+        long_context.statements_of_scaled,
+    ),
     "tuned_temperature": Reading(
         (long_context.TUNING, long_context.TUNED_FROM, long_context.TUNED_BY),
         long_context.tuned_temperature,

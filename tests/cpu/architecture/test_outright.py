@@ -79,3 +79,15 @@ def test_how_many_elements_of_a_head_rotate() -> None:
     alone = {"head_dim": head, "rotary_dim": int(head * part), "rope_theta": 1e4}
     assert table.readings["rotary_percent"].read(alone) == part
     assert meaning.spelled_out(table, alone)["partial_rotary_factor"] == part
+
+
+def test_growing_queries_are_said_where_vllm_looks() -> None:
+    """Ministral 3's `llama_4_scaling`: added, and held to what is said among the parameters of RoPE."""
+    found = settled("ministral3", {})
+    grown = found.values["query_growth"]
+    said = {"original_max_position_embeddings": grown["after"], "beta": grown["factor"]}
+    assert found.config["llama_4_scaling"] == said
+    again = settled("ministral3", {"llama_4_scaling": said})
+    assert again.config["llama_4_scaling"] == said
+    other = settled("ministral3", {"llama_4_scaling": {**said, "beta": 0.3}})
+    assert other.config["llama_4_scaling"] == said
