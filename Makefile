@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
-# Python compiles what it imports; to compile all of torch takes four times as long as to install it.
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # torch comes first and pinned: other packages would pull in a newer one.
 TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1

@@ -17,7 +17,7 @@ from tests.fixtures.reference_files import CONFIG, INDEX, refusal, write_files
     ("content", "reason"),
     [
         ("", "Expecting value"),
-        ("[1]", "list"),
+        ("[1]", "an array"),
         ('{"a": 1, "a": 1}', "'a' twice"),
         ('{"x": {"a": 1, "b": 2, "a": 3}}', "'a' twice"),
         ('{"a": NaN}', "NaN"),

@@ -61,7 +61,7 @@ def swap_for_pipe(path: Path) -> None:
     [
         (lambda path: path.unlink(), "missing-file", "its JSON is not there"),
         (lambda path: path.write_bytes(b""), "bad-manifest", "not JSON"),
-        (lambda path: path.write_bytes(b"[1]"), "bad-manifest", "a list"),
+        (lambda path: path.write_bytes(b"[1]"), "bad-manifest", "an array"),
         (
             lambda path: path.write_bytes(b'{"a": 1, ' + path.read_bytes()[1:-1] + b', "a": 1}'),
             "bad-manifest",
