@@ -10,7 +10,7 @@ from pp_export.core import dtypes
 from pp_export.core.words import counted
 from pp_export.view.pages.document import page
 from pp_export.view.pages.sections import Column, Section, facts, listed, notes, pairs, table, verdict
-from pp_export.view.pages.tensors import note
+from pp_export.view.pages.tensors import STORED, note
 from pp_export.view.text import human_bytes
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def checkpoint_page(report: CheckpointReport, seconds: float) -> bytes:
         rows["read"] = _read(report.examined)
     columns = [
         Column("stored key", "code"),
-        Column("shape", "shape", repeats=True),
-        Column("dtype", choices=True, repeats=True),
-        Column("bytes", "bytes"),
+        *STORED,
         Column("slices", "count"),
     ]
     sections = [

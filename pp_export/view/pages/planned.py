@@ -11,7 +11,7 @@ from pp_export.core.words import counted
 from pp_export.view.pages import model, ranks
 from pp_export.view.pages.document import page
 from pp_export.view.pages.sections import Column, Section, bars, facts, notes, table
-from pp_export.view.pages.tensors import note
+from pp_export.view.pages.tensors import IN_FILE, STORED, note
 from pp_export.view.text import human_bytes, machine_facts
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ def _files(report: PlanReport) -> list[Section]:
     ]
     columns = [
         Column("tensor", "code"),
-        Column("shape", "shape", repeats=True),
-        Column("dtype", choices=True, repeats=True),
-        Column("bytes", "bytes"),
-        Column("file", "code", choices=True, repeats=True),
+        *STORED,
+        IN_FILE,
     ]
     return [
         table(

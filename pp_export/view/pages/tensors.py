@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 _MAX_BYTES = 2 << 30
 _SHOWN = 100
 """Rows that a table shows at a time; the page's scripts know it too."""
+STORED = (
+    Column("shape", "shape", repeats=True),
+    Column("dtype", choices=True, repeats=True),
+    Column("bytes", "bytes"),
+)
+"""What tables of tensors have in common."""
+IN_FILE = Column("file", "code", choices=True, repeats=True)
 
 
 def shards_of(folder: Path) -> list[ShardManifest]:
@@ -48,11 +55,9 @@ def of_shards(shards: Sequence[ShardManifest]) -> list[Section]:
     ]
     columns = [
         Column("tensor", "code"),
-        Column("shape", "shape", repeats=True),
-        Column("dtype", choices=True, repeats=True),
-        Column("bytes", "bytes"),
+        *STORED,
         Column("XXH3-128 of its bytes", "code"),
-        Column("file", "code", choices=True, repeats=True),
+        IN_FILE,
     ]
     return [
         table(
