@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pp_export.core import dtypes
 from pp_export.core.words import counted
 from pp_export.view.pages.document import page
 from pp_export.view.pages.sections import Column, Section, facts, listed, notes, pairs, table, verdict
-from pp_export.view.pages.tensors import STORED, note
+from pp_export.view.pages.tensors import STORED, note, num_bytes
 from pp_export.view.text import human_bytes
 
 if TYPE_CHECKING:
-    from pp_export.steps.checkpoint_report import CheckpointReport, Examination, TensorReport
+    from pp_export.steps.checkpoint_report import CheckpointReport, Examination
 
 
 def checkpoint_page(report: CheckpointReport, seconds: float) -> bytes:
@@ -51,7 +49,7 @@ def checkpoint_page(report: CheckpointReport, seconds: float) -> bytes:
             f"Stored weights: {counted(len(report.tensors), 'key')}",
             columns,
             (
-                [key, list(each.shape), each.dtype, _bytes(each), each.num_boxes]
+                [key, list(each.shape), each.dtype, num_bytes(each.dtype, each.shape), each.num_boxes]
                 for key, each in report.tensors.items()
             ),
             note(len(report.tensors)),
@@ -66,10 +64,6 @@ def checkpoint_page(report: CheckpointReport, seconds: float) -> bytes:
         listed(f"Files with weights: {len(weights.files):,}", "file", weights.files),
     ]
     return page(f"Checkpoint {'/'.join(Path(report.folder).parts[-2:])}", sections)
-
-
-def _bytes(tensor: TensorReport) -> int:
-    return prod(tensor.shape) * dtypes.from_torch(tensor.dtype).itemsize
 
 
 def _read(examined: Examination) -> str:

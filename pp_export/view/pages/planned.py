@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 from typing import TYPE_CHECKING
 
-from pp_export.core import dtypes
 from pp_export.core.words import counted
 from pp_export.view.pages import model, ranks
 from pp_export.view.pages.document import page
 from pp_export.view.pages.sections import Column, Section, bars, facts, notes, table
-from pp_export.view.pages.tensors import IN_FILE, STORED, note
+from pp_export.view.pages.tensors import IN_FILE, STORED, note, num_bytes
 from pp_export.view.text import human_bytes, machine_facts
 
 if TYPE_CHECKING:
@@ -87,17 +85,13 @@ def _files(report: PlanReport) -> list[Section]:
             f"Tensors: {count:,}",
             columns,
             (
-                [name, list(each.shape), each.dtype, _bytes(each.dtype, each.shape), shard.file]
+                [name, list(each.shape), each.dtype, num_bytes(each.dtype, each.shape), shard.file]
                 for shard in report.shards
                 for name, each in shard.tensors.items()
             ),
             note(count),
         ),
     ]
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return prod(shape) * dtypes.from_torch(dtype).itemsize
 
 
 def _numbers(found: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from pp_export.core import dtypes, file_names, strict_json
@@ -42,6 +43,11 @@ def shards_of(folder: Path) -> list[ShardManifest]:
 def note(count: int) -> str:
     """What a reader of so many rows should know."""
     return "All are searched and sorted; a hundred are shown at a time." if count > _SHOWN else ""
+
+
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Of a tensor whose type is torch's word."""
+    return prod(shape) * dtypes.from_torch(dtype).itemsize
 
 
 def of_shards(shards: Sequence[ShardManifest]) -> list[Section]:
